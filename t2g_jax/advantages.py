@@ -1,0 +1,188 @@
+"""Advantages and returns: what the losses weigh log-probabilities with.
+
+All of them are targets: no gradient flows through any result of this module. Masks are boolean or
+float (non-zero is on); whatever sits outside the mask, NaN included, has no effect, and results are
+zero there.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from t2g_jax.numerics import same_shape
+
+# Under the square root when dividing by a standard deviation, as the Text2Grad authors have it.
+VARIANCE_EPSILON = 1e-8
+
+
+def gae(
+    token_rewards: ArrayLike,
+    values: ArrayLike,
+    mask: ArrayLike,
+    *,
+    gamma: float = 1.0,
+    gae_lambda: float = 0.95,
+) -> tuple[jax.Array, jax.Array]:
+    """Generalised advantage estimation along the masked tokens of each row.
+
+    δₜ = rₜ + γ V₍ₜ₊₁₎ − Vₜ,   Aₜ = Σₗ (γλ)ˡ δ₍ₜ₊ₗ₎,   returns = A + V,   t counting only tokens
+    with mask 1; V after the last of them is 0.
+
+    "High-Dimensional Continuous Control Using Generalized Advantage Estimation", Schulman et al.,
+    arXiv 1506.02438, Eq. 16. Unlike the Text2Grad authors' code, credit crosses masked tokens.
+
+    Args:
+      token_rewards: [..., T] float, span rewards minus the KL penalty.
+      values: [..., T] float, V of the state before each token.
+      mask: [..., T] bool or float, 1 on completion tokens.
+      gamma, gae_lambda: discount and trace decay, in [0, 1].
+
+    Returns:
+      advantages, returns: [..., T] float32 (float64 from float64), zero where mask is 0; no
+      gradient flows through them.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    rewards, values, mask = same_shape(token_rewards=token_rewards, values=values, mask=mask)
+    keep = mask != 0
+    rewards = lax.stop_gradient(jnp.where(keep, rewards, 0))
+    values = lax.stop_gradient(jnp.where(keep, values, 0))
+
+    def step(carry, token):
+        next_advantage, next_value = carry
+        reward, value, keep = token
+        delta = reward + gamma * next_value - value
+        advantage = delta + gamma * gae_lambda * next_advantage
+        # A masked token hands the state of the token after it to the token before it.
+        carry = jnp.where(keep, advantage, next_advantage), jnp.where(keep, value, next_value)
+        return carry, carry[0]
+
+    tokens = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (rewards, values, keep))
+    after_the_last = jnp.zeros_like((rewards + values)[..., 0])
+    _, advantages = lax.scan(step, (after_the_last, after_the_last), tokens, reverse=True, unroll=8)
+    advantages = jnp.where(keep, jnp.moveaxis(advantages, 0, -1), 0)
+    return advantages, advantages + values
+
+
+def whiten(x: ArrayLike, mask: ArrayLike, *, shift_mean: bool = True) -> jax.Array:
+    """(x − mean) / √(var + 1e-8) over all masked entries, plus the mean unless `shift_mean`.
+
+    The variance is the unbiased one. Where fewer than two entries are on, it counts as 0.
+
+    Args:
+      x: any shape, float.
+      mask: like x, bool or float.
+      shift_mean: False keeps the mean and only rescales the deviations from it.
+
+    Returns:
+      like x, zero where mask is 0.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    x, mask = same_shape(x=x, mask=mask)
+    keep = mask != 0
+    mean, variance = _moments(x, keep, axis=None)
+    whitened = (x - mean) / jnp.sqrt(variance + VARIANCE_EPSILON)
+    if not shift_mean:
+        whitened = whitened + mean
+    return lax.stop_gradient(jnp.where(keep, whitened, 0))
+
+
+def turn_returns(rewards: ArrayLike, turn_mask: ArrayLike, *, gamma: float) -> jax.Array:
+    """Discounted return of every turn: R_h = Σ_{k ≥ h} γ^(k−h) r_k over the turns that took place.
+
+    "Expanding the Capabilities of Reinforcement Learning via Text Feedback" (RLTF),
+    arXiv 2602.02482; the authors use γ = 0.1.
+
+    Args:
+      rewards: [..., H] float.
+      turn_mask: [..., H] bool or float, 1 on turns that took place. A correct turn ends the
+        episode, so the turns after it are 0.
+      gamma: discount per turn.
+
+    Returns:
+      [..., H], zero where turn_mask is 0.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    rewards, turn_mask = same_shape(rewards=rewards, turn_mask=turn_mask)
+    keep = turn_mask != 0
+    rewards = jnp.where(keep, rewards, 0)
+    turns = jnp.arange(rewards.shape[-1])
+    ahead = turns[None, :] - turns[:, None]
+    discount = jnp.where(ahead >= 0, jnp.asarray(gamma, rewards.dtype) ** jnp.abs(ahead), 0)
+    returns = jnp.sum(discount * rewards[..., None, :], axis=-1)
+    return lax.stop_gradient(jnp.where(keep, returns, 0))
+
+
+def group_centred(returns: ArrayLike, mask: ArrayLike, *, scale_by_std: bool = False) -> jax.Array:
+    """Returns minus their mean over the group's trajectories that have them.
+
+    A = R − mean_G R, divided by √(var_G + 1e-8) (unbiased) if `scale_by_std`.
+
+    GRPO, arXiv 2402.03300; without the division by the standard deviation as in Dr. GRPO,
+    arXiv 2503.20783, and RLTF, arXiv 2602.02482.
+
+    Args:
+      returns: [P, G, ...] float: prompts, completions of each, and for instance turns.
+      mask: like returns, bool or float, 1 where that trajectory has that turn.
+      scale_by_std: divide by the standard deviation over the group.
+
+    Returns:
+      like returns, zero where mask is 0.
+
+    Raises:
+      ValueError: shapes differ, or there are fewer than two axes.
+    """
+    returns, mask = same_shape(returns=returns, mask=mask)
+    _require_group_axis("returns", returns)
+    keep = mask != 0
+    mean, variance = _moments(returns, keep, axis=1)
+    centred = returns - mean
+    if scale_by_std:
+        centred = centred / jnp.sqrt(variance + VARIANCE_EPSILON)
+    return lax.stop_gradient(jnp.where(keep, centred, 0))
+
+
+def first_turn(final_rewards: ArrayLike, first_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
+    """Final rewards minus the group's mean first-turn reward, the baseline of RLTF-SD.
+
+    A = r₁ − mean_G r₀, the mean over all the group's first turns. The mean of r₁ itself would make
+    the signal vanish once the second turn always succeeds. arXiv 2602.02482.
+
+    Args:
+      final_rewards: [P, G] float, reward of the turn to distil.
+      first_rewards: [P, G] float, reward of every first turn.
+      mask: [P, G] bool or float, 1 where there is a later turn to distil. It does not restrict the
+        baseline.
+
+    Returns:
+      [P, G], zero where mask is 0.
+
+    Raises:
+      ValueError: shapes differ, or there are fewer than two axes.
+    """
+    final_rewards, first_rewards, mask = same_shape(
+        final_rewards=final_rewards, first_rewards=first_rewards, mask=mask
+    )
+    _require_group_axis("final_rewards", final_rewards)
+    baseline = jnp.mean(first_rewards, axis=1, keepdims=True)
+    return lax.stop_gradient(jnp.where(mask != 0, final_rewards - baseline, 0))
+
+
+def _moments(x: jax.Array, keep: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
+    """Mean and unbiased variance over the kept entries, with the reduced axes kept."""
+    size = jnp.sum(keep, axis=axis, keepdims=True)
+    mean = jnp.sum(jnp.where(keep, x, 0), axis=axis, keepdims=True) / jnp.maximum(size, 1)
+    squares = jnp.where(keep, (x - mean) ** 2, 0)
+    variance = jnp.sum(squares, axis=axis, keepdims=True) / jnp.maximum(size - 1, 1)
+    return mean, variance
+
+
+def _require_group_axis(name: str, x: jax.Array) -> None:
+    if x.ndim < 2:
+        raise ValueError(f"{name} must be [P, G, ...] with the group on axis 1, got {x.shape}")

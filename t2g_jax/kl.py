@@ -1,0 +1,85 @@
+"""KL(policy ‖ reference): estimators from sampled tokens, and the full sum over the vocabulary.
+
+The estimators take log-probabilities of tokens sampled from the policy; k1 and k3 are unbiased for
+the KL, k2 for half its second-order expansion. J. Schulman, "Approximating KL Divergence",
+http://joschu.net/blog/kl-approx.html. No gradient flows to the reference. A token with a non-finite
+log-probability gets NaN and no gradient.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from t2g_jax.numerics import defined, same_shape
+
+# exp(80) is the largest round power that float32 holds with room to spare. Only padding gets there.
+MAX_EXPONENT = 80.0
+
+
+def k1(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
+    """d = log π(yₜ) − log π_ref(yₜ), unreduced.
+
+    Args:
+      logprobs, ref_logprobs: [B, T] float.
+
+    Returns:
+      [B, T], nats; negative where the reference is the surer one.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    ok, difference = _log_ratio(logprobs, ref_logprobs)
+    return jnp.where(ok, difference, jnp.nan)
+
+
+def k2(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
+    """½ d², d = log π(yₜ) − log π_ref(yₜ). Its gradient is an unbiased one of the KL. See `k1`."""
+    ok, difference = _log_ratio(logprobs, ref_logprobs)
+    return jnp.where(ok, 0.5 * jnp.square(difference), jnp.nan)
+
+
+def k3(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
+    """exp(−d) − 1 + d, d = log π(yₜ) − log π_ref(yₜ); never negative. See `k1`."""
+    ok, difference = _log_ratio(logprobs, ref_logprobs)
+    difference = jnp.maximum(difference, -MAX_EXPONENT)
+    return jnp.where(ok, jnp.expm1(-difference) + difference, jnp.nan)
+
+
+def absolute(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
+    """|d|, d = log π(yₜ) − log π_ref(yₜ). See `k1`."""
+    ok, difference = _log_ratio(logprobs, ref_logprobs)
+    return jnp.where(ok, jnp.abs(difference), jnp.nan)
+
+
+def full(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> jax.Array:
+    """Σᵥ π(v) (log π(v) − log π_ref(v)) over the last axis, exact.
+
+    Entries that the policy excludes (log π = −∞) contribute 0.
+    `logprobs.full_kl_from_hidden` gives the same from hidden states, without [B, T, V] in memory.
+
+    Args:
+      log_probs, ref_log_probs: [..., V] float, normalised log-probabilities.
+
+    Returns:
+      [...], nats.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    log_probs, ref_log_probs = same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    return divergence(log_probs, lax.stop_gradient(ref_log_probs))
+
+
+def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
+    """Σ p (log p − log q) over the last axis, differentiable in both. Equal shapes, floats."""
+    ok = jnp.isfinite(log_p) & jnp.isfinite(log_q)
+    safe_p, safe_q = jnp.where(ok, log_p, 0), jnp.where(ok, log_q, 0)
+    # Outside the support 0; otherwise +inf (q excludes what p does not) or NaN, seen in the value.
+    elsewhere = jnp.where(log_p == -jnp.inf, 0, lax.stop_gradient(jnp.exp(log_p) * (log_p - log_q)))
+    return jnp.sum(jnp.where(ok, jnp.exp(safe_p) * (safe_p - safe_q), elsewhere), axis=-1)
+
+
+def _log_ratio(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    ok, logprobs, ref_logprobs = defined(logprobs=logprobs, ref_logprobs=ref_logprobs)
+    return ok, logprobs - lax.stop_gradient(ref_logprobs)

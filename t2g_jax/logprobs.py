@@ -1,0 +1,250 @@
+"""Log-probabilities, entropy and full KL of a language model's next-token distributions.
+
+From logits where they exist, and from hidden states where [B, T, V] logits would not fit: the LM
+head is then applied to a slice of the vocabulary at a time, with a running logsumexp, and once more
+in the backward pass.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from t2g_jax import chunked
+from t2g_jax.chunked import Chunks, Head
+from t2g_jax.kl import divergence
+from t2g_jax.numerics import as_float
+
+CHUNK_SIZE = 2048
+
+
+class LogProbs(NamedTuple):
+    """Per token, under the distribution that was asked for (temperature, truncation)."""
+
+    logprobs: jax.Array
+    """[...] log-probability of the token."""
+    entropy: jax.Array | None
+    """[...] entropy of the distribution, nats; None if not asked for."""
+
+
+def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> jax.Array:
+    """log softmax(logits)[tokens].
+
+    Args:
+      logits: [..., V] float.
+      tokens: [...] int in [0, V).
+
+    Returns:
+      [...], nats; NaN without a gradient where logits hold NaN or +inf.
+
+    Raises:
+      ValueError: logits without the last axis and tokens differ in shape.
+    """
+    return from_logits(logits, tokens, with_entropy=False).logprobs
+
+
+def from_logits(
+    logits: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    cutoff: ArrayLike | None = None,
+    with_entropy: bool = True,
+) -> LogProbs:
+    """As `from_hidden`, from logits [..., V]."""
+    logits, tokens = as_float(logits), jnp.asarray(tokens)
+    temperature, cutoff = _settings(tokens, temperature, cutoff, logits.dtype)
+    if logits.shape[:-1] != tokens.shape:
+        raise ValueError(
+            "logits must have the shape of tokens and a vocabulary axis, but logits has shape "
+            f"{logits.shape} and tokens has shape {tokens.shape}"
+        )
+    ok = ~jnp.any(jnp.isnan(logits) | (logits == jnp.inf), axis=-1)
+    logits = jnp.where(ok[..., None], logits, 0)
+    return _where(ok, _dense(logits / temperature[..., None], tokens, cutoff, with_entropy))
+
+
+def from_hidden(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    tokens: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    cutoff: ArrayLike | None = None,
+    chunk_size: int = CHUNK_SIZE,
+    vocab_shards: int = 1,
+    with_entropy: bool = True,
+) -> LogProbs:
+    """Log-probability of each token, and the entropy, without [..., V] in memory.
+
+    z = hidden · kernel / temperature,   log π(v) = zᵥ − log Σᵤ exp zᵤ,   H = −Σᵥ π(v) log π(v).
+
+    With a cutoff, the sums run over K = {v : log π(v) ≥ cutoff} ∪ {token} and log-probability and
+    entropy are those of π renormalised over K: the distribution a top-k or top-p sampler drew from.
+    Which tokens are in K has no gradient.
+
+    Args:
+      hidden: [..., D] float; hidden[i] predicts tokens[i].
+      kernel: [D, V] float, the LM head. Products accumulate in float32.
+      tokens: [...] int in [0, V).
+      temperature: > 0, scalar or [...]. No gradient flows to it.
+      cutoff: [...] float, log-probability under the whole distribution at this temperature;
+        −inf where nothing was cut. A value half way between the last kept and the first dropped
+        token keeps the set stable under rounding. No gradient flows to it.
+      chunk_size: columns of the kernel held at a time. A vocabulary that is no larger takes the
+        ordinary path, which keeps its logits for the backward pass.
+      vocab_shards: how many devices the kernel's columns are sharded over. Chunks are then cut
+        from each shard, so that the kernel is never gathered. Must divide V.
+      with_entropy: False leaves the entropy None.
+
+    Returns:
+      LogProbs of [...] float32 (float64 from float64); NaN without a gradient where hidden is not
+      finite.
+
+    Raises:
+      ValueError: shapes do not fit, or vocab_shards does not divide V.
+    """
+    head, tokens = _head("hidden", hidden, "kernel", kernel), jnp.asarray(tokens)
+    chunks = _chunks(head, chunk_size, vocab_shards)
+    if head.hidden.shape[:-1] != tokens.shape:
+        raise ValueError(
+            "hidden must have the shape of tokens and a feature axis, but hidden has shape "
+            f"{head.hidden.shape} and tokens has shape {tokens.shape}"
+        )
+    temperature, cutoff = _settings(tokens, temperature, cutoff, head.dtype)
+    head, ok = _finite(head)
+    if chunks.single:
+        result = _dense(head.logits(temperature), tokens, cutoff, with_entropy)
+    else:
+        result = LogProbs(*chunked.logprobs(chunks, head, tokens, temperature, cutoff))
+        if not with_entropy:
+            result = result._replace(entropy=None)
+    return _where(ok, result)
+
+
+def full_kl_from_hidden(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    ref_hidden: ArrayLike,
+    ref_kernel: ArrayLike,
+    *,
+    temperature: ArrayLike = 1.0,
+    chunk_size: int = CHUNK_SIZE,
+    vocab_shards: int = 1,
+) -> jax.Array:
+    """Exact KL(policy ‖ reference) of each next-token distribution, without [..., V] in memory.
+
+    Σᵥ π(v) (log π(v) − log π_ref(v)), both at the given temperature. Gradients reach hidden and
+    kernel; none the reference. The same as `kl.full` of the two log-softmaxes.
+
+    Args:
+      hidden, kernel: [..., D] and [D, V], the policy's.
+      ref_hidden, ref_kernel: [..., R] and [R, V], the reference's; R may differ from D.
+      temperature, chunk_size, vocab_shards: see `from_hidden`.
+
+    Returns:
+      [...], nats; NaN without a gradient where a hidden state is not finite.
+
+    Raises:
+      ValueError: shapes do not fit, or vocab_shards does not divide V.
+    """
+    head = _head("hidden", hidden, "kernel", kernel)
+    reference = _head("ref_hidden", ref_hidden, "ref_kernel", ref_kernel)
+    chunks = _chunks(head, chunk_size, vocab_shards)
+    for name, ours, theirs in (
+        ("hidden", head.hidden.shape[:-1], reference.hidden.shape[:-1]),
+        ("kernel", head.kernel.shape[1:], reference.kernel.shape[1:]),
+    ):
+        if ours != theirs:
+            raise ValueError(
+                f"{name} and ref_{name} must agree in all but the feature axis, but they have "
+                f"shapes {np.shape(hidden if name == 'hidden' else kernel)} and "
+                f"{np.shape(ref_hidden if name == 'hidden' else ref_kernel)}"
+            )
+    temperature, _ = _settings(head.hidden[..., 0], temperature, None, head.dtype)
+    head, ok = _finite(head)
+    reference, ref_ok = _finite(lax.stop_gradient(reference))
+    if chunks.single:
+        log_probs, ref_log_probs = (
+            jax.nn.log_softmax(x.logits(temperature)) for x in (head, reference)
+        )
+        result = divergence(log_probs, ref_log_probs)
+    else:
+        result = chunked.full_kl(chunks, head, reference, temperature)
+    return jnp.where(ok & ref_ok, result, jnp.nan)
+
+
+def _dense(
+    logits: jax.Array, tokens: jax.Array, cutoff: jax.Array | None, with_entropy: bool
+) -> LogProbs:
+    """LogProbs from temperature-scaled logits that are finite or −inf."""
+    # Compare and sum instead of gather: it fuses, and works on a sharded vocabulary.
+    own = tokens[..., None] == jnp.arange(logits.shape[-1])
+    log_probs = jax.nn.log_softmax(logits)
+    if cutoff is not None:
+        kept = own | (lax.stop_gradient(log_probs) >= cutoff[..., None])
+        log_probs = jax.nn.log_softmax(jnp.where(kept, logits, -jnp.inf))
+    logprobs = jnp.sum(jnp.where(own, log_probs, 0), axis=-1)
+    if not with_entropy:
+        return LogProbs(logprobs, None)
+    possible = log_probs != -jnp.inf
+    safe = jnp.where(possible, log_probs, 0)
+    return LogProbs(logprobs, -jnp.sum(jnp.where(possible, jnp.exp(safe) * safe, 0), axis=-1))
+
+
+def _head(hidden_name: str, hidden: ArrayLike, kernel_name: str, kernel: ArrayLike) -> Head:
+    hidden, kernel = jnp.asarray(hidden), jnp.asarray(kernel)
+    if kernel.ndim != 2 or hidden.shape[-1:] != kernel.shape[:1]:
+        raise ValueError(
+            f"{hidden_name} must be [..., D] and {kernel_name} [D, V], but {hidden_name} has shape "
+            f"{hidden.shape} and {kernel_name} has shape {kernel.shape}"
+        )
+    return Head(hidden, kernel)
+
+
+def _chunks(head: Head, chunk_size: int, vocab_shards: int) -> Chunks:
+    vocabulary = head.kernel.shape[1]
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    if vocab_shards < 1 or vocabulary % vocab_shards:
+        raise ValueError(
+            f"vocab_shards must divide the vocabulary, but {vocab_shards} does not divide "
+            f"{vocabulary}"
+        )
+    return Chunks(vocabulary, chunk_size, vocab_shards)
+
+
+def _finite(head: Head) -> tuple[Head, jax.Array]:
+    """The head with zeros for hidden states that are not finite, and which are."""
+    ok = jnp.all(jnp.isfinite(head.hidden), axis=-1)
+    return head._replace(hidden=jnp.where(ok[..., None], head.hidden, 0)), ok
+
+
+def _where(ok: jax.Array, result: LogProbs) -> LogProbs:
+    return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan), result)
+
+
+def _settings(
+    tokens: jax.Array, temperature: ArrayLike, cutoff: ArrayLike | None, dtype: jnp.dtype
+) -> tuple[jax.Array, jax.Array | None]:
+    """Temperature and cutoff as constants of the computation, their shapes checked."""
+    if isinstance(temperature, int | float) and temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+    temperature = lax.stop_gradient(jnp.asarray(temperature, dtype))
+    if temperature.ndim and temperature.shape != tokens.shape:
+        raise ValueError(
+            "temperature must be a scalar or have the shape of tokens, but temperature has shape "
+            f"{temperature.shape} and tokens has shape {tokens.shape}"
+        )
+    if cutoff is None:
+        return temperature, None
+    cutoff = lax.stop_gradient(jnp.asarray(cutoff, dtype))
+    if cutoff.shape != tokens.shape:
+        raise ValueError(
+            f"cutoff and tokens must have the same shape, but cutoff has shape {cutoff.shape} "
+            f"and tokens has shape {tokens.shape}"
+        )
+    return temperature, cutoff

@@ -1,0 +1,34 @@
+"""The value head's loss."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from t2g_jax.numerics import defined
+
+
+def clipped_value(
+    values: ArrayLike, old_values: ArrayLike, returns: ArrayLike, *, epsilon: float = 0.2
+) -> jax.Array:
+    """½ max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²), unreduced, to minimise.
+
+    The value loss of PPO's reference implementation, also that of the Text2Grad authors.
+
+    Args:
+      values: [B, T] float, predictions of the value head being trained.
+      old_values: [B, T] float, its predictions when the tokens were sampled; no gradient.
+      returns: [B, T] float, targets; no gradient.
+      epsilon: how far a prediction may move before its gradient stops.
+
+    Returns:
+      [B, T]; NaN without a gradient where an input is not finite.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    ok, values, old_values, returns = defined(values=values, old_values=old_values, returns=returns)
+    old_values, returns = lax.stop_gradient((old_values, returns))
+    clipped = jnp.clip(values, old_values - epsilon, old_values + epsilon)
+    loss = 0.5 * jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns))
+    return jnp.where(ok, loss, jnp.nan)

@@ -1,0 +1,59 @@
+"""Eight CPU devices for every test. Set before anything imports jax."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}".strip()
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A float type and how closely it reproduces the reference values."""
+
+    dtype: type
+    tolerance: float
+
+    def cast(self, x) -> np.ndarray:
+        x = np.asarray(x)
+        return x.astype(self.dtype) if np.issubdtype(x.dtype, np.floating) else x
+
+    def assert_close(self, actual, desired) -> None:
+        assert actual.dtype == self.dtype
+        np.testing.assert_allclose(actual, desired, rtol=self.tolerance, atol=self.tolerance)
+
+
+@pytest.fixture(params=["float32", "float64"])
+def precision(request):
+    """Runs a test in float32 to 1e-5, and in float64 to 1e-10."""
+    if request.param == "float32":
+        yield Precision(np.float32, 1e-5)
+    else:
+        with jax.enable_x64(True):
+            yield Precision(np.float64, 1e-10)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The reference values."""
+    return ROOT / "tests" / "golden"

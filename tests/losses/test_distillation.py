@@ -1,0 +1,277 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2g_jax import losses
+
+CORRECTIONS = ("none", "importance", "ppo", "cispo")
+
+
+@pytest.fixture
+def batch(rng):
+    logprobs, old, teacher = -2 * rng.exponential(size=(3, 4, 6)).astype(np.float32)
+    advantages = rng.normal(size=(4, 6)).astype(np.float32)
+    return logprobs, advantages, {"old_logprobs": old, "teacher_logprobs": teacher}
+
+
+def _loop(logprobs, advantages, sampled, correction, low=0.2, high=0.3):
+    expected = np.zeros(logprobs.shape)
+    for index in np.ndindex(*logprobs.shape):
+        logprob, advantage = float(logprobs[index]), float(advantages[index])
+        ratio = np.exp(logprob - float(sampled[index]))
+        clipped = min(max(ratio, 1 - low), 1 + high)
+        expected[index] = {
+            "none": -advantage * logprob,
+            "importance": -ratio * advantage * logprob,
+            "ppo": max(-ratio * advantage, -clipped * advantage),
+            "cispo": -clipped * advantage * logprob,
+        }[correction]
+    return expected
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_matches_a_loop(batch, correction):
+    logprobs, advantages, given = batch
+    loss = losses.self_distillation(
+        logprobs, advantages, correction=correction, epsilon_low=0.2, epsilon_high=0.3, **given
+    )
+    expected = _loop(logprobs, advantages, given["teacher_logprobs"], correction)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[1:])
+def test_the_ratio_falls_back_on_old_logprobs(batch, correction):
+    logprobs, advantages, given = batch
+    loss = losses.self_distillation(
+        logprobs,
+        advantages,
+        correction=correction,
+        old_logprobs=given["old_logprobs"],
+        epsilon_high=0.3,
+    )
+    expected = _loop(logprobs, advantages, given["old_logprobs"], correction)
+    np.testing.assert_allclose(loss, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS[1:])
+def test_a_ratio_needs_something_to_divide_by(batch, correction):
+    logprobs, advantages, _ = batch
+    with pytest.raises(ValueError, match="teacher_logprobs"):
+        losses.self_distillation(logprobs, advantages, correction=correction)
+
+
+def test_unknown_correction(batch):
+    logprobs, advantages, given = batch
+    with pytest.raises(ValueError, match="'gspo'"):
+        losses.self_distillation(logprobs, advantages, correction="gspo", **given)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_at_ratio_one_all_gradients_are_the_same(batch, correction):
+    logprobs, advantages, _ = batch
+    gradient = jax.grad(
+        lambda x: losses.self_distillation(
+            x, advantages, correction=correction, teacher_logprobs=logprobs
+        ).sum()
+    )(logprobs)
+    np.testing.assert_allclose(gradient, -advantages, rtol=1e-5)
+
+
+@pytest.mark.parametrize("correction", ["importance", "cispo"])
+def test_the_ratio_is_a_weight_without_a_gradient(batch, correction):
+    logprobs, advantages, given = batch
+    gradient = jax.grad(
+        lambda x: losses.self_distillation(x, advantages, correction=correction, **given).sum()
+    )(logprobs)
+    ratio = np.exp(logprobs - given["teacher_logprobs"])
+    weight = np.clip(ratio, 0.8, 1.2) if correction == "cispo" else ratio
+    np.testing.assert_allclose(gradient, -weight * advantages, rtol=1e-4)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_no_gradient_to_anything_else(batch, correction):
+    logprobs, advantages, given = batch
+    weights = np.ones_like(logprobs)
+    gradients = jax.grad(
+        lambda advantages, given, weights: losses.self_distillation(
+            logprobs, advantages, correction=correction, token_weights=weights, **given
+        ).sum(),
+        (0, 1, 2),
+    )(advantages, given, weights)
+    for gradient in jax.tree.leaves(gradients):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("correction", CORRECTIONS)
+def test_the_floor_drops_tokens_by_their_old_logprob(batch, correction):
+    logprobs, advantages, given = batch
+
+    def loss(logprobs, **kwargs):
+        return losses.self_distillation(
+            logprobs, advantages, correction=correction, **given, **kwargs
+        )
+
+    kept = given["old_logprobs"] >= -1.5
+    assert kept.any()
+    assert not kept.all()
+    np.testing.assert_allclose(
+        loss(logprobs, logprob_floor=-1.5), np.where(kept, loss(logprobs), 0)
+    )
+    gradient = jax.grad(lambda x: loss(x, logprob_floor=-1.5).sum())(logprobs)
+    plain = jax.grad(lambda x: loss(x).sum())(logprobs)
+    np.testing.assert_allclose(gradient, np.where(kept, plain, 0))
+
+
+def test_without_old_logprobs_the_floor_looks_at_the_current_ones(batch):
+    logprobs, advantages, _ = batch
+    loss = losses.self_distillation(logprobs, advantages, logprob_floor=-1.5)
+    expected = np.where(logprobs >= -1.5, -advantages * logprobs, 0)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_the_floor_itself_is_kept_and_an_impossible_token_dropped():
+    logprobs = jnp.array([-5.0, -5.1, -jnp.inf])
+    loss, gradient = jax.value_and_grad(
+        lambda x: losses.self_distillation(x, jnp.ones(3), logprob_floor=-5.0).sum()
+    )(logprobs)
+    assert loss == 5
+    np.testing.assert_array_equal(gradient, [-1.0, 0.0, 0.0])
+
+
+def test_token_weights_multiply(batch, rng):
+    logprobs, advantages, given = batch
+    weights = rng.integers(0, 3, logprobs.shape).astype(np.float32)
+    loss = losses.self_distillation(logprobs, advantages, correction="ppo", **given)
+    weighted = losses.self_distillation(
+        logprobs, advantages, correction="ppo", token_weights=weights, **given
+    )
+    np.testing.assert_allclose(weighted, weights * loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["advantages", "old_logprobs", "teacher_logprobs", "token_weights"]
+)
+def test_shapes_must_agree(name):
+    arrays = {"logprobs": jnp.ones((2, 3)), "advantages": jnp.ones((2, 3)), name: jnp.ones((2, 4))}
+    with pytest.raises(ValueError, match=rf"logprobs .*{name} .*\(2, 3\).*\(2, 4\)"):
+        losses.self_distillation(**arrays)
+
+
+# ------------------------------------------------------------------ whole distributions
+
+
+def _kl(p, q):
+    return sum(p[v] * (np.log(p[v]) - np.log(q[v])) for v in range(len(p)) if p[v] > 0)
+
+
+def _divergence(student, teacher, alpha):
+    if alpha == 0:
+        return _kl(teacher, student)
+    if alpha == 1:
+        return _kl(student, teacher)
+    mixture = alpha * teacher + (1 - alpha) * student
+    return alpha * _kl(teacher, mixture) + (1 - alpha) * _kl(student, mixture)
+
+
+def _softmax(x):
+    return np.exp(x) / np.sum(np.exp(x))
+
+
+def _buckets(probs, top):
+    return np.append(probs[top], 1 - probs[top].sum())
+
+
+@pytest.fixture
+def logits(rng):
+    return 2 * rng.normal(size=(2, 3, 4, 11))
+
+
+@pytest.mark.parametrize("top_k", [None, 1, 4, 10, 11, 50])
+@pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 1])
+def test_logit_distillation_matches_a_loop(logits, alpha, top_k, precision):
+    student_logits, teacher_logits = map(precision.cast, logits)
+    expected = np.zeros(student_logits.shape[:-1], precision.dtype)
+    for index in np.ndindex(*expected.shape):
+        student, teacher = _softmax(logits[0][index]), _softmax(logits[1][index])
+        if top_k is not None and top_k < 11:
+            top = np.argsort(-teacher)[:top_k]
+            student, teacher = _buckets(student, top), _buckets(teacher, top)
+        expected[index] = _divergence(student, teacher, alpha)
+    loss = losses.logit_distillation(student_logits, teacher_logits, alpha=alpha, top_k=top_k)
+    precision.assert_close(loss, expected)
+
+
+def test_top_k_of_the_student(logits):
+    loss = losses.logit_distillation(*logits, alpha=1, top_k=3, top_k_of="student")
+    student, teacher = _softmax(logits[0][0, 0]), _softmax(logits[1][0, 0])
+    top = np.argsort(-student)[:3]
+    expected = _kl(_buckets(student, top), _buckets(teacher, top))
+    np.testing.assert_allclose(loss[0, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+def test_logit_distillation_is_zero_and_flat_at_the_teacher(logits, alpha, top_k):
+    loss, gradient = jax.value_and_grad(
+        lambda x: losses.logit_distillation(x, logits[1], alpha=alpha, top_k=top_k).sum()
+    )(logits[1])
+    np.testing.assert_allclose(loss, 0, atol=1e-5)
+    np.testing.assert_allclose(gradient, 0, atol=1e-5)
+
+
+def test_the_ends_are_forward_and_reverse_kl():
+    student, teacher = np.log([0.5, 0.5]), np.log([0.9, 0.1])
+    forward = 0.9 * np.log(0.9 / 0.5) + 0.1 * np.log(0.1 / 0.5)
+    reverse = 0.5 * np.log(0.5 / 0.9) + 0.5 * np.log(0.5 / 0.1)
+    for alpha, expected in ((0, forward), (1, reverse)):
+        loss = losses.logit_distillation(student, teacher, alpha=alpha)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5])
+def test_jensen_shannon_is_bounded_and_mirrors(logits, alpha):
+    student, teacher = 20 * logits
+    loss = losses.logit_distillation(student, teacher, alpha=alpha)
+    assert (np.asarray(loss) >= -1e-6).all()
+    assert (np.asarray(loss) <= np.log(2) + 1e-6).all()
+    mirrored = losses.logit_distillation(teacher, student, alpha=1 - alpha)
+    np.testing.assert_allclose(loss, mirrored, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [None, 3, 7])
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+def test_excluded_vocabulary_and_undefined_rows(logits, alpha, top_k):
+    student, teacher = (np.array(x, np.float32) for x in logits)
+    full = losses.logit_distillation(student[..., :9], teacher[..., :9], alpha=alpha, top_k=top_k)
+    student[..., 9:] = teacher[..., 9:] = -np.inf
+    student[0, 0, 1] = np.nan
+
+    def loss(student):
+        return losses.logit_distillation(student, teacher, alpha=alpha, top_k=top_k)
+
+    assert np.isnan(loss(student)[0, 0])
+    np.testing.assert_allclose(loss(student)[1:], full[1:], rtol=1e-4, atol=1e-6)
+    gradient = jax.grad(lambda x: loss(x).sum())(student)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0, 0], 0)
+
+
+def test_no_gradient_to_the_teacher(logits):
+    for alpha in (0, 0.5, 1):
+        gradient = jax.grad(
+            lambda t, alpha=alpha: losses.logit_distillation(logits[0], t, alpha=alpha).sum()
+        )(logits[1])
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_logit_distillation_refuses_nonsense():
+    x = jnp.ones((2, 5))
+    with pytest.raises(ValueError, match=r"student_logits .*teacher_logits .*\(2, 5\).*\(2, 6\)"):
+        losses.logit_distillation(x, jnp.ones((2, 6)))
+    with pytest.raises(ValueError, match=r"alpha.*1\.5"):
+        losses.logit_distillation(x, x, alpha=1.5)
+    with pytest.raises(ValueError, match=r"top_k.*0"):
+        losses.logit_distillation(x, x, top_k=0)
+    with pytest.raises(ValueError, match=r"top_k_of.*judge"):
+        losses.logit_distillation(x, x, top_k=1, top_k_of="judge")

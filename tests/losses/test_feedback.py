@@ -1,0 +1,35 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2g_jax import losses
+
+
+def test_by_hand():
+    logprobs = np.array([[-1.0, -2.0], [-3.0, -0.5]])
+    np.testing.assert_allclose(losses.feedback_nll(logprobs), -logprobs)
+    weights = np.array([[1.0, 0.5], [0.0, 2.0]])
+    np.testing.assert_allclose(
+        losses.feedback_nll(logprobs, token_weights=weights), -weights * logprobs
+    )
+
+
+def test_a_weight_of_zero_silences_any_token():
+    logprobs = jnp.array([-1.0, -jnp.inf, jnp.nan])
+    weights = jnp.array([2.0, 0.0, 0.0])
+    loss, gradient = jax.value_and_grad(
+        lambda x: losses.feedback_nll(x, token_weights=weights).sum()
+    )(logprobs)
+    assert loss == 2
+    np.testing.assert_array_equal(gradient, [-2.0, 0.0, 0.0])
+
+
+def test_no_gradient_to_the_weights():
+    gradient = jax.grad(lambda w: losses.feedback_nll(jnp.ones(3), token_weights=w).sum())
+    np.testing.assert_array_equal(gradient(jnp.ones(3)), 0)
+
+
+def test_shapes_must_agree():
+    with pytest.raises(ValueError, match=r"logprobs .*token_weights .*\(2, 3\).*\(2,\)"):
+        losses.feedback_nll(jnp.ones((2, 3)), token_weights=jnp.ones(2))

@@ -1,0 +1,44 @@
+import json
+
+import jax
+import numpy as np
+
+from t2g_jax import losses
+from t2g_jax.reductions import masked_mean
+
+
+def test_by_hand():
+    values = np.array([1.0, 1.0, 1.0, 0.0])
+    old_values = np.array([0.0, 0.0, 1.0, 0.5])
+    returns = np.array([1.0, 0.0, 3.0, 0.3])
+    # Predictions clipped to 0.2, 0.2, 1.0, 0.3; the larger of both squared errors counts.
+    np.testing.assert_allclose(
+        losses.clipped_value(values, old_values, returns),
+        0.5 * np.array([0.8**2, 1.0, 4.0, 0.3**2]),
+        rtol=1e-6,
+    )
+
+
+def test_the_gradient_stops_where_a_prediction_has_moved_far_enough_towards_its_return():
+    values, old_values, returns = np.array([[1.0, 0.1], [0.0, 0.0], [2.0, 2.0]], np.float32)
+    gradient = jax.grad(lambda v: losses.clipped_value(v, old_values, returns).sum())(values)
+    np.testing.assert_allclose(gradient, [0.0, -1.9], rtol=1e-6)
+
+
+def test_no_gradient_to_old_values_and_returns(rng):
+    arrays = rng.normal(size=(3, 2, 5)).astype(np.float32)
+    for gradient in jax.grad(lambda *a: losses.clipped_value(*a).sum(), (1, 2))(*arrays):
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_reference_value_loss(golden, precision):
+    z = np.load(golden / "text2grad_ppo_0.npz")
+    meta = json.loads(str(z["meta"]))
+    vpreds, values, returns, mask = (
+        precision.cast(z[name]) for name in ("vpreds", "values", "returns", "mask")
+    )
+    values = values * mask
+    loss = losses.clipped_value(vpreds, values, returns, epsilon=meta["value_clip"])
+    precision.assert_close(meta["vf_coef"] * masked_mean(loss, mask), z["value_loss_times_coef"])
+    moved = np.asarray(loss > 0.5 * (vpreds - returns) ** 2)
+    precision.assert_close(masked_mean(precision.cast(moved * 1.0), mask), z["vf_clipfrac"])

@@ -1,0 +1,405 @@
+import math
+import random
+import time
+import unicodedata
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from t2g_jax.spans.align import CharSpan, Quote, TokenSpan, align, to_token_spans
+
+STORY = "The cat sat on the mat. The dog sat on the log, and the cat saw the dog."
+
+# Emoji (joined, with modifiers), combining marks, CJK, Hangul (composed and not), right-to-left,
+# ligatures, letters whose case changes their length, controls, white space of many kinds.
+PIECES = [
+    *"abcxyzABZ019 .,;!?\n\t_-'\"",
+    *"ßﬁﬂéñÅİıςΣµ…—–“”‘’«»\u00a0\u00ad\u200b\u200d\u2003\u3000",
+    *["e\u0301", "a\u0308\u0323", "x\u0302", "\u0301", "👍🏽", "👩\u200d👩\u200d👧", "🇫🇷", "❤️"],
+    *["漢字", "かな", "カ\u3099", "ﾊﾞ", "한", "\u1112\u1161\u11ab", "שלום", "مرحبا", "ไทย", "हिन्दी"],
+    *["the", "cat", " the ", "aa"],
+]
+texts = st.lists(st.sampled_from(PIECES) | st.characters(exclude_categories=["Cs"]), max_size=40)
+texts = texts.map("".join)
+WHITE = "".join(c for c in map(chr, range(0x3001)) if c.isspace())
+
+
+@st.composite
+def cuttings(draw, texts=texts):
+    """A text and a place in it that is not white space alone."""
+    text = draw(texts.filter(str.strip))
+    start = draw(st.integers(0, len(text) - 1))
+    end = draw(st.integers(start + 1, len(text)))
+    assume(text[start:end].strip())
+    return text, start, end
+
+
+def places(alignment):
+    return [(span.start, span.end) for span in alignment.spans]
+
+
+def only_reason(text, quote, **options):
+    alignment = align(text, [quote], **options)
+    assert alignment.spans == ()
+    return alignment.unaligned[0].reason
+
+
+# Exact quotes
+
+
+def test_a_phrase_that_occurs_once_is_found_exactly():
+    alignment = align(STORY, [("sat on the mat", 1.0), ("saw", -0.5), "log"])
+    assert [STORY[a:b] for a, b in places(alignment)] == ["sat on the mat", "saw", "log"]
+    assert [span.reward for span in alignment.spans] == [1.0, -0.5, 1.0]
+    assert {(span.how, span.score) for span in alignment.spans} == {("exact", 100.0)}
+    assert alignment.unaligned == ()
+
+
+@given(cuttings())
+def test_any_substring_with_its_ordinal_is_found_where_it_was_taken(cutting):
+    text, start, end = cutting
+    phrase = text[start:end]
+    ordinal = sum(text.startswith(phrase, i) for i in range(start + 1))
+    (span,) = align(text, [Quote(phrase, 1.0, ordinal=ordinal)]).spans
+    assert (span.start, span.end, span.how, span.score) == (start, end, "exact", 100.0)
+
+
+@given(cuttings())
+def test_any_substring_with_all_of_its_surroundings_is_found_where_it_was_taken(cutting):
+    text, start, end = cutting
+    quote = Quote(text[start:end], -1.0, before=text[:start], after=text[end:])
+    assume(len(text) > end - start)
+    assert places(align(text, [quote])) == [(start, end)]
+
+
+def test_occurrences_are_counted_with_overlaps():
+    quotes = [Quote("aa", 1.0, ordinal=i) for i in (1, 2, 3)]
+    assert places(align("aaaa", quotes)) == [(0, 2), (1, 3), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("quote", "place"),
+    [
+        (Quote("the", 1.0, before="sat on ", after=" mat"), (15, 18)),
+        (Quote("the", 1.0, after=" log"), (39, 42)),
+        (Quote("the", 1.0, before="LOG ,  and"), (52, 55)),  # misquoted, but nearest to one place
+        (Quote("the", 1.0, before="saw"), (64, 67)),
+        (Quote("sat", 1.0, before="The dog"), (32, 35)),
+        (Quote("The", 1.0, ordinal=2, after=" dog"), (24, 27)),
+    ],
+)
+def test_neighbours_tell_occurrences_apart(quote, place):
+    assert places(align(STORY, [quote])) == [place]
+
+
+@pytest.mark.parametrize(
+    ("quote", "reason"),
+    [
+        (Quote("the", 1.0, before="on"), "does not tell them apart"),
+        (Quote("the", 1.0, before="zzz qqq"), "none of them next to"),
+        (Quote("the", 1.0, ordinal=1, after=" log"), "name different places"),
+        (Quote("the", 1.0, ordinal=5), "ordinal 5 is out of range: the phrase occurs 4 times"),
+        (Quote("mat", 1.0, ordinal=2), "ordinal 2 is out of range: the phrase occurs 1 time"),
+        (Quote("the", 1.0, ordinal=0), "counts from 1"),
+        (Quote("the", 1.0, ordinal=1.0), "counts from 1"),
+        (Quote("the", 1.0), "ambiguous: the phrase occurs 4 times"),
+        (Quote("", 1.0), "empty"),
+        (Quote(" \n\u3000", 1.0), "empty"),
+        (Quote("\u200b", 1.0), "empty"),
+        (Quote("mat", math.nan), "nan"),
+        (Quote("mat", -math.inf), "-inf"),
+        (Quote("zebra", 1.0), "too short"),
+        (Quote("a zebra in pyjamas", 1.0), "no passage is 90 % like it"),
+    ],
+)
+def test_a_quote_without_a_certain_place_stays_unaligned_with_a_reason(quote, reason):
+    assert reason in only_reason(STORY, quote)
+
+
+def test_neighbours_do_not_matter_to_a_phrase_that_occurs_once():
+    assert places(align(STORY, [Quote("mat", 1.0, before="wrong")])) == [(19, 22)]
+
+
+def test_whole_words_are_preferred():
+    assert places(align("This island is his", ["is"])) == [(12, 14)]
+    assert places(align("a 12 b 2", ["2"])) == [(7, 8)]
+    assert places(align("This islet", [Quote("is", 1.0, ordinal=1)])) == [(2, 4)]
+    assert "ambiguous" in only_reason("This islet", "is")
+    # No spaces part the words of these scripts, so no occurrence is more whole than another.
+    assert "ambiguous" in only_reason("黒猫が、猫", "猫")
+    assert places(align("y\u0301 y", ["y"])) == [(3, 4)]
+
+
+def test_identical_quotes_share_out_their_places_in_reading_order():
+    text = "foo bar foo bar foo"
+    alignment = align(text, [("foo", 1.0), ("foo", -1.0), ("bar", 1.0), ("foo", 0.5)])
+    assert places(alignment) == [(0, 3), (8, 11), (16, 19)]
+    assert [span.reward for span in alignment.spans] == [1.0, -1.0, 0.5]
+    assert "ambiguous" in alignment.unaligned[0].reason
+    # A place named by ordinal is not given away again.
+    named = Quote("bar", -1.0, ordinal=1)
+    assert places(align(text, ["bar", named])) == [(12, 15), (4, 7)]
+    assert "taken" in align(text, ["bar"] * 3).unaligned[0].reason
+
+
+def test_good_and_poor_may_overlap_but_a_repeat_is_reported():
+    alignment = align("foo bar", [("foo", 1.0), ("foo bar", -1.0), ("foo", -1.0), ("foo", 1.0)])
+    assert places(alignment) == [(0, 3), (0, 7), (0, 3)]
+    assert [span.reward for span in alignment.spans] == [1.0, -1.0, -1.0]
+    assert "repeats" in alignment.unaligned[0].reason
+
+
+# Normalised quotes
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "found"),
+    [
+        ("He said “don’t — go” twice", '"DON\'T - GO"', "“don’t — go”"),
+        ("one  two\n\tthree", "One two three", "one  two\n\tthree"),
+        ("one two three", "one\n\n two", "one two"),
+        ("a ﬁne Straße", "FINE STRASSE", "ﬁne Straße"),
+        ("an oﬀer", "Offer", "oﬀer"),
+        ("cafe\u0301 noir", "Café Noir", "cafe\u0301 noir"),
+        ("café noir", "Cafe\u0301 Noir", "café noir"),
+        ("wait… what", "wait... what", "wait… what"),
+        ("ﾊﾞｽ stop", "バス Stop", "ﾊﾞｽ stop"),
+        ("\u1112\u1161\u11ab글 x", "한글 X", "\u1112\u1161\u11ab글 x"),
+        ("soft\u00adhyphen", "softhyphen", "soft\u00adhyphen"),
+        ("x² ＋ 1", "X2 + 1", "x² ＋ 1"),
+        ("I ❤️ it", "i ❤ it", "I ❤️ it"),
+    ],
+)
+def test_spelling_variants_align_to_original_characters(text, phrase, found):
+    (span,) = align(f"… {text} …", [f"  {phrase} "]).spans
+    assert (f"… {text} …"[span.start : span.end], span.how) == (found, "normalised")
+
+
+WORDS = [
+    "Don’t",
+    "“Yes”",
+    "stop—now",
+    "ﬁne",
+    "Straße",
+    "cafe\u0301",
+    "naïve",
+    "ΣΑΣ",
+    "漢字",
+    "한글",
+    "👍🏽",
+]
+WORDS += ["שלום", "oﬀer", "x²", "wait…", "soft\u00adly", "Éclair", "plain", "words", "too,", "12"]
+
+
+@given(
+    words=st.lists(st.sampled_from(WORDS), unique=True, min_size=1),
+    gaps=st.lists(st.sampled_from([" ", "  ", "\n", " \t", "\u3000"]), min_size=21, max_size=21),
+    rng=st.randoms(use_true_random=False),
+    form=st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]),
+)
+def test_variants_of_any_words_align_back(words, gaps, rng, form):
+    text = "".join(word + gap for word, gap in zip(words, gaps, strict=False))
+    first = rng.randrange(len(words))
+    last = rng.randrange(first, len(words))
+    start = text.index(words[first])
+    end = text.index(words[last], start) + len(words[last])
+
+    variant = "".join(rng.choice([c.upper(), c.lower(), c]) for c in text[start:end])
+    variant = unicodedata.normalize(form, variant)
+    variant = variant.translate({ord("“"): '"', ord("’"): "'", ord("—"): "-", 0xAD: None})
+    variant = "".join(rng.choice(["  ", " \n", c]) if c.isspace() else c for c in variant)
+    assert places(align(text, [variant], fuzzy_threshold=None)) == [(start, end)]
+
+
+@given(texts.filter(str.strip), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
+def test_a_whole_text_is_found_in_every_unicode_form_of_itself(text, form):
+    alignment = align(text, [unicodedata.normalize(form, text)], fuzzy_threshold=None)
+    for found in alignment.spans:
+        outside = text[: found.start] + text[found.end :]
+        assert not outside.strip("\u00ad\u200b\u2060\ufeff\ufe0e\ufe0f" + WHITE)
+    for unaligned in alignment.unaligned:
+        assert "empty" in unaligned.reason
+        assert not text.strip("\u00ad\u200b\u2060\ufeff\ufe0e\ufe0f" + WHITE)
+
+
+@given(texts, st.lists(st.tuples(texts, st.floats()), max_size=4))
+def test_every_quote_is_accounted_for_and_every_span_is_in_the_text(text, quotes):
+    alignment = align(text, quotes, fuzzy_threshold=60)
+    assert len(alignment.spans) + len(alignment.unaligned) == len(quotes)
+    assert all(0 <= span.start < span.end <= len(text) for span in alignment.spans)
+    assert all(math.isfinite(span.reward) and 60 <= span.score <= 100 for span in alignment.spans)
+    assert all(unaligned.reason for unaligned in alignment.unaligned)
+
+
+# Fuzzy quotes
+
+
+@pytest.mark.parametrize(
+    ("phrase", "found"),
+    [
+        ("the quick brown fox jumps", "The quick brown red fox jumps"),
+        ("over teh lazy dog", "over the lazy dog"),
+        ("ver the lazy dig", "over the lazy dog"),  # never half a word
+        ("red fox jumped over the lazy dog", "red fox jumps over the lazy dog"),
+    ],
+)
+def test_a_misquoted_phrase_is_found_between_words(phrase, found):
+    text = "So: The quick brown red fox jumps over the lazy dog; and that was all."
+    (span,) = align(text, [phrase], fuzzy_threshold=85).spans
+    assert (text[span.start : span.end], span.how) == (found, "fuzzy")
+    assert 85 <= span.score < 100
+    assert "not in the text" in only_reason(text, phrase, fuzzy_threshold=None)
+
+
+def test_the_threshold_decides():
+    text = "the lazy brown dog sleeps"
+    assert only_reason(text, "the lazy green dog sleeps", fuzzy_threshold=95)
+    assert places(align(text, ["the lazy green dog sleeps"], fuzzy_threshold=80)) == [(0, 25)]
+    for threshold in (0, 101, math.nan):
+        with pytest.raises(ValueError, match="fuzzy_threshold"):
+            align(text, [], fuzzy_threshold=threshold)
+
+
+def test_numbers_are_never_misquoted():
+    assert only_reason("the total comes to 12 apples", "the total comes to 13 apples")
+
+
+def test_equally_like_passages_are_ambiguous_unless_named():
+    text = "The answer is surely yes. Later: The answer is surely yes!"
+    assert "occurs 2 times" in only_reason(text, "the answer is surly yes")
+    quotes = [
+        Quote("the answer is surly yes", 1.0, ordinal=1),
+        Quote("the answer is surly yes", 1.0, before="Later: "),
+    ]
+    assert places(align(text, quotes)) == [(0, 24), (33, 57)]
+
+
+def test_a_long_quote_of_a_short_text_is_not_found_in_it():
+    assert only_reason("cat", "a cat sat on the mat and stayed")
+
+
+@given(texts, st.text("βδξψωϠ ", min_size=1, max_size=30))
+def test_rubbish_never_aligns(text, rubbish):
+    assume(not set(rubbish.strip()) & set(text.casefold()))
+    assert align(text, [rubbish]).spans == ()
+    assert align(text, [rubbish], fuzzy_threshold=50).spans == ()
+
+
+def test_a_text_of_white_space_holds_no_quote():
+    assert "no passage" in only_reason("\r", "a phrase of some length")
+
+
+def test_random_words_never_align():
+    rng = random.Random(0)
+    word = lambda: "".join(rng.choices("abcdefghijklmnop", k=rng.randint(2, 9)))  # noqa: E731
+    text = " ".join(word() for _ in range(800))
+    quotes = [" ".join(word() for _ in range(rng.randint(2, 8))) for _ in range(200)]
+    assert align(text, quotes).spans == ()
+
+
+@pytest.mark.parametrize("quote", [None, 3, ("a",), ("a", "b"), ("a", None), Quote(None, 1.0)])
+def test_something_that_is_no_quote_is_a_type_error(quote):
+    with pytest.raises(TypeError):
+        align("a", [quote])
+
+
+def test_five_hundred_quotes_of_a_long_text_take_well_under_a_second():
+    rng = random.Random(0)
+    text = " ".join("".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(1800))
+    starts = [rng.randrange(len(text) - 60) for _ in range(500)]
+    for change in (str, str.upper):
+        begin = time.process_time()
+        align(text, [change(text[i : i + 40]) for i in starts])
+        assert time.process_time() - begin < 1
+    begin = time.process_time()
+    align(text, [Quote(text[i], 1.0, before=text[i - 9 : i]) for i in starts] + ["a"] * 500)
+    assert time.process_time() - begin < 1
+
+
+# Token spans
+
+
+def span(start, end, reward=1.0, quote="", how="exact"):
+    return CharSpan(start, end, reward, quote, how, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("spans", "offsets", "tokens"),
+    [
+        ([span(2, 5)], [(0, 1), (1, 5), (5, 6)], [(1, 2)]),  # "a| foo|." : " foo" belongs to foo
+        ([span(1, 5, quote=" foo")], [(0, 1), (1, 2), (2, 5)], [(2, 3)]),  # the lone space does not
+        ([span(0, 5, quote="a foo")], [(0, 1), (1, 2), (2, 5)], [(0, 3)]),  # unless it is inside
+        ([span(1, 3)], [(0, 2), (2, 4)], [(0, 2)]),
+        ([span(0, 1)], [(0, 1), (0, 1), (0, 1), (1, 2)], [(0, 3)]),  # one character, three tokens
+        ([span(1, 2)], [(0, 1), (0, 2), (1, 2)], [(1, 3)]),  # a token across two characters
+        ([span(0, 1), span(1, 2)], [(0, 0), (0, 1), (1, 1), (1, 2), (0, 0)], [(1, 2), (3, 4)]),
+        ([span(0, 2)], [(0, 0), (0, 1), (1, 1), (1, 2), (2, 2)], [(1, 4)]),
+        ([span(5, 9)], [(0, 1), (1, 5)], [(0, 0)]),  # cut off before the span
+        ([span(0, 1)], [], [(0, 0)]),
+        ([], [(0, 1)], []),
+    ],
+)
+def test_a_span_covers_the_tokens_that_share_a_character_with_it(spans, offsets, tokens):
+    found = to_token_spans(spans, offsets)
+    assert found == tuple(TokenSpan(a, b, 1.0) for a, b in tokens)
+
+
+def test_token_spans_keep_order_and_reward():
+    spans = [span(3, 5, -1.0), span(0, 2, 0.5)]
+    assert to_token_spans(spans, [(0, 2), (2, 5)]) == (
+        TokenSpan(1, 2, -1.0),
+        TokenSpan(0, 1, 0.5),
+    )
+
+
+@pytest.mark.parametrize(
+    ("spans", "offsets", "message"),
+    [
+        ([span(2, 2)], [(0, 3)], "empty or reversed"),
+        ([span(-1, 2)], [(0, 3)], "empty or reversed"),
+        ([span(0, 2, math.nan)], [(0, 3)], "not finite"),
+        ([], [(0, 3), (1, 2)], "backwards at token 1"),
+        ([], [(3, 5), (0, 2)], "backwards at token 1"),
+        ([], [(3, 1)], "backwards at token 0"),
+    ],
+)
+def test_impossible_spans_and_offsets_are_errors(spans, offsets, message):
+    with pytest.raises(ValueError, match=message):
+        to_token_spans(spans, offsets)
+
+
+@pytest.fixture(scope="module")
+def bpe():
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([STORY, "漢字 👍🏽 ❤️ שלום ﬁne " * 9], trainer)
+    return tokenizer
+
+
+@settings(deadline=None)
+@given(cutting=cuttings())
+def test_through_a_byte_level_tokenizer_a_quote_covers_the_tokens_of_its_bytes(bpe, cutting):
+    text, start, end = cutting
+    phrase = text[start:end]
+    ordinal = sum(text.startswith(phrase, i) for i in range(start + 1))
+    encoding = bpe.encode(text)
+    alignment = align(text, [Quote(phrase, -1.0, ordinal=ordinal)])
+    (found,) = to_token_spans(alignment.spans, encoding.offsets)
+
+    start, end = (
+        start + len(phrase) - len(phrase.lstrip()),
+        end - len(phrase) + len(phrase.rstrip()),
+    )
+    first, last = len(text[:start].encode()), len(text[:end].encode())
+    covered, at = [], 0
+    for t, token in enumerate(encoding.tokens):  # each character of a token stands for one byte
+        if at < last and at + len(token) > first:
+            covered.append(t)
+        at += len(token)
+    assert list(range(found.start, found.end)) == covered
+    assert found.reward == -1.0

@@ -1,0 +1,220 @@
+"""The `t2g` command: what it prints, which phase it calls, and how it fails."""
+
+import pathlib
+import subprocess
+import sys
+import types
+
+import pytest
+
+from t2g_jax import cli, phases
+from t2g_jax.config import METHODS, ConfigError
+from t2g_jax.errors import T2GError
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text("name: small\nmethods: [grpo, text2grad]\n")
+    return str(path)
+
+
+@pytest.fixture
+def phase(monkeypatch):
+    """Puts a recording function in a phase's place: `calls = phase("sft")`."""
+
+    def replace(name, raises=None):
+        calls = []
+
+        def run(*arguments):
+            calls.append(arguments)
+            if raises is not None:
+                raise raises
+
+        module = types.ModuleType(f"t2g_jax.phases.{name}")
+        module.run = run
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        monkeypatch.setattr(phases, name, module, raising=False)
+        return calls
+
+    return replace
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        ("run", "pipeline"),
+        ("sft", "sft"),
+        ("annotate", "annotate"),
+        ("train-rm", "reward_model"),
+        ("evaluate", "evaluate"),
+        ("report", "reporting"),
+    ],
+)
+def test_command_calls_its_phase(phase, config, command, module):
+    calls = phase(module)
+    assert cli.main([command, config]) == 0
+    ((given, workdir),) = calls
+    assert given.name == "small"
+    assert workdir == pathlib.Path("runs/small")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_train_policy(phase, config, method):
+    calls = phase("policy")
+    assert cli.main(["train-policy", config, "--method", method]) == 0
+    assert calls[0][2] == method
+
+
+def test_train_policy_needs_a_method(phase, config, capsys):
+    calls = phase("policy")
+    assert cli.main(["train-policy", config]) == 2
+    assert not calls
+    assert "--method: one of text2grad, rltf-sd, grpo" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ("grpo", None)),
+        (["--method", "sft", "--prompt", "0 1"], ("sft", "0 1")),
+    ],
+)
+def test_generate(phase, config, options, expected):
+    calls = phase("generate")
+    assert cli.main(["generate", config, *options]) == 0
+    assert calls[0][2:] == expected
+
+
+def test_overrides_and_workdir_in_any_order(phase, config):
+    calls = phase("sft")
+    words = "--seed 3 --workdir elsewhere/a --rltf_sd.logprob_floor -1e-3 --model.width=64"
+    assert cli.main(["sft", config, *words.split()]) == 0
+    ((given, workdir),) = calls
+    assert (given.seed, given.model.width, given.rltf_sd.logprob_floor) == (3, 64, -1e-3)
+    assert workdir == pathlib.Path("elsewhere/a")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sft", "no.yaml"], "t2g: no.yaml: cannot be read: No such file or directory\n"),
+        (["sft", "CONFIG", "--sft.stps", "3"], "did you mean `--sft.steps`?\n"),
+        (["sft", "CONFIG", "--sft.steps", "-3"], "`sft.steps` is -3; must be greater than 0\n"),
+        (["sft", "CONFIG", "--work", "x"], "unknown option `--work`"),
+    ],
+)
+def test_what_the_user_got_wrong_is_one_line(phase, config, capsys, words, expected):
+    calls = phase("sft")
+    assert cli.main([config if word == "CONFIG" else word for word in words]) == 2
+    assert not calls
+    error = capsys.readouterr().err
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["sft"], "name a configuration file, e.g. configs/quickstart.yaml"),
+        (["train", "CONFIG"], "invalid choice: 'train'"),
+        (["train-policy", "CONFIG", "--method", "ppo"], "invalid choice: 'ppo'"),
+        (["sft", "CONFIG", "--workdir"], "--workdir: expected one argument"),
+    ],
+)
+def test_wrong_usage(config, capsys, words, expected):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([config if word == "CONFIG" else word for word in words])
+    assert caught.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_our_errors_keep_their_traceback_when_asked(phase, config, monkeypatch, capsys):
+    phase("sft", raises=T2GError("the dataset has no rows"))
+    assert cli.main(["sft", config]) == 2
+    assert capsys.readouterr().err == "t2g: the dataset has no rows\n"
+    monkeypatch.setenv("T2G_DEBUG", "1")
+    with pytest.raises(T2GError):
+        cli.main(["sft", config])
+
+
+def test_other_errors_are_not_hidden(phase, config):
+    phase("sft", raises=RuntimeError("a defect"))
+    with pytest.raises(RuntimeError):
+        cli.main(["sft", config])
+
+
+def test_interrupt(phase, config, capsys):
+    phase("sft", raises=KeyboardInterrupt())
+    assert cli.main(["sft", config]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_config_error_is_one_of_ours():
+    assert issubclass(ConfigError, T2GError)
+    assert issubclass(T2GError, ValueError)
+
+
+def test_nothing_and_help_say_the_same(capsys):
+    assert cli.main([]) == 0
+    text = capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == text
+    assert "t2g run configs/quickstart.yaml" in text
+
+
+def test_help_lists_commands_in_the_order_they_run(capsys):
+    cli.main([])
+    text = capsys.readouterr().out
+    positions = [text.index(f"\n    {name}") for name in ("run", "sft", "annotate", "train-rm")]
+    assert positions == sorted(positions)
+
+
+@pytest.mark.parametrize("command", list(cli._COMMANDS))
+def test_command_help(command, config, capsys):
+    assert cli.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "reads" in text
+    assert "writes" in text
+    assert "--workdir DIR" in text
+    assert f"t2g {command} configs/quickstart.yaml --workdir runs/wide" in text
+    assert "--text2grad.kl" not in text
+
+
+def test_help_with_a_config_lists_its_options(config, capsys):
+    assert cli.main(["train-policy", config, "--seed", "41", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "(default: 41)" in text
+    assert "--text2grad.kl {k1,k2,k3,abs,full}" in text
+
+
+def test_version(capsys):
+    from t2g_jax import __version__
+
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"t2g_jax {__version__}\n"
+
+
+def test_module_runs_without_loading_models():
+    """`python -m t2g_jax --help` must not wait for libraries that only phases need."""
+    code = """
+import sys
+sys.argv = ["t2g", "run", "--help"]
+from t2g_jax import cli
+assert cli.main() == 0
+heavy = {"flax", "orbax", "grain", "transformers", "tensorflow_datasets", "reasoning_gym"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_into_a_closed_pipe_is_quiet(config):
+    command = f'"{sys.executable}" -m t2g_jax run "{config}" --help | head -n 1'
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.stdout.startswith("usage: t2g run")
+    assert done.stderr == ""

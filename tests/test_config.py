@@ -1,0 +1,253 @@
+"""Configurations: what a file may say, and what is said about one that is wrong."""
+
+import dataclasses
+import inspect
+import pathlib
+import re
+import typing
+
+import pytest
+
+from t2g_jax import config as schema
+from t2g_jax.config import Config, ConfigError, config_hash, diff, load_config, to_yaml
+from t2g_jax.sections import Section
+
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_file(text, name="run.yaml"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def error_of(path, *overrides):
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value)
+
+
+def test_empty_file_is_the_defaults_and_names_itself(write):
+    assert load_config(write("", "first_try.yaml")) == Config(name="first-try")
+
+
+def test_file_changes_only_what_it_says(write):
+    # sft.optimizer differs from OptimizerConfig's own defaults, and must keep doing so.
+    config = load_config(write("sft: {optimizer: {learning_rate: 2e-3}}\nmethods: [grpo]"))
+    default = Config(name="run")
+    assert config.sft.optimizer.learning_rate == 2e-3
+    assert config.sft.optimizer.schedule == default.sft.optimizer.schedule != "constant"
+    assert config.methods == ("grpo",)
+    assert diff(config, default) == ["methods", "sft.optimizer.learning_rate"]
+
+
+@pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001", "1E-3"])
+def test_every_spelling_of_a_number(write, number):
+    config = load_config(write(f"grpo: {{optimizer: {{learning_rate: {number}}}}}"))
+    assert config.grpo.optimizer.learning_rate == 0.001
+
+
+def test_overrides_go_on_top_of_the_file(write):
+    path = write("seed: 1\nsft: {steps: 5}")
+    overrides = (
+        "--sft.steps 7 --model.width=64 --grpo.scale_by_std true --rltf-sd.logprob-floor -9.5"
+    )
+    config = load_config(path, overrides.split())
+    assert (config.seed, config.sft.steps, config.model.width) == (1, 7, 64)
+    assert config.grpo.scale_by_std is True
+    assert config.rltf_sd.logprob_floor == -9.5
+
+
+@pytest.mark.parametrize("nothing", ["none", "null", "None"])
+def test_override_with_nothing(write, nothing):
+    config = load_config(write(""), ["--rltf_sd.logprob_floor", nothing])
+    assert config.rltf_sd.logprob_floor is None
+
+
+def test_override_with_several_values(write):
+    config = load_config(
+        write(""), "--methods grpo text2grad --reward_model.class_weights 1 0.5 2".split()
+    )
+    assert config.methods == ("grpo", "text2grad")
+    assert config.reward_model.class_weights == (1.0, 0.5, 2.0)
+
+
+def test_overrides_are_checked_together(write):
+    path = write("model: {heads: 4, kv_heads: 2}")
+    assert "kv_heads" in error_of(path, "--model.heads", "3")
+    assert load_config(path, "--model.heads 3 --model.kv_heads 3 --model.width 96".split())
+
+
+def test_free_dictionary_takes_any_name(write):
+    path = write("task: {settings: {min_n: 2}}")
+    config = load_config(path, ["--task.settings.max_n", "4", "--task.settings.p_zero=0.5"])
+    assert config.task.settings == {"min_n": 2, "max_n": 4, "p_zero": 0.5}
+    assert "`--task.settings.NAME VALUE`" in error_of(path, "--task.settings", "max_n", "4")
+    assert "needs a value" in error_of(path, "--task.settings.max_n")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sft: {stps: 3}", "unknown key `sft.stps`; did you mean `sft.steps`?"),
+        ("sed: 3", "unknown key `sed`; did you mean `seed`?"),
+        ("text2grad: {optimiser: {b1: 0}}", "did you mean `text2grad.optimizer`?"),
+        ("group_size: 3", "did you mean `text2grad.group_size` or `rltf_sd.group_size`"),
+        ("judge: {xyz: 1}", "unknown key `judge.xyz`; known: level"),
+        ("sft: {steps: many}", '`sft.steps` is "many"; must be a valid integer'),
+        ("sft: {steps: '3'}", '`sft.steps` is "3"; must be a valid integer'),
+        ("sft: {steps: true}", "`sft.steps` is true; must be a valid integer"),
+        ("sft: {steps: 1.5}", "`sft.steps` is 1.5; must be a valid integer"),
+        ("sft: {steps: 0}", "`sft.steps` is 0; must be greater than 0"),
+        ("seed: -1", "`seed` is -1; must be greater than or equal to 0"),
+        ("model: {remat: 1}", "`model.remat` is 1; must be a valid boolean"),
+        ("sampling: {top_p: 0}", "`sampling.top_p` is 0; must be greater than 0"),
+        ("sampling: {top_p: 1.1}", "`sampling.top_p` is 1.1; must be less than or equal to 1"),
+        ("text2grad: {gamma: 2}", "`text2grad.gamma` is 2; must be less than or equal to 1"),
+        ("annotate: {held_out: 1.0}", "`annotate.held_out` is 1.0; must be less than 1"),
+        ("grpo: {epsilon_low: .nan}", "`grpo.epsilon_low` is NaN"),
+        ("grpo: {optimizer: {learning_rate: .inf}}", "is Infinity; must be a finite number"),
+        ("rltf_sd: {turns: 1}", "`rltf_sd.turns` is 1; must be greater than or equal to 2"),
+        ("rltf_sd: {logprob_floor: low}", '`rltf_sd.logprob_floor` is "low"; must be a valid num'),
+        ("task: {settings: {n: x}}", '`task.settings.n` is "x"; must be a valid number'),
+        ("task: {preset: huge}", "`task.preset` is \"huge\"; must be 'paper' or 'tiny'"),
+        ("methods: [ppo]", "`methods.0` is \"ppo\"; must be 'text2grad', 'rltf-sd' or 'grpo'"),
+        ("methods: []", "methods is empty"),
+        ("methods: [grpo, grpo]", "names one twice"),
+        ("reward_model: {class_weights: [1, 2]}", "`reward_model.class_weights.2` is missing"),
+        ("reward_model: {critique_weight: 0, span_weight: 0}", "nothing would be learned"),
+        ("sft: 4", "`sft` is 4; must be a section of `key: value` lines"),
+        ("sft:", "`sft` is null; must be a section"),
+        ("model: {heads: 3}", "in `model`: heads (3) must be a multiple of kv_heads (2)"),
+        ("model: {width: 130}", "in `model`: width (130) must be a multiple of heads (4)"),
+        ("model: {width: 12}", "in `model`: the head width (3) must be even"),
+        ("mesh: {data: -2}", "must be a positive number of devices, or -1"),
+        ("mesh: {fsdp: -1}", "only one may be -1"),
+        ("tokenizer: {vocabulary_size: 256}", "must be at least 300"),
+        ("sft: {micro_batches: 3}", "batch_size (64) must be a multiple of micro_batches (3)"),
+        ("text2grad: {minibatches: 7}", "must be a multiple of minibatches × micro_batches (7)"),
+        ("grpo: {group_size: 1}", "group_size must be at least 2"),
+        ("sampling: {max_new_tokens: 512}", "must be less than model.context_length (512)"),
+        ("sft: {examples: 20000}", "sft.examples (20000) must not exceed task.train_size (19800)"),
+        ("annotate: {prompts: 20000}", "annotate.prompts (20000) must not exceed"),
+        ("name: a/b", "name ('a/b') becomes a folder"),
+        ("a: [", "line 1: not valid YAML"),
+        ("seed: 1\nseed: 2", "line 2: not valid YAML: the key 'seed' appears twice"),
+        ("- 1", "expected `key: value` lines"),
+    ],
+)
+def test_wrong_file(write, text, expected):
+    path = write(text)
+    message = error_of(path)
+    assert expected in message
+    assert message.startswith(str(path))
+
+
+def test_all_problems_are_reported_at_once(write):
+    message = error_of(write("seed: x\nsft: {stps: 3, steps: -1}"))
+    assert len(message.splitlines()) == 3
+    assert all(key in message for key in ("`seed`", "`sft.stps`", "`sft.steps`"))
+
+
+def test_file_that_is_not_there(tmp_path):
+    assert error_of(tmp_path / "no.yaml").endswith(
+        "no.yaml: cannot be read: No such file or directory"
+    )
+
+
+def test_file_that_is_not_text(tmp_path):
+    path = tmp_path / "binary.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert "not UTF-8 text" in error_of(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("--sft.stps 3", "unknown option `--sft.stps`; did you mean `--sft.steps`?"),
+        ("--gamma 1", "did you mean `--text2grad.gamma` or `--rltf_sd.gamma`?"),
+        ("--sft 3", "`--sft` is a section; set a field, e.g. `--sft.optimizer.name`"),
+        ("--sft.steps many", "--sft.steps: invalid literal for int() with base 10: 'many'"),
+        ("--sft.steps -3", "`sft.steps` is -3; must be greater than 0"),
+        ("--sft.steps", "Missing value for argument '--sft.steps'"),
+        ("--methods grpo ppo", "invalid choice 'ppo'"),
+        ("--seed 1 more", "more"),
+        ("more", "more"),
+    ],
+)
+def test_wrong_override(write, overrides, expected):
+    message = error_of(write(""), *overrides.split())
+    assert expected in message
+    assert message.startswith("command line: ")
+    assert "\n" not in message
+
+
+def test_yaml_round_trip(write):
+    text = "task: {settings: {n: 3, p: 0.5}}\nrltf_sd: {logprob_floor: null}\nseed: 7\nname: run-7"
+    config = load_config(write(text), ["--sft.optimizer.learning_rate", "1e-7"])
+    assert load_config(write(to_yaml(config), "again.yaml")) == config
+
+
+def test_hash_changes_with_any_value_and_with_nothing_else():
+    config = Config(name="run")
+    assert config_hash(config) == config_hash(Config(name="run"))
+    assert re.fullmatch("[0-9a-f]{16}", config_hash(config))
+    changed = [
+        dataclasses.replace(config, seed=1),
+        dataclasses.replace(config, sft=dataclasses.replace(config.sft, steps=401)),
+        dataclasses.replace(config, task=dataclasses.replace(config.task, settings={"n": 3})),
+    ]
+    assert len({config_hash(c) for c in [config, *changed]}) == 4
+    assert config_hash(config.sft) == config_hash(changed[0].sft)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample(Section):
+    count: int = 3
+    rate: float = 0.1
+    words: tuple[str, ...] = ("à", "b")
+    maybe: float | None = None
+
+
+def test_hash_is_the_same_on_every_machine_and_in_every_release():
+    # Artifacts carry hashes: what was written once must be recognised later.
+    assert config_hash(Sample()) == "bba7cc52798d9e0d"
+
+
+def test_diff_names_fields_and_dictionary_entries():
+    a = Config(name="run")
+    b = dataclasses.replace(a, task=dataclasses.replace(a.task, settings={"n": 3}, seed=1))
+    assert diff(a, a) == []
+    assert diff(a, b) == diff(b, a) == ["task.settings.n", "task.seed"]
+
+
+SECTIONS = [
+    value
+    for value in vars(schema).values()
+    if isinstance(value, type) and issubclass(value, Section) and value is not Section
+]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.__name__)
+def test_every_option_is_explained(section):
+    source = inspect.getsource(section)
+    hints = typing.get_type_hints(section)
+    assert section.__doc__
+    for name in section.__annotations__:
+        if not (isinstance(hints[name], type) and issubclass(hints[name], Section)):
+            assert re.search(rf'^    {name}: .*\n    """.+"""$', source, re.MULTILINE), name
+
+
+def test_options_are_listed_with_their_values(write, capsys):
+    schema.print_options(load_config(write("sft: {steps: 123}")))
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--sft.steps INT Optimizer steps. (default: 123)" in shown
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_configs_of_the_repository_load(path):
+    assert load_config(path).name == path.stem

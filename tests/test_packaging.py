@@ -1,0 +1,126 @@
+"""What an installation gets: dependencies, files, and floors that only lean on those below."""
+
+import ast
+import pathlib
+import re
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+import t2g_jax
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "t2g_jax"
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+CORE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+
+
+def test_core_says_the_oldest_version_it_works_with_and_no_newest():
+    for requirement in CORE:
+        operators = [clause.operator for clause in requirement.specifier]
+        assert operators == [">="], requirement
+
+
+def test_core_is_sorted_and_needs_no_accelerator():
+    names = [requirement.name for requirement in CORE]
+    assert names == sorted(names)
+    assert not any(requirement.extras for requirement in CORE)
+    assert not [name for name in names if re.search("cuda|tpu|rocm|torch", name)]
+
+
+@pytest.mark.parametrize("extra", ["tasks", "tpu", "cuda12", "cuda13", "notebooks", "test", "dev"])
+def test_extras_exist(extra):
+    assert [Requirement(line) for line in EXTRAS[extra]]
+
+
+def test_extra_names_in_documents_exist():
+    for document in [REPOSITORY / "README.md", *REPOSITORY.glob("*/README.md")]:
+        for extras in re.findall(r"(?:t2g_jax|\.)\[([a-z0-9,]+)\]", document.read_text()):
+            assert set(extras.split(",")) <= set(EXTRAS), document
+
+
+# Imported too, and certain to be there: by what brings it.
+BROUGHT = {
+    "annotated_types": "pydantic",
+    "etils": "orbax-checkpoint",
+    "jaxlib": "jax",
+    "markupsafe": "jinja2",
+    "orbax": "orbax-checkpoint",
+    "scipy": "jax",
+    "yaml": "pyyaml",
+}
+
+
+def test_every_import_is_a_dependency():
+    names = {requirement.name for requirement in CORE}
+    assert set(BROUGHT.values()) <= names
+    declared = {name.replace("-", "_") for name in names} | {"reasoning_gym"} | set(BROUGHT)
+    imported = {name.split(".")[0] for path in PACKAGE.rglob("*.py") for name in imports_of(path)}
+    assert imported - sys.stdlib_module_names - {"t2g_jax"} <= declared
+
+
+def test_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", t2g_jax.__version__)
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "t2g_jax.__version__"
+
+
+def test_every_data_file_is_packaged():
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["t2g_jax"]
+    packaged = {path for pattern in patterns for path in PACKAGE.glob(pattern)}
+    ignored = (".py", ".pyc")
+    files = {
+        path
+        for path in PACKAGE.rglob("*")
+        if path.is_file()
+        and path.suffix not in ignored
+        and "/." not in str(path.relative_to(PACKAGE.parent))
+    }
+    assert files <= packaged
+
+
+def test_every_folder_with_code_is_a_package():
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    assert [folder for folder in folders if not (folder / "__init__.py").exists()] == []
+
+
+# The stairs go down only: a floor imports from itself and from those below.
+GROUND = {"losses", "advantages", "chunked", "kl", "logprobs", "numerics", "reductions", "spans"}
+GROUND_LIBRARIES = {"jax", "numpy", "optax", "einops", "rapidfuzz"}
+TOP = {"methods", "phases", "report", "cli", "config", "sections", "__main__"}
+CONFIG = {"config", "sections"}
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            if node.module == "t2g_jax":
+                yield from (f"t2g_jax.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def modules():
+    paths = {path.relative_to(PACKAGE): path for path in sorted(PACKAGE.rglob("*.py"))}
+    rooms = {name: name.with_suffix("").parts[0] for name in paths}
+    return [
+        pytest.param(rooms[name], path, id=str(name))
+        for name, path in paths.items()
+        if rooms[name] != "__init__"
+    ]
+
+
+@pytest.mark.parametrize(("room", "path"), modules())
+def test_stairs_go_down_only(room, path):
+    imported = set(imports_of(path))
+    ours = {name.split(".")[1] for name in imported if name.startswith("t2g_jax.")}
+    libraries = {name.split(".")[0] for name in imported} - {"t2g_jax"}
+    if room in GROUND:
+        assert ours <= GROUND | {"errors"}
+        assert libraries - sys.stdlib_module_names <= GROUND_LIBRARIES
+    elif room not in TOP:
+        assert not ours & (TOP - CONFIG)
