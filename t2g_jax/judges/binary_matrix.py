@@ -1,0 +1,97 @@
+"""A program that says which distances in a binary matrix are wrong: too small or too large."""
+
+from collections.abc import Iterator
+
+from t2g_jax.judges.base import (
+    Critique,
+    CritiqueLevel,
+    JudgeError,
+    phrase,
+    quote_at,
+    quote_box,
+    quote_last_line,
+)
+from t2g_jax.tasks.base import Example
+from t2g_jax.tasks.binary_matrix import Cell, Grid, parse, values
+from t2g_jax.tasks.boxed import find_boxed
+
+
+class BinaryMatrixJudge:
+    """Quotes every cell, good or poor; names wrong cells as too small or too large, no more.
+
+    Args:
+      level: how much the text says; the quotes are the same at every level.
+      max_listed: errors that the text lists one by one at CritiqueLevel.WHERE.
+    """
+
+    name = "binary_matrix"
+
+    def __init__(self, level: CritiqueLevel, *, max_listed: int = 8) -> None:
+        self.level = level
+        self.max_listed = max_listed
+
+    def critique(self, example: Example, completion: str) -> Critique:
+        """Raises JudgeError if the example's own answer is not a matrix."""
+        solution = _solution(example)
+        n = len(solution)
+        box = find_boxed(completion)
+        if box is None:
+            return Critique("No answer in \\boxed{}.", quote_last_line(completion, -1.0))
+        rows = parse(box.content, n)
+        if rows is None:
+            text = "The answer in \\boxed{} is not a matrix of numbers."
+            return Critique(text, quote_box(completion, box, -1.0))
+        text = "Correct." if values(rows) == solution else self._describe(rows, solution)
+        # Cells are placed within the box, quotes within the completion.
+        spans = _spans(rows, solution)
+        quotes = [quote_at(completion, box.start + s, box.start + e, r) for s, e, r in spans]
+        if len(rows) < n:  # what is poor about missing rows is to have stopped there
+            quotes.append(quote_at(completion, box.end, box.end + 1, -1.0))
+        return Critique(text, tuple(quotes))
+
+    def _describe(self, rows: list[list[Cell]], solution: Grid) -> str:
+        n = len(solution)
+        shape = [f"There are {len(rows)} rows, not {n}."] if len(rows) != n else []
+        for r, row in enumerate(rows[:n], start=1):
+            if len(row) != n:
+                shape.append(f"Row {r} has {len(row)} numbers, not {n}.")
+        signs = {+1: "too large", -1: "too small"}
+        wrong = [(r, c, s) for r, c, _, s in _compare(rows, solution) if s != 0]
+        counts = [
+            f"{k} too {word}"
+            for sign, word in ((-1, "small"), (+1, "large"))
+            if (k := sum(s == sign for _, _, s in wrong))
+        ]
+        what = ["Wrong shape."] if shape else []
+        what += [f"Wrong cells: {', '.join(counts)}."] if counts else []
+        where = shape + [f"Row {r + 1}, column {c + 1} is {signs[s]}." for r, c, s in wrong]
+        return phrase(self.level, what=" ".join(what), where=where, max_listed=self.max_listed)
+
+
+def _solution(example: Example) -> Grid:
+    size = len(example.answer.splitlines())
+    rows = parse(example.answer, size)
+    if rows is None or any(len(row) != size for row in rows):
+        raise JudgeError(f"{example.id}: its answer is not a square matrix: {example.answer!r:.60}")
+    return values(rows)
+
+
+def _compare(rows: list[list[Cell]], solution: Grid) -> Iterator[tuple[int, int, Cell, int]]:
+    """Row, column, cell, and the sign of its error; rows of a wrong length are left out."""
+    for r, (row, right_row) in enumerate(zip(rows, solution, strict=False)):
+        if len(row) == len(right_row):
+            for c, (cell, right) in enumerate(zip(row, right_row, strict=True)):
+                yield r, c, cell, (cell.value > right) - (cell.value < right)
+
+
+def _spans(rows: list[list[Cell]], solution: Grid) -> list[tuple[int, int, float]]:
+    """Start, end, reward within the box: cell by cell, or a row of wrong length as a whole."""
+    cells = [
+        (cell.start, cell.end, -1.0 if sign else 1.0)
+        for _, _, cell, sign in _compare(rows, solution)
+    ]
+    n = len(solution)
+    misfits = [
+        (row[0].start, row[-1].end, -1.0) for r, row in enumerate(rows) if r >= n or len(row) != n
+    ]
+    return sorted(cells + misfits)

@@ -1,0 +1,78 @@
+"""Tasks: prompts, a reward, and where a program can give one, a critique."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from t2g_jax.tasks.base import Example, Floor, Score, Task, TaskError
+
+if TYPE_CHECKING:
+    from t2g_jax.tasks.reasoning import ReasoningTask
+
+__all__ = ["Example", "Floor", "Score", "Task", "TaskError", "make_task"]
+
+NAMES = ("binary_matrix", "knights_knaves", "shortest_path")
+
+
+def make_task(
+    name: str,
+    *,
+    preset: str = "paper",
+    settings: Mapping[str, float] | None = None,
+    seed: int = 0,
+    train_size: int = 19_800,
+    test_size: int = 200,
+    prompt_style: str = "full",
+    mistakes: Mapping[str, float] | None = None,
+) -> "ReasoningTask":
+    """One of the puzzles of RLTF (arXiv 2602.02482), made by the reasoning-gym library.
+
+    With the defaults, the test split holds the very puzzles that the paper was evaluated on.
+
+    Args:
+      name: "binary_matrix", "knights_knaves" or "shortest_path".
+      preset: difficulty; "paper", or "tiny" for a small model.
+      settings: settings of the reasoning-gym dataset that replace the preset's.
+      seed: seed of the puzzles.
+      train_size, test_size: examples in each split. Neither changes what the other split holds,
+        save that training puzzles never equal a test puzzle.
+      prompt_style: "full" for reasoning-gym's question, "short" for a few words.
+      mistakes: how often, relative to each other, `demonstrate` makes each kind of mistake.
+
+    Raises:
+      TaskError: an unknown name, or a value that cannot be used.
+    """
+    if name not in NAMES:
+        raise TaskError(f"task: unknown name {name!r}; known: {', '.join(NAMES)}")
+    return _puzzle_class(name)(
+        preset=preset,
+        settings=settings,
+        seed=seed,
+        train_size=train_size,
+        test_size=test_size,
+        prompt_style=prompt_style,
+        mistakes=mistakes,
+    )
+
+
+def _puzzle_class(name: str) -> type["ReasoningTask"]:
+    # reasoning-gym takes a second to import: only those who use it wait.
+    try:
+        match name:
+            case "binary_matrix":
+                from t2g_jax.tasks.binary_matrix import BinaryMatrix
+
+                return BinaryMatrix
+            case "knights_knaves":
+                from t2g_jax.tasks.knights_knaves import KnightsKnaves
+
+                return KnightsKnaves
+            case _:
+                from t2g_jax.tasks.shortest_path import ShortestPath
+
+                return ShortestPath
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "reasoning_gym":
+            raise
+        raise TaskError(
+            f"task: {name} needs the reasoning-gym package: pip install 't2g_jax[tasks]'"
+        ) from error

@@ -1,0 +1,163 @@
+"""Binary matrices: how far is each cell from the nearest 0, going up, down, left and right?"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from reasoning_gym.algorithmic.binary_matrix import QUESTION_TEMPLATE, BinaryMatrixConfig
+
+from t2g_jax.judges.base import CritiqueLevel, Judge
+from t2g_jax.tasks.base import Example, Floor
+from t2g_jax.tasks.boxed import boxed
+from t2g_jax.tasks.reasoning import ReasoningTask
+
+Grid = list[list[int]]
+
+
+class BinaryMatrix(ReasoningTask[Grid, Grid]):
+    """Binary matrices of reasoning-gym, each with at least one 0."""
+
+    name = "binary_matrix"
+    gym_config = BinaryMatrixConfig
+    presets = {
+        "paper": {"min_n": 3, "max_n": 5, "p_zero": 0.25},
+        "tiny": {"min_n": 3, "max_n": 4, "p_zero": 0.25},
+    }
+    default_mistakes = {"copy": 0.1, "rows": 0.3, "columns": 0.3, "diagonals": 0.3}
+    """copy: the matrix itself; rows, columns: looks only along those; diagonals: counts a step
+    across a corner as one."""
+
+    def draw(self, rng: random.Random) -> Grid:
+        n = rng.randint(self.settings["min_n"], self.settings["max_n"])
+        p_zero = self.settings["p_zero"]
+        cells = [0] + [0 if rng.random() < p_zero else 1 for _ in range(n * n - 1)]
+        rng.shuffle(cells)
+        return [cells[i * n : (i + 1) * n] for i in range(n)]
+
+    def build(self, ticket: Grid) -> Grid:
+        return ticket
+
+    def content(self, puzzle: Grid) -> str:
+        return to_text(puzzle)
+
+    def example(self, puzzle: Grid, id: str) -> Example:
+        matrix = to_text(puzzle)
+        if self.prompt_style == "full":
+            question = QUESTION_TEMPLATE.format(matrix=matrix).strip()
+            prompt = f"{question}\n\nPut your final answer in \\boxed{{}}, one row on each line."
+        else:
+            prompt = f"Distance to the nearest 0 for each cell:\n{matrix}\nAnswer in \\boxed{{}}."
+        answer = to_text(nearest_zero(puzzle, _taxicab))
+        return Example(id, prompt, answer, {"matrix": puzzle})
+
+    def is_correct(self, example: Example, answer: str) -> bool:
+        rows = parse(answer, len(example.metadata["matrix"]))
+        return rows is not None and to_text(values(rows)) == example.answer
+
+    def floor(self, examples: Sequence[Example]) -> Floor:
+        """Copying the input, or the most common answer for each size."""
+        if not examples:
+            raise ValueError("floor: needs at least one example")
+        copies = sum(e.answer == to_text(e.metadata["matrix"]) for e in examples)
+        by_size: dict[int, Counter[str]] = {}
+        for e in examples:
+            by_size.setdefault(len(e.metadata["matrix"]), Counter())[e.answer] += 1
+        constants = sum(answers.most_common(1)[0][1] for answers in by_size.values())
+        if copies >= constants:
+            return Floor(copies / len(examples), "copies the input")
+        return Floor(constants / len(examples), "gives one fixed answer for each size")
+
+    def solve(self, example: Example) -> str:
+        return boxed(example.answer)
+
+    def demonstrate(self, example: Example, rng: random.Random) -> str:
+        metric = _METRICS[self.pick_mistake(rng)]
+        return boxed(to_text(nearest_zero(example.metadata["matrix"], metric)))
+
+    def judge(self, level: CritiqueLevel) -> Judge:
+        from t2g_jax.judges.binary_matrix import BinaryMatrixJudge
+
+        return BinaryMatrixJudge(level)
+
+
+# --- Distances -----------------------------------------------------------------------------------
+
+Metric = Callable[[int, int], int | None]
+"""Rows apart, columns apart → distance; None if a solver of that kind does not see the 0 at all."""
+
+
+def _taxicab(rows: int, columns: int) -> int:
+    return rows + columns
+
+
+_METRICS: dict[str, Metric] = {
+    "copy": lambda rows, columns: 0 if rows == columns == 0 else None,
+    "rows": lambda rows, columns: columns if rows == 0 else None,
+    "columns": lambda rows, columns: rows if columns == 0 else None,
+    "diagonals": max,
+}
+
+
+def nearest_zero(matrix: Grid, metric: Metric) -> Grid:
+    """Distance from each cell to its nearest 0; a cell that sees no 0 stays the 1 that it is."""
+    zeros = [(r, c) for r, row in enumerate(matrix) for c, cell in enumerate(row) if cell == 0]
+
+    def distance(row: int, column: int) -> int:
+        seen = (metric(abs(row - r), abs(column - c)) for r, c in zeros)
+        return min((d for d in seen if d is not None), default=1)
+
+    return [[distance(r, c) for c in range(len(row))] for r, row in enumerate(matrix)]
+
+
+# --- Text ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number and where it stands in the text: int(text[start:end]) == value."""
+
+    value: int
+    start: int
+    end: int
+
+
+# A number, the end of a row, or what may stand between: lists as in Python or JSON, and LaTeX.
+_PARTS = re.compile(
+    r"(?P<number>-?[0-9]{1,9}(?![0-9]))"
+    r"|(?P<end>[\n\r\v\f\x1c-\x1e\x85\u2028\u2029;\]]|\\\\)"
+    r"|(?P<between>[\s,&|\[()$]|\\(?:begin|end)\{[a-z]{0,9}matrix\}|\\(?:left|right))"
+)
+
+
+def to_text(grid: Grid) -> str:
+    """One line for each row, one blank between cells."""
+    return "\n".join(" ".join(map(str, row)) for row in grid)
+
+
+def values(rows: Sequence[Sequence[Cell]]) -> Grid:
+    """The numbers alone."""
+    return [[cell.value for cell in row] for row in rows]
+
+
+def parse(text: str, n: int) -> list[list[Cell]] | None:
+    """The rows of numbers in `text`, of whatever shape; None if it holds anything else, or nothing.
+
+    Lines, lists and LaTeX matrices are understood. n² numbers in a single row are taken for n rows.
+    """
+    rows: list[list[Cell]] = [[]]
+    position = 0
+    while position < len(text):
+        part = _PARTS.match(text, position)
+        if part is None:
+            return None
+        if part["number"]:
+            rows[-1].append(Cell(int(part[0]), part.start(), part.end()))
+        elif part["end"]:
+            rows.append([])
+        position = part.end()
+    rows = [row for row in rows if row]
+    if len(rows) == 1 and len(rows[0]) == n * n:
+        rows = [rows[0][i * n : (i + 1) * n] for i in range(n)]
+    return rows or None
