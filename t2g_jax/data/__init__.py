@@ -1,0 +1,1 @@
+"""Tokenizers, record formats and batches."""

@@ -1,0 +1,492 @@
+"""Text to tokens and back: the only place that renders chats, and the only one that reads text.
+
+Text can never write a control token: "<|end|>" in a user's message is seven ordinary characters.
+"""
+
+import json
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+Message = Mapping[str, str]
+
+SPECIAL_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{%- if message['role'] not in ['system', 'user', 'assistant'] -%}
+{{- raise_exception('this template has no role ' + message['role']) -}}
+{%- endif -%}
+{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{- '<|assistant|>' -}}
+{%- endif -%}
+"""
+
+# Words of two letters or more, with the space before them; runs of punctuation likewise; else one
+# character at a time. So a digit, a newline, and a letter or sign that stands alone are the same
+# token in every cell of a grid, and the space between two cells is a token of its own.
+_PIECES = r" ?[\p{L}\p{M}]{2,}| ?[^\s\p{L}\p{M}\p{N}]{2,}|\p{N}|\n|[^\S\n]+(?!\S)|[^\S\n]|[^\s]"
+
+_ROLES = ("system", "user", "assistant", "tool")
+# What the assistant is made to say to see what a template writes around it.
+_QUESTION, _ANSWER = "Xquestion", "Xanswer"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> None:
+    """Learns a byte-level BPE tokenizer and saves it, with a chat template, for `ChatTokenizer`.
+
+    Any Unicode text survives encoding and decoding. "0 1\\n1 0" is one token per digit, space and
+    newline: the cells of a grid stand at regular positions. Folder and contents appear at once.
+
+    Args:
+      texts: what to learn the merges from.
+      vocab_size: tokens in all, of which 256 are bytes and 5 special. Fewer are made if the texts
+        have no more pairs to merge.
+      directory: where tokenizer.json, tokenizer_config.json and chat_template.jinja go.
+
+    Raises:
+      ValueError: vocab_size has no room for the bytes and the special tokens.
+    """
+    if vocab_size < 256 + len(SPECIAL_TOKENS):
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: 256 bytes and {len(SPECIAL_TOKENS)} special "
+            f"tokens need {256 + len(SPECIAL_TOKENS)}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|system|>", "<|user|>", "<|assistant|>"],
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    ChatTokenizer(wrapped).save(directory)
+
+
+class ChatTokenizer:
+    """A Hugging Face fast tokenizer with its chat template.
+
+    Attributes:
+      vocab_size: 1 + the largest token id.
+      end_id: the token that ends an assistant's turn: what the template writes after it, else eos.
+      stop_ids: tokens that end a completion: `end_id` and eos, which may be the same.
+      pad_id: fills rows; `end_id` if the tokenizer has none. It may equal eos, so masks are made
+        from lengths, never from ids.
+    """
+
+    vocab_size: int
+    end_id: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        template_options: Mapping[str, Any] | None = None,
+    ):
+        """Wraps a tokenizer.
+
+        Args:
+          tokenizer: a fast tokenizer with a chat template.
+          template_options: variables for the template, such as `enable_thinking=False`, or
+            `date_string` for a template that otherwise writes today's date.
+
+        Raises:
+          ValueError: it is not fast, has no chat template, or no token that ends a turn.
+        """
+        self.name = str(tokenizer.name_or_path or type(tokenizer).__name__)
+        if not tokenizer.is_fast:
+            raise ValueError(f"{self.name}: not a fast tokenizer; save one with a tokenizer.json")
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"{self.name}: the tokenizer has no chat template; use the tokenizer of a chat "
+                "model, or put a chat_template.jinja beside its tokenizer.json"
+            )
+        self.hugging_face = tokenizer
+        self._options = dict(template_options or {})
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
+
+        added = self._backend.get_added_tokens_decoder()
+        self._special_ids = {i for i, token in added.items() if token.special}
+        template = tokenizer.get_chat_template()
+        written = {
+            token.content
+            for token in added.values()
+            if not token.special and not token.content.isspace() and token.content in template
+        }
+        special = {added[i].content for i in self._special_ids}
+        self._special, self._control = _any_of(special), _any_of(special | written)
+        self._written = _any_of(written)
+        nonce = secrets.token_hex(8)
+        self._spelling = {
+            token.content: f"\ue000{nonce}:{i}\ue001"
+            for i, token in added.items()
+            if token.content in special | written
+        }
+        self._writer = _respell(self._backend, self._spelling, self.name)
+
+        eos = tokenizer.eos_token_id
+        end = self._end_of_turn()
+        if end is None and eos is None:
+            raise ValueError(
+                f"{self.name}: nothing ends a turn; set eos_token in tokenizer_config.json"
+            )
+        self.end_id = eos if end is None else end
+        self.stop_ids = tuple(dict.fromkeys(i for i in (self.end_id, eos) if i is not None))
+        self.pad_id = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, *, template_options: Mapping[str, Any] | None = None
+    ) -> "ChatTokenizer":
+        """Reads the tokenizer in a folder; runs no code from it and downloads nothing.
+
+        Raises:
+          FileNotFoundError: no such folder, or no tokenizer in it.
+          ValueError: as the constructor.
+        """
+        directory = Path(directory)
+        if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+            state = "has no tokenizer.json" if directory.is_dir() else "is no folder"
+            get = f"hf download <model> --include '*token*' '*.jinja' --local-dir {directory}"
+            raise FileNotFoundError(
+                f"{directory} {state}; make a tokenizer there with `train_tokenizer`, or get one "
+                f"with `{get}`"
+            )
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            directory, trust_remote_code=False, local_files_only=True
+        )
+        return cls(tokenizer, template_options=template_options)
+
+    def save(self, directory: str | Path) -> None:
+        """Writes a folder that `load` reads. A new folder appears whole or not at all."""
+        directory = Path(directory)
+        if directory.exists():
+            self.hugging_face.save_pretrained(directory)
+            return
+        partial = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}.partial")
+        self.hugging_face.save_pretrained(partial)
+        try:
+            partial.rename(directory)
+        except OSError:
+            shutil.rmtree(partial)
+            if not directory.exists():  # else another process was first
+                raise
+
+    def encode(self, text: str) -> list[int]:
+        """Tokens of a piece of text: no BOS, and no special tokens even if the text spells them.
+
+        Added tokens that are not special, such as <think>, are still recognised.
+        """
+        return self._encode(self._written.sub(lambda m: self._spelling[m[0]], text)).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """Text of tokens, exactly as written; bytes that are not UTF-8 become U+FFFD."""
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def render(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool = True
+    ) -> list[int]:
+        """Tokens of a conversation, by the tokenizer's own chat template.
+
+        The template writes every control token, BOS among them: none is added, and none comes from
+        a message. Messages of the assistant may hold added tokens that are not special (<think>).
+
+        Args:
+          messages: dicts of "role" (system, user, assistant or tool) and "content".
+          add_generation_prompt: end with the opening of the assistant's next turn.
+
+        Raises:
+          ValueError: no messages, one that is malformed, or one that the template refuses.
+        """
+        return self._encode(self._template(messages, add_generation_prompt)).ids
+
+    def next_turn(self, user_text: str, *, ended: bool) -> list[int]:
+        """Tokens that follow a sampled completion: its end, the user's turn, the next opening.
+
+        What was sampled stays as it was sampled. The tokens are those that the template writes
+        after an assistant's message in the middle of a conversation.
+
+        Args:
+          user_text: what the user says next.
+          ended: whether the completion already ends with a stop token.
+
+        Raises:
+          ValueError: the template rewrites earlier turns, so that appending to them would not give
+            the conversation it renders.
+        """
+        opened = self._template([{"role": "user", "content": _QUESTION}], True)
+        text, answer_end = self._after_answer(user_text)
+        if not (text.startswith(opened) and text[len(opened) :].lstrip().startswith(_ANSWER)):
+            raise ValueError(
+                f"{self.name}: its chat template writes earlier turns differently from the turn "
+                "being sampled, so no turn can be appended; choose other template_options (such "
+                "as enable_thinking) or another chat template"
+            )
+        ids = self._tokens_from(text, answer_end)
+        end = self._first_control(ids)
+        return ids[end + 1 :] if ended and end is not None else ids
+
+    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+        """Where each token is in `decode(ids)`, without encoding that text again.
+
+        Sampled tokens need not be those that encoding would give. Tokens that share a character
+        (its bytes, spread over them) all get it. Special tokens, and ids that the tokenizer does
+        not know, have zero width.
+
+        Returns:
+          [(start, end)] in characters, end exclusive, one per token.
+        """
+        ids = [int(i) for i in ids]
+        text = self.decode(ids)
+        if self._is_byte_level:
+            pieces = [b"" if self._is_silent(i) else self._bytes(i) for i in ids]
+            chars, start_of = _decode_bytes(b"".join(pieces))
+            if chars == text:
+                return _byte_offsets(pieces, start_of, len(text))
+        return self._prefix_offsets(ids, text)
+
+    # Rendering
+
+    def _encode(self, text: str) -> Any:
+        try:
+            return self._writer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            raise ValueError(f"not Unicode text (a lone surrogate?): {text[:80]!r}") from None
+
+    def _template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
+        """The conversation as text, control tokens of the template in their secret spelling."""
+        if not messages:
+            raise ValueError("no messages to render")
+        for message in messages:
+            if set(message) != {"role", "content"} or not isinstance(message["content"], str):
+                raise ValueError(f"a message has a role and a content of text, got {message!r}")
+            if message["role"] not in _ROLES:
+                raise ValueError(f"role {message['role']!r} is none of {', '.join(_ROLES)}")
+        # A mark before each control token spelled in a message, then none before the template's.
+        contents = "".join(message["content"] for message in messages)
+        mark = next(c for c in map(chr, range(0xF0000, 0x10FFFE)) if c not in contents)
+        marked = []
+        for message in messages:
+            tokens = self._special if message["role"] == "assistant" else self._control
+            content = tokens.sub(lambda m: mark + m[0], message["content"])
+            marked.append({"role": message["role"], "content": content})
+        try:
+            rendered = self.hugging_face.apply_chat_template(
+                marked,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **self._options,
+            )
+        except jinja2.TemplateError as error:
+            reason = f"{self.name}: the chat template refuses these messages: {error}"
+            raise ValueError(reason) from error
+        either = re.compile(f"{mark}(?:{self._control.pattern})|{self._control.pattern}")
+        text = either.sub(
+            lambda m: m[0] if m[0][0] == mark else self._spelling[m[0]], str(rendered)
+        )
+        return text.replace(mark, "")
+
+    def _after_answer(self, user_text: str) -> tuple[str, int]:
+        """A conversation of question, answer and `user_text`, and where its answer ends."""
+        roles, contents = ("user", "assistant", "user"), (_QUESTION, _ANSWER, user_text)
+        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        text = self._template(messages, True)
+        at = text.find(_ANSWER)
+        if at < 0:
+            raise ValueError(f"{self.name}: its chat template drops earlier answers")
+        return text, at + len(_ANSWER)
+
+    def _tokens_from(self, text: str, at: int) -> list[int]:
+        """Tokens of a rendered text from character `at` on, encoded in their context."""
+        encoding = self._encode(text)
+        for start, end in encoding.offsets:
+            if start < at < end:
+                raise ValueError(
+                    f"{self.name}: what its chat template writes after an answer shares a token "
+                    "with the answer's last word, so no turn can be appended"
+                )
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return [i for i, (start, end) in pairs if start >= at and end > at]
+
+    def _first_control(self, ids: list[int]) -> int | None:
+        """Index of the first token, after white space, if it is a control token."""
+        for at, i in enumerate(ids):
+            if self._backend.id_to_token(i) in self._spelling:
+                return at
+            if self._backend.decode([i], skip_special_tokens=False).strip():
+                return None
+        return None
+
+    def _end_of_turn(self) -> int | None:
+        ids = self._tokens_from(*self._after_answer(_QUESTION))
+        end = self._first_control(ids)
+        return None if end is None else ids[end]
+
+    # Offsets
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        decoder = json.loads(self._backend.to_str())["decoder"] or {}
+        return "ByteLevel" in [
+            decoder.get("type"),
+            *(d["type"] for d in decoder.get("decoders", ())),
+        ]
+
+    def _is_silent(self, i: int) -> bool:
+        return i in self._special_ids or self._backend.id_to_token(i) is None
+
+    def _bytes(self, i: int) -> bytes:
+        token = self._backend.id_to_token(i)
+        try:
+            return bytes(_BYTE_OF[char] for char in token)
+        except KeyError:  # an added token, spelled as it is
+            return token.encode()
+
+    def _prefix_offsets(self, ids: list[int], text: str) -> list[tuple[int, int]]:
+        """Offsets by decoding longer and longer prefixes, for any decoder.
+
+        A token ends where the text decoded up to it stops agreeing with the whole text. Prefixes
+        are decoded from an anchor, moved along where the rest of the text decodes on its own, so
+        the cost grows little faster than the length.
+        """
+        loud = [i for i in ids if not self._is_silent(i)]
+        ends, anchor, origin = [0], 0, 0
+        for k in range(len(loud)):
+            if k - anchor >= 64:
+                rest = self.decode(loud[k:])
+                if text.endswith(rest) and len(text) - len(rest) >= ends[-1]:
+                    anchor, origin = k, len(text) - len(rest)
+            prefix = self.decode(loud[anchor : k + 1])
+            agreed = origin + _agreement(prefix, text[origin : origin + len(prefix)])
+            ends.append(max(agreed, ends[-1]))
+        offsets = list(pairwise(ends))
+
+        # SentencePiece's byte tokens: a run of them is its UTF-8 text, or one U+FFFD each.
+        is_byte = [bool(_BYTE_TOKEN.fullmatch(self._backend.id_to_token(i))) for i in loud]
+        for byte, run in groupby(range(len(loud)), key=is_byte.__getitem__):
+            if byte:
+                tokens = list(run)
+                first, last = ends[tokens[0]], ends[tokens[-1] + 1]
+                sizes = [len(char.encode()) for char in text[first:last]]
+                if len(sizes) == len(tokens):
+                    sizes = [1] * len(tokens)
+                char_of = [first + c for c, size in enumerate(sizes) for _ in range(size)]
+                exact = len(char_of) == len(tokens)
+                for n, k in enumerate(tokens):
+                    offsets[k] = (char_of[n], char_of[n] + 1) if exact else (first, last)
+
+        return _with_silent(offsets, [self._is_silent(i) for i in ids], len(text))
+
+
+def _agreement(a: str, b: str) -> int:
+    """How many characters two strings have in common at their start."""
+    if a == b:
+        return len(a)
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the strings, the longest first; nothing if there are none."""
+    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)")
+
+
+def _respell(tokenizer: Tokenizer, spelling: Mapping[str, str], name: str) -> Tokenizer:
+    """A copy of a tokenizer in which control tokens answer only to their new spelling."""
+    state = json.loads(tokenizer.to_str())
+    state.update(truncation=None, padding=None, post_processor=None)
+    for token in state["added_tokens"]:
+        token["content"] = spelling.get(token["content"], token["content"])
+    model = state["model"]
+    vocab = model["vocab"]
+    if isinstance(vocab, list):  # Unigram: [piece, score]
+        model["vocab"] = [[spelling.get(piece, piece), score] for piece, score in vocab]
+    else:
+        model["vocab"] = {spelling.get(piece, piece): i for piece, i in vocab.items()}
+    if model.get("unk_token") in spelling:
+        model["unk_token"] = spelling[model["unk_token"]]
+    copy = Tokenizer.from_str(json.dumps(state))
+    for token, spelled in spelling.items():
+        if copy.encode(spelled, add_special_tokens=False).ids != [tokenizer.token_to_id(token)]:
+            raise ValueError(f"{name}: its token {token!r} cannot be told apart from text")
+    return copy
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in byte-level BPE (GPT-2's table), inverted."""
+    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in visible]
+    table = {chr(byte): byte for byte in visible}
+    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
+_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+
+
+def _decode_bytes(data: bytes) -> tuple[str, list[int]]:
+    """Text of UTF-8 bytes, U+FFFD for each part that is none, and the character of each byte."""
+    text: list[str] = []
+    char_of: list[int] = []
+    at = 0
+    while at < len(data):
+        try:
+            valid, bad = data[at:].decode(), 0
+        except UnicodeDecodeError as error:
+            valid, bad = data[at : at + error.start].decode(), error.end - error.start
+        for char in valid:
+            char_of += [len(text)] * len(char.encode())
+            text.append(char)
+        if bad:
+            char_of += [len(text)] * bad
+            text.append("\ufffd")
+        at = len(char_of)
+    return "".join(text), char_of
+
+
+def _with_silent(
+    offsets: list[tuple[int, int]], silent: list[bool], length: int
+) -> list[tuple[int, int]]:
+    """Offsets of all tokens from those of the others: a silent one stands before its successor."""
+    left, out = [*offsets, (length, length)][::-1], []
+    for quiet in silent:
+        out.append((left[-1][0], left[-1][0]) if quiet else left.pop())
+    return out
+
+
+def _byte_offsets(pieces: list[bytes], char_of: list[int], length: int) -> list[tuple[int, int]]:
+    offsets, at = [], 0
+    for piece in pieces:
+        start = char_of[at] if at < len(char_of) else length
+        at += len(piece)
+        offsets.append((start, char_of[at - 1] + 1 if piece else start))
+    return offsets

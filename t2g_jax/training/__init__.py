@@ -1,0 +1,1 @@
+"""Train state, step, optimizer, mesh and sharding rules, checkpoints, metrics."""

@@ -1,0 +1,348 @@
+"""Checkpoints of a run, and the parameters that a phase leaves to the next, by Orbax.
+
+Orbax's stable public API is used (`CheckpointManager`): its successor, `orbax.checkpoint.v1`, is
+still only under `orbax.checkpoint.experimental`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+from t2g_jax.errors import T2GError
+
+MARKER = "t2g_checkpoints.json"
+PyTree = Any
+
+
+class Checkpoints:
+    """The checkpoints of one run: a folder, with a subfolder a step.
+
+    A checkpoint is a pytree of arrays (bfloat16 and typed PRNG keys included) and a JSON object
+    about it: phase, config hash, parent, data cursor, controllers. A step appears whole or not at
+    all, and restores onto any mesh. All processes of a run make the same calls.
+
+    Args:
+      directory: local or remote (gs://…); made if missing, unless `read_only`.
+      keep_last: how many of the latest steps are kept.
+      keep_best: (metric name, "max" or "min"): the best step by that metric is kept as well.
+      async_: write in the background; the arrays may be donated as soon as `save` returns.
+      read_only: change nothing, as another run may be writing here.
+      made_by: the command that writes these checkpoints, for the error when there are none.
+
+    Raises:
+      T2GError: the folder holds something else; with `read_only`, there is no checkpoint.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        keep_last: int = 2,
+        keep_best: tuple[str, Literal["max", "min"]] | None = None,
+        async_: bool = True,
+        read_only: bool = False,
+        made_by: str | None = None,
+    ):
+        self.directory = epath.Path(directory)
+        if "://" not in os.fspath(directory):  # Orbax wants absolute paths
+            self.directory = self.directory.expanduser().absolute()
+        self._read_only, self._made_by, self._keep_best = read_only, made_by, keep_best
+        self._saved: int | None = None
+        if keep_last < 1:
+            raise T2GError(f"keep_last is {keep_last}; keep at least 1 to resume from")
+        self._claim()
+
+        managers, handlers = ocp.checkpoint_managers, ocp.handlers
+        keep: list[Any] = [managers.LatestN(keep_last)]
+        if keep_best is not None:
+            keep.append(
+                managers.BestN(
+                    get_metric_fn=self._quality, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        registry = handlers.DefaultCheckpointHandlerRegistry()
+        for item, handler, arguments in (
+            ("state", ocp.PyTreeCheckpointHandler(), (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)),
+            ("meta", ocp.JsonCheckpointHandler(), (ocp.args.JsonSave, ocp.args.JsonRestore)),
+        ):
+            for argument in arguments:
+                registry.add(item, argument, handler)
+        with self._damage_named(None):
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=managers.AnyPreservationPolicy(keep),
+                    best_fn=self._quality if keep_best else None,
+                    create=not read_only,
+                    cleanup_tmp_directories=not read_only,
+                    enable_async_checkpointing=async_,
+                ),
+                handler_registry=registry,
+            )
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps in the folder, ascending."""
+        return sorted(self._manager.all_steps())
+
+    @property
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The best step by `keep_best`, the later of equals; None if no step has the metric."""
+        if self._keep_best is None:
+            raise T2GError("best_step needs keep_best=(metric, 'max' or 'min')")
+        self.wait()
+        quality = {step: self._quality(self._manager.metrics(step) or {}) for step in self.steps}
+        best = max(quality, key=lambda step: (quality[step], step), default=None)
+        return None if best is None or quality[best] == -math.inf else best
+
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        meta: Mapping[str, Any],
+        *,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Saves a step; saving again the step that was just saved does nothing.
+
+        Args:
+          step: above all steps in the folder.
+          state: pytree whose leaves are arrays.
+          meta: JSON-able; `restore` returns it as JSON reads it (tuples become lists).
+          metrics: what `keep_best` compares; without its metric the step is never the best.
+
+        Raises:
+          T2GError: a leaf is no array or has no elements, meta is not JSON, or later steps exist.
+        """
+        if self._read_only:
+            raise T2GError(f"{self.directory} was opened read_only")
+        if step == self._saved:
+            return
+        if later := [s for s in self.steps if s >= step]:
+            raise T2GError(
+                f"cannot save step {step}: {self.directory} has the steps {later}; resume from "
+                f"{later[-1]}, or drop them with discard_after({step - 1})"
+            )
+        for path, leaf in _leaves(state).items():
+            if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
+                raise T2GError(f"{path} is {type(leaf).__name__}; keep arrays in the state")
+            if 0 in leaf.shape:  # Orbax cannot store it, and hangs for minutes on the way out
+                raise T2GError(f"{path} has shape {list(leaf.shape)}; leave empty arrays out")
+        try:
+            # A copy: the caller may change his own while ours is written.
+            meta = json.loads(json.dumps(dict(meta), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise T2GError(f"the meta of step {step} is not JSON: {error}") from error
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
+            metrics=dict(metrics or {}) if self._keep_best else None,
+            force=True,
+        )
+        self._saved = step
+
+    def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict]:
+        """Returns (state, meta) of a step, the latest by default.
+
+        Args:
+          abstract_state: the saved structure with `jax.ShapeDtypeStruct` leaves (or arrays, read
+            for their shape); each leaf goes to its `sharding`, or else to the first device.
+
+        Raises:
+          T2GError: there is no such checkpoint; it has other parameters, shapes or dtypes (named);
+            it is damaged (the step to go back to is named).
+        """
+        return self._restore(abstract_state, step, whole=True)
+
+    def restore_params(
+        self, abstract_params: PyTree, step: int | None = None
+    ) -> tuple[PyTree, dict]:
+        """As `restore`, of the state's `params` alone: the rest is not read."""
+        state, meta = self._restore({"params": abstract_params}, step, whole=False)
+        return state["params"], meta
+
+    def meta(self, step: int | None = None) -> dict[str, Any]:
+        """The meta of a step, the latest by default; reads no array. Raises as `restore`."""
+        step = self._existing(step)
+        with self._damage_named(step):
+            restored = self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            )
+            return restored["meta"]
+
+    def discard_after(self, step: int) -> None:
+        """Deletes the steps above `step`: to go back on purpose, or past a damaged one."""
+        if self._read_only:
+            raise T2GError(f"{self.directory} was opened read_only")
+        self.wait()
+        for later in [s for s in self.steps if s > step]:
+            self._manager.delete(later)
+        self._saved = None
+
+    def wait(self) -> None:
+        """Returns when all that was saved is on disk; raises what went wrong in the background."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, and frees the threads."""
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _restore(self, abstract: PyTree, step: int | None, *, whole: bool) -> tuple[PyTree, dict]:
+        step = self._existing(step)
+        abstract = jax.tree.map(_struct, abstract)
+        with self._damage_named(step):
+            saved = self._manager.item_metadata(step)["state"].tree
+        found = {path: _describe(leaf) for path, leaf in _leaves(saved).items()}
+        expected = {path: _describe(leaf) for path, leaf in _leaves(abstract).items()}
+        self._require_equal(step, expected, found, whole=whole)
+        with self._damage_named(step):
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeRestore(
+                        abstract,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(abstract),
+                        partial_restore=not whole,
+                    ),
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+        state = restored["state"]
+        # On disk a typed key is its uint32 data, so only now can the two be told apart.
+        dtypes = {path: str(leaf.dtype) for path, leaf in _leaves(state).items()}
+        wanted = {path: str(leaf.dtype) for path, leaf in _leaves(abstract).items()}
+        self._require_equal(step, wanted, dtypes, whole=True)
+        return state, restored["meta"]
+
+    def _require_equal(
+        self, step: int, expected: dict[str, str], found: dict[str, str], *, whole: bool
+    ) -> None:
+        paths = expected | found if whole else expected
+        wrong = [
+            f"{path}: expected {expected.get(path, 'nothing')}, found {found.get(path, 'nothing')}"
+            for path in paths
+            if expected.get(path) != found.get(path)
+        ]
+        if wrong:
+            more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+            raise T2GError(
+                f"step {step} in {self.directory} does not fit: {'; '.join(wrong[:5])}{more}. "
+                f"Use the configuration that it was saved with"
+            )
+
+    def _existing(self, step: int | None) -> int:
+        self.wait()
+        steps = self.steps
+        if not steps:
+            raise self._nothing()
+        if step is not None and step not in steps:
+            raise T2GError(f"no step {step} in {self.directory}; it has {steps}")
+        return steps[-1] if step is None else step
+
+    def _claim(self) -> None:
+        """Marks the folder as ours, so that old steps of someone else are never deleted."""
+        held = sorted(p.name for p in self.directory.iterdir()) if self.directory.is_dir() else []
+        if MARKER in held:
+            return
+        if held:
+            raise T2GError(
+                f"{self.directory} is not a checkpoint folder of t2g_jax: it holds {held[:8]}; "
+                f"pass the folder of a run, or a new one"
+            )
+        if self._read_only:
+            raise self._nothing()
+        if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / MARKER).write_text('{"format": 1}\n')
+
+    def _nothing(self) -> T2GError:
+        first = f"run `{self._made_by}` first" if self._made_by else "run the phase that saves it"
+        return T2GError(f"no checkpoint in {self.directory}; {first}, or correct the path")
+
+    @contextlib.contextmanager
+    def _damage_named(self, step: int | None) -> Iterator[None]:
+        """Orbax and TensorStore raise many kinds of errors; ours names the step and the way out."""
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if step is None:
+                raise T2GError(
+                    f"a checkpoint in {self.directory} is damaged ({reason[:200]}); delete its "
+                    f"subfolder"
+                ) from error
+            earlier = [s for s in self.steps if s < step]
+            way_out = (
+                f"go back to step {earlier[-1]} with discard_after({earlier[-1]})"
+                if earlier
+                else "no earlier step is left, delete the folder and start again"
+            )
+            raise T2GError(
+                f"step {step} in {self.directory} is damaged ({reason[:200]}); {way_out}"
+            ) from error
+
+    def _quality(self, metrics: Mapping[str, float]) -> float:
+        name, mode = self._keep_best
+        value = metrics.get(name, math.nan)
+        return -math.inf if math.isnan(value) else value if mode == "max" else -value
+
+
+def save_params(directory: str | os.PathLike[str], params: PyTree, meta: Mapping[str, Any]) -> None:
+    """Writes what a phase leaves behind; an earlier artifact is replaced once this one is whole."""
+    with Checkpoints(directory, keep_last=1, async_=False) as checkpoints:
+        latest = checkpoints.latest_step
+        checkpoints.save(0 if latest is None else latest + 1, {"params": params}, meta)
+
+
+def load_params(
+    directory: str | os.PathLike[str],
+    abstract_params: PyTree,
+    *,
+    step: int | None = None,
+    made_by: str | None = None,
+) -> tuple[PyTree, dict[str, Any]]:
+    """Returns (params, meta) from `save_params`, or from a run's checkpoints (latest by default).
+
+    Raises as `Checkpoints.restore`; `made_by` is the command to name when there is nothing.
+    """
+    with Checkpoints(directory, read_only=True, async_=False, made_by=made_by) as checkpoints:
+        return checkpoints.restore_params(abstract_params, step)
+
+
+def _leaves(tree: PyTree) -> dict[str, Any]:
+    """Leaves by path (params.a.kernel), the same for dataclasses, tuples and their saved form."""
+    flat, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+
+
+def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
+    sharding = getattr(leaf, "sharding", None)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def _describe(leaf: Any) -> str:
+    """dtype[shape] as on disk."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+    return f"{leaf.dtype}{list(leaf.shape)}"

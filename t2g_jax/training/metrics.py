@@ -1,0 +1,170 @@
+"""The log of a run: JSON lines that survive a restart without gaps or repeats, and stage times."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from t2g_jax.errors import T2GError
+
+FILE = "metrics.jsonl"
+_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+class MetricsWriter:
+    """Appends one JSON object a step to `<directory>/metrics.jsonl`.
+
+    Every line has "step", "phase" and "seconds" (wall time since the run began, restarts included,
+    the time between them not), then the metrics. Numbers that JSON does not know are written as
+    the strings "NaN", "Infinity" and "-Infinity"; `read_metrics` turns them back.
+
+    Args:
+      directory: the run's folder.
+      phase: written on every line.
+      resumed_step: the step of the checkpoint that the run continues from; lines of later steps
+        are dropped, as they will be written again. None: the run begins, and no line is kept.
+      enabled: False writes nothing, for all processes but the first.
+
+    Raises:
+      T2GError: the log to continue is damaged (the line is named).
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        phase: str,
+        resumed_step: int | None = None,
+        enabled: bool = True,
+    ):
+        self.path = Path(directory) / FILE
+        self._phase = phase
+        self._file = None
+        before = 0.0
+        if enabled:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = []
+            if resumed_step is not None and self.path.exists():
+                kept = [line for line in read_metrics(self.path) if line["step"] <= resumed_step]
+            before = max((line["seconds"] for line in kept), default=0.0)
+            rewritten = self.path.with_suffix(".incomplete")
+            rewritten.write_text("".join(map(_line, kept)), "utf-8")
+            os.replace(rewritten, self.path)
+            self._file = open(self.path, "a", encoding="utf-8")
+        self._began = time.monotonic() - before
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends a line.
+
+        Args:
+          step: optimizer step that the metrics belong to.
+          metrics: scalars (Python, NumPy or JAX), text or None, by name.
+
+        Raises:
+          T2GError: a value is not a scalar, or a name is taken by the line itself.
+        """
+        if self._file is None:
+            return
+        line = {
+            "step": int(step),
+            "phase": self._phase,
+            "seconds": round(time.monotonic() - self._began, 3),
+        }
+        for name, value in metrics.items():
+            if name in line:
+                raise T2GError(f"metric {name!r} has the name of a column of the log; rename it")
+            line[name] = _scalar(name, value)
+        self._file.write(_line(line))
+        self._file.flush()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a log, oldest first; a last line that was cut short is left out.
+
+    Args:
+      path: a `metrics.jsonl`, or the folder that holds it.
+
+    Raises:
+      T2GError: there is no log, or a line is damaged (file and line are named).
+    """
+    path = Path(path)
+    path = path / FILE if path.is_dir() else path
+    if not path.exists():
+        raise T2GError(f"no metrics in {path}; correct the path, or run the phase that writes it")
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    lines = []
+    for number, text in enumerate(whole.split(b"\n") if whole else [], start=1):
+        try:
+            line = json.loads(text)
+            line["step"], line["seconds"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise T2GError(f"{path}, line {number} is damaged ({error}); delete it") from error
+        lines.append(
+            {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
+        )
+    return lines
+
+
+class Stopwatch:
+    """Seconds by stage of a step, for tokens per second in the log.
+
+    >>> watch = Stopwatch()
+    >>> with watch.stage("sample"):
+    ...     pass
+    >>> list(watch.lap())
+    ['sample']
+
+    JAX returns before the device is done: block on the results inside the stage.
+    """
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to `name`, also when it raises."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - began
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+
+    def lap(self) -> dict[str, float]:
+        """The seconds by stage since the last lap, in the order the stages were first entered."""
+        seconds, self._seconds = self._seconds, {}
+        return seconds
+
+
+def _scalar(name: str, value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if getattr(value, "size", None) == 1 and hasattr(value, "item"):
+        return value.item()
+    kind = f"{type(value).__name__} of shape {getattr(value, 'shape', None)}"
+    raise T2GError(f"metric {name!r} is a {kind}; log a scalar, such as its mean")
+
+
+def _line(line: Mapping[str, Any]) -> str:
+    def writable(value):
+        if not isinstance(value, float) or math.isfinite(value):
+            return value
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+    return json.dumps({k: writable(v) for k, v in line.items()}, allow_nan=False) + "\n"
