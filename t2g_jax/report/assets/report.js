@@ -1,0 +1,328 @@
+// Draws the token heat maps page by page and reads values out under the pointer or the arrow keys.
+// Model text is only ever put into text nodes.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const tip = document.getElementById("tip");
+  const PER_PAGE = 5;
+
+  function make(tag, className, ...children) {
+    const element = document.createElement(tag);
+    if (className) element.className = className;
+    element.append(...children);
+    return element;
+  }
+
+  // ---- Numbers and invisible characters, written so that a person can read them
+  const signed = (value, digits = 3) =>
+    value === null ? "–" : (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
+  const plain = (value) => {
+    const size = Math.abs(value);
+    const text = value === 0 || (size >= 0.001 && size < 100) ? size.toFixed(3)
+      : size >= 100 && size < 1e6 ? size.toFixed(1) : size.toExponential(2);
+    return (value < 0 ? "−" : "") + text;
+  };
+  const code = (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
+  const harmless = (text) =>  // without controls, and without what would reorder the text around it
+    text.replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, code);
+  const visible = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
+    (c) => ({ "\n": "↵", "\t": "⇥", "\r": "␍" })[c] ?? code(c));
+
+  // ---- The read-out, kept beside whatever `boxOf` measures while the page scrolls
+  let boxOf = null;
+  function showTip(measure, heading, pairs) {
+    tip.replaceChildren(make("div", "head", heading),
+      ...pairs.map(([name, value]) => make("div", "pair", make("span", "", name), make("span", "", value))));
+    tip.hidden = false;
+    boxOf = measure;
+    placeTip();
+  }
+  function placeTip() {
+    if (tip.hidden) return;
+    const box = boxOf(), { width, height } = tip.getBoundingClientRect();
+    const left = Math.min(Math.max(8, box.left + box.width / 2 - width / 2), innerWidth - width - 8);
+    const top = box.top - height - 8 > 4 ? box.top - height - 8 : box.bottom + 8;
+    tip.style.transform = `translate(${left}px, ${top}px)`;
+  }
+  const hideTip = () => { tip.hidden = true; };
+  addEventListener("scroll", placeTip, { passive: true, capture: true });
+
+  // ---- Charts
+  function chartReader(svg, chart) {
+    const box = svg.querySelector(".axis");
+    const left = +box.getAttribute("x1"), right = +box.getAttribute("x2"), bottom = +box.getAttribute("y1");
+    const top = 12;
+    const steps = [...new Set(chart.lines.flatMap((line) => line.steps))]
+      .filter((x) => x !== null).sort((a, b) => a - b);
+    if (!steps.length) return;
+    const [x0, x1] = chart.xRange, [y0, y1] = chart.yRange;
+    const px = (x) => left + (x - x0) / (x1 - x0) * (right - left);
+    const py = (y) => bottom - (y - y0) / (y1 - y0) * (bottom - top);
+    const overlay = document.createElementNS(svg.namespaceURI, "g");
+    svg.append(overlay);
+    let at = steps.length - 1;
+
+    function nearest(line, x) {
+      let best = -1;
+      line.steps.forEach((s, i) => {
+        if (s !== null && line.values[i] !== null
+            && (best < 0 || Math.abs(s - x) < Math.abs(line.steps[best] - x))) best = i;
+      });
+      return best;
+    }
+    function add(tag, className, attributes) {
+      const element = document.createElementNS(svg.namespaceURI, tag);
+      element.setAttribute("class", className);
+      for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+      overlay.append(element);
+    }
+    function show(index) {
+      at = Math.max(0, Math.min(steps.length - 1, index));
+      const x = steps[at], pairs = [];
+      overlay.replaceChildren();
+      add("line", "cross", { x1: px(x), x2: px(x), y1: top, y2: bottom });
+      for (const line of chart.lines) {
+        const i = nearest(line, x);
+        if (i < 0) continue;
+        const value = line.values[i];
+        const away = line.steps[i] === x ? "" : ` (at ${line.steps[i].toLocaleString("en")})`;
+        pairs.push([line.label + away, chart.percent ? `${(100 * value).toFixed(1)} %` : plain(value)]);
+        add("circle", `after c${line.colour}`, { cx: px(line.steps[i]), cy: py(value), r: 3.5 });
+      }
+      showTip(() => {
+        const { left, top, bottom, width } = svg.getBoundingClientRect();
+        return { left: left + px(x) * width / svg.viewBox.baseVal.width, width: 0, top, bottom };
+      }, `${chart.x} ${x.toLocaleString("en")}`, pairs);
+    }
+    function hide() { overlay.replaceChildren(); hideTip(); }
+    svg.addEventListener("pointermove", (event) => {
+      const frame = svg.getBoundingClientRect();
+      const x = x0 + ((event.clientX - frame.left) * svg.viewBox.baseVal.width / frame.width - left)
+        / (right - left) * (x1 - x0);
+      let best = 0;
+      steps.forEach((s, i) => { if (Math.abs(s - x) < Math.abs(steps[best] - x)) best = i; });
+      show(best);
+    });
+    svg.addEventListener("pointerleave", hide);
+    svg.addEventListener("blur", hide);
+    svg.addEventListener("keydown", (event) => {
+      const move = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: steps.length - 1 }[event.key];
+      if (event.key === "Escape") hide();
+      if (move === undefined) return;
+      event.preventDefault();
+      show(tip.hidden ? at : move);
+    });
+  }
+  document.querySelectorAll("[data-chart]").forEach((svg) => chartReader(svg, data.charts[svg.dataset.chart]));
+
+  // ---- Token heat maps
+  const cards = document.getElementById("cards");
+  if (!cards) return;
+  const samples = data.samples.map((sample, index) => ({ ...sample, index }));
+  const NAMES = { predicted: "Predicted span reward", true: "True label", advantage: "Advantage" };
+  const has = (which) => samples.some((sample) => sample[which].some((value) => value !== null));
+  const views = [
+    ["both", "Predicted and true", has("predicted") && has("true") ? ["predicted", "true"] : null],
+    ...["predicted", "true", "advantage"].map((which) => [which, NAMES[which], has(which) ? [which] : null]),
+  ].filter(([, , panes]) => panes);
+  if (!views.length) views.push(["true", NAMES.true, ["true"]]);
+  let shown = views[0][2], order = samples, page = 0;
+
+  const scaleOf = (which) => (which === "advantage" ? data.advantageScale : 1);
+
+  function token(text, index, value, scale) {
+    const element = make("span", "t", text);
+    element.dataset.i = index;
+    if (value === null) element.classList.add("none");
+    else {
+      const strength = Math.min(1, Math.abs(value) / scale);
+      if (strength >= 0.02) {
+        element.classList.add(value > 0 ? "good" : "poor");
+        element.style.setProperty("--a", strength.toFixed(3));
+        if (strength >= 0.5) element.classList.add("firm");
+      }
+    }
+    return element;
+  }
+
+  // One block a line of text, so that a row of a matrix never wraps and a sentence does.
+  const GRID = /^\s*\S{1,4}(\s+\S{1,4})+\s*$/;
+  function lines(sample, which) {
+    const rows = [];
+    let row;
+    const begin = () => { row = make("div", "row"); row.dir = "auto"; rows.push(row); };
+    const close = () => { if (GRID.test(row.textContent)) row.classList.add("grid-row"); };
+    begin();
+    sample.text.forEach((text, index) => {
+      text.split("\n").forEach((piece, k) => {
+        if (k > 0) {
+          const end = token("", index, sample[which][index], scaleOf(which));
+          end.classList.add("nl");
+          row.append(end);
+          close();
+          begin();
+        }
+        if (piece) row.append(token(harmless(piece), index, sample[which][index], scaleOf(which)));
+      });
+    });
+    close();
+    if (rows.length > 1 && !row.hasChildNodes()) rows.pop();
+    return rows;
+  }
+
+  function pane(sample, which, readers) {
+    const box = make("div", "tokens", ...lines(sample, which));
+    box.tabIndex = 0;
+    box.setAttribute("role", "group");
+    box.setAttribute("aria-label",
+      `${NAMES[which]}, ${sample.text.length} tokens; left and right arrow keys read them`);
+    let at = -1;
+    const spans = (i) => box.querySelectorAll(`[data-i="${i}"]`);
+    const mark = (i, on) => readers.forEach((reader) => reader(i, on));
+    readers.push((i, on) => spans(i).forEach((span) => span.classList.toggle("on", on)));
+    function leave() { if (at >= 0) mark(at, false); at = -1; hideTip(); }
+    function read(i) {
+      leave();
+      at = Math.max(0, Math.min(sample.text.length - 1, i));
+      mark(at, true);
+      const span = spans(at)[0];
+      if (!span) return;
+      const pairs = [];
+      for (const key of ["predicted", "true", "advantage"]) {
+        if (sample[key][at] !== null) pairs.push([NAMES[key], signed(sample[key][at], Number.isInteger(sample[key][at]) ? 0 : 3)]);
+      }
+      const name = make("code", "", `“${visible(sample.text[at])}”`);
+      showTip(() => span.getBoundingClientRect(), name,
+        [[`token ${at + 1} of ${sample.text.length}`, pairs.length ? "" : "no value"], ...pairs]);
+    }
+    box.addEventListener("pointerover", (event) => {
+      const span = event.target.closest("[data-i]");
+      if (span) read(+span.dataset.i); else leave();
+    });
+    box.addEventListener("pointerleave", leave);
+    box.addEventListener("blur", leave);
+    let last = -1;
+    box.addEventListener("keydown", (event) => {
+      if (event.key === "Escape") { leave(); return; }
+      const move = { ArrowLeft: last - 1, ArrowRight: last + 1, Home: 0, End: sample.text.length - 1 }[event.key];
+      if (move === undefined) return;
+      event.preventDefault();
+      const target = Math.max(0, Math.min(sample.text.length - 1, move));
+      spans(target)[0]?.scrollIntoView({ block: "nearest", inline: "nearest" });
+      read(target);
+      last = target;
+    });
+    return make("div", "pane", make("h4", "", NAMES[which]), box);
+  }
+
+  function gap(sample) {
+    let sum = 0, n = 0;
+    sample.predicted.forEach((value, i) => {
+      if (value !== null && sample.true[i] !== null) { sum += Math.abs(value - sample.true[i]); n += 1; }
+    });
+    return n ? sum / n : null;
+  }
+
+  function words(title, text) {
+    const body = make("p", "text" + (text ? "" : " absent"), harmless(text) || "none");
+    body.dir = "auto";
+    return [make("h4", "", title), body];
+  }
+
+  function card(sample) {
+    const anchor = make("a", "anchor", `#${sample.index + 1}`);
+    anchor.href = `#sample-${sample.index + 1}`;
+    const header = make("header", "", make("h3", "", anchor, harmless(sample.title)));
+    const fact = (name, value) => header.append(make("span", "", `${name} `, make("b", "", value)));
+    fact("reward", signed(sample.reward, 2));
+    fact("tokens", String(sample.text.length));
+    const distance = gap(sample);
+    if (distance !== null) fact("mean |predicted − true|", distance.toFixed(3));
+    const prompt = make("div", "prompt text", harmless(sample.prompt));
+    prompt.dir = "auto";
+    prompt.tabIndex = 0;
+    const details = make("details", "", make("summary", "", "Prompt"), prompt);
+    details.open = sample.prompt.length <= 700;
+    const readers = [];
+    const critique = make("div", "critique", ...words("Judge’s critique", sample.critique));
+    if (sample.predictedCritique !== null) {
+      critique.append(...words("Reward model’s critique", sample.predictedCritique));
+    }
+    const panes = make("div", "panes", ...shown.map((which) => pane(sample, which, readers)));
+    const article = make("article", "card", header, details, make("div", "body", panes, critique));
+    article.id = `sample-${sample.index + 1}`;
+    return article;
+  }
+
+  // ---- Toolbar
+  const toolbar = document.getElementById("toolbar");
+  const [sort, find, where, previous, next] =
+    ["sort", "find", "where", "previous", "next"].map((id) => document.getElementById(id));
+
+  function draw() {
+    hideTip();
+    const first = page * PER_PAGE, slice = order.slice(first, first + PER_PAGE);
+    cards.replaceChildren(...(slice.length ? slice.map(card) : [make("p", "empty", "No sample matches.")]));
+    where.textContent = order.length
+      ? `${first + 1}–${first + slice.length} of ${order.length}`
+        + (order.length < samples.length ? ` (${samples.length} in all)` : "")
+      : `0 of ${samples.length}`;
+    previous.disabled = page === 0;
+    next.disabled = first + PER_PAGE >= order.length;
+    const top = scaleOf(shown[0]), digits = top === 1 ? 0 : 2;
+    const [down, up] = shown[0] === "advantage" ? ["discouraged", "encouraged"] : ["poor", "good"];
+    document.getElementById("colour-key").replaceChildren(
+      make("span", "", `${down} ${signed(-top, digits)}`), make("span", "ramp"),
+      make("span", "", `${signed(top, digits)} ${up}`),
+      make("span", "t poor firm", `dotted: ${down}`), make("span", "t good firm", `solid: ${up}`),
+      make("span", "", "from half of full strength. Exact values: hover, or focus and use ← →"));
+  }
+
+  function arrange() {
+    const wanted = find.value.trim().toLowerCase();
+    order = samples.filter((sample) => {
+      if (!wanted) return true;
+      sample.haystack ??= [sample.title, sample.prompt, sample.text.join("")].join("\n").toLowerCase();
+      return sample.haystack.includes(wanted);
+    });
+    const by = (key, sign) => order.sort((a, b) => {
+      const [p, q] = [key(a), key(b)];
+      return (p === null) - (q === null) || sign * (p - q) || a.index - b.index;
+    });
+    if (sort.value === "low") by((sample) => sample.reward, 1);
+    if (sort.value === "high") by((sample) => sample.reward, -1);
+    if (sort.value === "gap") by((sample) => (sample.gap ??= gap(sample)), -1);
+    page = 0;
+    draw();
+  }
+
+  function turn(by) { page += by; draw(); toolbar.scrollIntoView({ block: "start" }); }
+
+  function follow() {
+    const match = /^#sample-(\d+)$/.exec(location.hash);
+    const index = match ? +match[1] - 1 : -1;
+    if (!samples[index]) return;
+    let position = order.indexOf(samples[index]);
+    if (position < 0) { find.value = ""; arrange(); position = order.indexOf(samples[index]); }
+    if (Math.floor(position / PER_PAGE) !== page) { page = Math.floor(position / PER_PAGE); draw(); }
+    document.getElementById(`sample-${index + 1}`)?.scrollIntoView();
+  }
+
+  const segments = toolbar.querySelector(".segments");
+  for (const [name, label, panes] of views) {
+    const radio = make("input");
+    Object.assign(radio, { type: "radio", name: "view", value: name, checked: panes === shown });
+    radio.addEventListener("change", () => { shown = panes; draw(); });
+    segments.append(make("label", "", radio, label));
+  }
+  segments.hidden = views.length < 2;
+  toolbar.addEventListener("submit", (event) => event.preventDefault());
+  sort.addEventListener("change", arrange);
+  find.addEventListener("input", arrange);
+  previous.addEventListener("click", () => turn(-1));
+  next.addEventListener("click", () => turn(1));
+  addEventListener("hashchange", follow);
+  toolbar.hidden = false;
+  draw();
+  follow();
+})();

@@ -1,0 +1,98 @@
+"""How sure an accuracy is: intervals that stay in [0, 1] and respect repeated samples."""
+
+import math
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+
+def wilson_interval(
+    successes: float, trials: float, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Wilson's score interval for a proportion, for *independent* trials.
+
+    (p̂ + z²/2n ± z √(p̂(1−p̂)/n + z²/4n²)) / (1 + z²/n),   p̂ = successes / n.
+
+    "Probable Inference, the Law of Succession, and Statistical Inference", Wilson, JASA 1927.
+    Unlike p̂ ± 1.96 s it is never empty and never leaves [0, 1]: 0 of 200 gives (0, .019).
+
+    Args:
+      successes: number of successes, in [0, trials].
+      trials: n, above 0. Need not be whole (an effective sample size).
+      confidence: probability that the interval covers the truth, in (0, 1).
+
+    Returns:
+      (low, high).
+
+    Raises:
+      ValueError: trials is not positive, or successes is outside [0, trials].
+    """
+    if not trials > 0:
+        raise ValueError(f"trials is {trials}; an interval needs at least one trial")
+    if not 0 <= successes <= trials:
+        raise ValueError(f"successes is {successes}; it must lie in [0, trials] = [0, {trials}]")
+    return _score_interval(successes / trials, trials, float(ndtri(_upper_tail(confidence))))
+
+
+def clustered_interval(correct, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for mean accuracy over prompts when each prompt was sampled several times.
+
+    Samples of one prompt resemble each other, so P·S samples say less than P·S independent trials.
+    With p̂ₚ the mean of prompt p and p̂ the mean of those,
+
+    v = Σₚ (p̂ₚ − p̂)² / (P (P−1)),   n_eff = p̂(1−p̂) / v, at most P·S,
+
+    and the result is Wilson's interval for n_eff trials with Student's t of P−1 degrees of freedom
+    in place of z. v is the cluster-robust variance of p̂, the t quantile pays for estimating it
+    from few prompts, and the score form keeps the interval inside [0, 1] near the ends. When every
+    sample agrees, v = 0 says nothing about the correlation, and each prompt counts as one trial.
+
+    "Evaluating Confidence Interval Methods for Binomial Proportions in Clustered Surveys", Dean and
+    Pagano, J. Surv. Stat. Methodol. 2015 (the modified Wilson interval).
+
+    Args:
+      correct: [P, S] bool or float in [0, 1]: prompt by sample.
+      confidence: probability that the interval covers the truth, in (0, 1).
+
+    Returns:
+      (low, high), containing the mean. One prompt alone gives (0, 1): it cannot tell how prompts
+      differ.
+
+    Raises:
+      ValueError: correct is not [P, S] with P, S ≥ 1, or has a value outside [0, 1].
+    """
+    tail = _upper_tail(confidence)
+    correct = np.asarray(correct, dtype=np.float64)
+    if correct.ndim != 2 or correct.size == 0:
+        raise ValueError(
+            f"correct has shape {correct.shape}; expected [prompts, samples], neither of them 0 "
+            "(one sample a prompt is [P, 1])"
+        )
+    if not ((correct >= 0) & (correct <= 1)).all():
+        raise ValueError("correct has values outside [0, 1]; pass correctness, not the reward")
+    prompts = correct.shape[0]
+    if prompts == 1:
+        return 0.0, 1.0
+    mean = float(correct.mean())
+    variance = float(correct.mean(axis=1).var(ddof=1)) / prompts
+    spread = mean * (1 - mean)
+    if spread <= 1e-12:
+        effective = float(prompts)
+    else:
+        effective = min(spread / variance, correct.size) if variance > 0 else float(correct.size)
+    return _score_interval(mean, effective, float(stdtrit(prompts - 1, tail)))
+
+
+def _score_interval(mean: float, trials: float, quantile: float) -> tuple[float, float]:
+    shrink = quantile**2 / trials
+    centre = mean + shrink / 2
+    half = quantile * math.sqrt(mean * (1 - mean) / trials + shrink / (4 * trials))
+    low, high = (centre - half) / (1 + shrink), (centre + half) / (1 + shrink)
+    # Exact at the ends, where rounding would otherwise leave 1e-17.
+    return (0.0 if mean == 0 else max(low, 0.0)), (1.0 if mean == 1 else min(high, 1.0))
+
+
+def _upper_tail(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie strictly between 0 and 1")
+    return 0.5 + confidence / 2

@@ -1,0 +1,289 @@
+"""The report on a terminal, with rich: tables, coloured tokens, progress.
+
+Text from a model is only ever put into `rich.text.Text`, never into markup, and its control
+characters are made visible first, so that it can neither style nor steer the terminal.
+"""
+
+import math
+import re
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+)
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+
+from t2g_jax.report import formatting
+from t2g_jax.report.contents import Report, TokenCell
+
+# +1 and −1 at full strength, and the ink on them. Readable on light and dark terminals because both
+# colours are set; bold and underline carry the sign where there is no colour.
+_GOOD, _POOR, _INK_ON_COLOUR = (28, 92, 150), (166, 74, 10), "#ffffff"
+_NEUTRAL = (64, 68, 72)
+# C0 and C1 controls (escape sequences start with one), bidirectional overrides, lone surrogates.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def result_table(report: Report) -> Table:
+    """Accuracy before and after, with intervals, floor and cost, one row a method and task."""
+    table = Table(title=_title(report.title), title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("Task", "Method"):
+        table.add_column(name)
+    for name in ("Before", "After", "Gain", "Floor", "Tokens\ntrained", "Time"):
+        table.add_column(name, justify="right", no_wrap=True)
+    previous = None
+    for row in report.results:
+        unit = formatting.unit_scale(
+            (row.before, row.after, row.floor, *row.before_interval, *row.after_interval)
+        )
+        if previous not in (None, row.task):
+            table.add_section()
+        at_floor = row.after_interval[0] <= row.floor
+        table.add_row(
+            _safe(row.task if row.task != previous else ""),
+            _safe(row.method),
+            _measured(row.before, row.before_interval, unit, ""),
+            _measured(row.after, row.after_interval, unit, "yellow" if at_floor else "bold"),
+            _number(formatting.gain(row.before, row.after, unit=unit)),
+            _number(formatting.score(row.floor, unit=unit) + ("\nnot above" if at_floor else "")),
+            _number(formatting.count(row.tokens_trained)),
+            _number(formatting.duration(row.seconds)),
+        )
+        previous = row.task
+    policies = dict.fromkeys(
+        f"floor of {row.task}: {row.floor_policy}" for row in report.results if row.floor_policy
+    )
+    if policies:
+        table.caption = _safe("\n".join(policies))
+        table.caption_justify = "left"
+    return table
+
+
+def class_score_table(report: Report) -> Table:
+    """The reward model's precision, recall and F1 for each token class."""
+    title = _title("Reward model, token by token")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Label")
+    for name in ("Precision", "Recall", "F1", "Tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in report.class_scores:
+        shares = [_number(formatting.percent(v)) for v in (row.precision, row.recall, row.f1)]
+        table.add_row(_safe(row.label), *shares, _number(formatting.count(row.support)))
+    return table
+
+
+def token_line(
+    tokens: Iterable[TokenCell],
+    which: Literal["predicted", "true", "advantage"] = "predicted",
+) -> Text:
+    """A completion with each token on the colour of its value: blue good, orange poor.
+
+    Advantages are scaled by the largest |advantage| of these tokens; the other two are in [-1, 1]
+    already. Below a fifth of full strength a token stays plain; from half of it, good tokens are
+    bold and poor ones underlined. A token without a value is dim.
+
+    Raises:
+      ValueError: `which` is not a field of values of TokenCell.
+    """
+    if which not in ("predicted", "true", "advantage"):
+        raise ValueError(f"which is {which!r}; choose 'predicted', 'true' or 'advantage'")
+    cells = [(token.text, getattr(token, which)) for token in tokens]
+    scale = 1.0
+    if which == "advantage":
+        sizes = [abs(v) for _, v in cells if v is not None and math.isfinite(v)]
+        scale = max(sizes, default=0.0) or 1.0
+    line = Text()
+    for text, value in cells:
+        line.append(_visible(text), _token_style(value, scale))
+    return line
+
+
+class PhaseProgress:
+    """Progress of one phase: a live bar on a terminal, plain lines anywhere else.
+
+    ```python
+    with PhaseProgress("rltf", total=400, start=resumed_step) as progress:
+        for step in range(resumed_step, 400):
+            ...
+            progress.update(step + 1, reward=metrics["reward"])
+    ```
+
+    Values given to `update` are turned into floats only when they are shown, so that no step waits
+    for the device just to be told. The rate behind the remaining time counts only the steps of this
+    run, not those before `start`.
+
+    Args:
+      phase: its name.
+      total: steps until done, None if unknown.
+      start: steps done before this run (a resumed phase).
+      console: where to write; a new stderr console if None, so that stdout stays clean.
+      every_seconds, every_steps: without a terminal, a line is printed when either has passed since
+        the last one; every_steps None leaves it to the clock.
+      enabled: False shows nothing (every process of a pod but the first).
+      clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        phase: str,
+        total: int | None = None,
+        *,
+        start: int = 0,
+        console: Console | None = None,
+        every_seconds: float = 10.0,
+        every_steps: int | None = None,
+        enabled: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.phase, self.total, self.start = _visible(phase), total, start
+        self.step = start
+        self._console = console or Console(stderr=True)
+        self._every_seconds = every_seconds if not self._console.is_terminal else 0.1
+        self._every_steps = every_steps
+        self._enabled, self._clock = enabled, clock
+        self._measures: dict[str, float] = {}
+        self._live: Progress | None = None
+        self._bar: TaskID | None = None
+
+    def __enter__(self) -> "PhaseProgress":
+        self._began = self._clock()
+        self._shown_at, self._shown_step = self._began, self.start
+        if self._enabled and self._console.is_terminal:
+            self._live = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}", markup=False),
+                BarColumn(bar_width=None),
+                MofNCompleteColumn(),
+                _Field("measures"),
+                _Field("remaining"),
+                console=self._console,
+                expand=True,
+            )
+            self._bar = self._live.add_task(
+                self.phase, total=self.total, completed=self.start, measures="", remaining=""
+            )
+            self._live.start()
+        return self
+
+    def update(self, step: int, **measures: float) -> None:
+        """Tells that `step` steps are done, with what to show beside them: reward=…, loss=…."""
+        self.step = step
+        self._measures |= measures
+        now = self._clock()
+        due = now - self._shown_at >= self._every_seconds or (
+            self._every_steps is not None and step - self._shown_step >= self._every_steps
+        )
+        if due and step != self._shown_step:
+            self._show(now)
+
+    def __exit__(self, kind, error, trace) -> None:
+        now = self._clock()
+        if self.step != self._shown_step:
+            self._show(now)
+        if self._live is not None:
+            self._live.stop()
+        if self._enabled:
+            end = "done" if kind is None else f"stopped by {kind.__name__}"
+            took = _plain_spaces(formatting.duration(now - self._began))
+            self._print(f"{self.phase}: {end} at step {self.step} after {took}")
+
+    def _show(self, now: float) -> None:
+        self._shown_at, self._shown_step = now, self.step
+        if not self._enabled:
+            return
+        measures = "  ".join(
+            f"{_visible(name)} {formatting.decimal(float(value))}"
+            for name, value in self._measures.items()
+        )
+        remaining = self._remaining(now)
+        if self._live is not None:
+            self._live.update(
+                self._bar, completed=self.step, measures=measures, remaining=remaining
+            )
+            return
+        share = f" ({100 * self.step / self.total:.1f} %)" if self.total else ""
+        steps = f"{self.step}/{self.total}" if self.total else f"step {self.step}"
+        parts = [f"{self.phase}: {steps}{share}", measures, remaining]
+        self._print("  ".join(part for part in parts if part))
+
+    def _remaining(self, now: float) -> str:
+        done, elapsed = self.step - self.start, now - self._began
+        if not self.total or done <= 0 or elapsed <= 0:
+            return ""
+        seconds = (self.total - self.step) * elapsed / done
+        return _plain_spaces(f"{formatting.duration(seconds)} left")
+
+    def _print(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+
+class _Field(ProgressColumn):
+    """A progress column showing one of the task's fields as plain text."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get(self._name, "")))
+
+
+def _measured(value: float, bounds: tuple[float, float], unit: bool, style: str) -> Text:
+    text = _number(formatting.score(value, unit=unit))
+    text.stylize(style)
+    return text.append(f"\n{formatting.interval(bounds, unit=unit)}", Style(dim=True, bold=False))
+
+
+def _token_style(value: float | None, scale: float) -> Style:
+    if value is None or not math.isfinite(value):
+        return Style(dim=True)
+    strength = min(1.0, abs(value) / scale)
+    if strength < 0.2:
+        return Style()
+    full = _GOOD if value > 0 else _POOR
+    mixed = (round(n + (f - n) * strength) for n, f in zip(_NEUTRAL, full, strict=True))
+    background = "#{:02x}{:02x}{:02x}".format(*mixed)
+    firm = strength >= 0.5
+    return Style(
+        color=_INK_ON_COLOUR,
+        bgcolor=background,
+        bold=True if firm and value > 0 else None,
+        underline=True if firm and value < 0 else None,
+    )
+
+
+def _number(text: str) -> Text:
+    return Text(_plain_spaces(text))
+
+
+def _plain_spaces(text: str) -> str:
+    """Narrow no-break spaces are for the page; terminals and grep want the plain kind."""
+    return text.replace("\u202f", " ")
+
+
+def _title(text: str) -> Text:
+    return Text(_visible(text), style="bold")
+
+
+def _safe(text: str) -> Text:
+    return Text(_visible(text))
+
+
+def _visible(text: str) -> str:
+    """Controls, and characters that reorder their surroundings, made visible; \\n and \\t stay."""
+    return _UNSAFE.sub(
+        lambda c: chr(0x2400 + ord(c[0])) if ord(c[0]) < 0x20 else f"<U+{ord(c[0]):04X}>", text
+    )

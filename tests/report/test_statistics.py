@@ -1,0 +1,109 @@
+import re
+
+import numpy as np
+import pytest
+from scipy.special import stdtrit
+
+from t2g_jax.report.statistics import clustered_interval, wilson_interval
+
+Z = 1.959963984540054
+
+
+def test_wilson_hand_worked():
+    # 10 of 20: centre .5, half-width z √(1/80 + z²/1600) / (1 + z²/20).
+    half = Z * (0.25 / 20 + Z**2 / 1600) ** 0.5 / (1 + Z**2 / 20)
+    np.testing.assert_allclose(wilson_interval(10, 20), (0.5 - half, 0.5 + half), rtol=1e-12)
+    np.testing.assert_allclose(wilson_interval(10, 20), (0.29930, 0.70070), atol=5e-6)
+
+
+def test_wilson_at_the_ends_is_closed_form_and_inside_the_unit_interval():
+    low, high = wilson_interval(0, 200)
+    assert low == 0.0
+    np.testing.assert_allclose(high, Z**2 / (200 + Z**2), rtol=1e-12)
+    low, high = wilson_interval(200, 200)
+    assert high == 1.0
+    np.testing.assert_allclose(low, 200 / (200 + Z**2), rtol=1e-12)
+
+
+def test_more_confidence_is_wider_and_more_trials_are_narrower():
+    def width(bounds):
+        return bounds[1] - bounds[0]
+
+    assert width(wilson_interval(3, 10, confidence=0.99)) > width(wilson_interval(3, 10))
+    assert width(wilson_interval(30, 100)) < width(wilson_interval(3, 10))
+
+
+def test_equal_samples_count_once_a_prompt():
+    """Repeating each prompt's only sample eight times adds nothing."""
+    prompts = (np.arange(50) < 20).astype(float)[:, None]
+    np.testing.assert_allclose(
+        clustered_interval(np.repeat(prompts, 8, axis=1)), clustered_interval(prompts), rtol=1e-12
+    )
+
+
+def test_hand_worked_cluster_variance():
+    correct = np.array([[1, 1], [1, 0], [0, 0], [1, 0]])
+    means, mean = np.array([1, 0.5, 0, 0.5]), 0.5
+    variance = ((means - mean) ** 2).sum() / (4 * 3)
+    trials, t = 0.25 / variance, stdtrit(3, 0.975)
+    half = t * (0.25 / trials + t**2 / (4 * trials**2)) ** 0.5 / (1 + t**2 / trials)
+    np.testing.assert_allclose(clustered_interval(correct), (0.5 - half, 0.5 + half), rtol=1e-9)
+
+
+def test_never_more_sure_than_independent_samples():
+    """Prompts that agree by chance (each exactly half right) do not buy infinite confidence."""
+    correct = np.tile([[0.0, 1.0]], (30, 4))
+    low, high = clustered_interval(correct)
+    naive = wilson_interval(correct.sum(), correct.size)
+    assert low <= naive[0]
+    assert high >= naive[1]
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_unanimous_samples_count_one_trial_a_prompt(value):
+    low, high = clustered_interval(np.full((200, 8), value))
+    assert (low if value == 0 else high) == value
+    assert 0.015 < high - low < 0.025
+
+
+def test_contains_the_mean_and_stays_in_the_unit_interval():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        prompts, samples = rng.integers(1, 12), rng.integers(1, 6)
+        correct = rng.random((prompts, samples)) < rng.random()
+        low, high = clustered_interval(correct)
+        assert 0.0 <= low <= correct.mean() <= high <= 1.0
+    assert clustered_interval([[True, False]]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("mean", [0.5, 0.9])
+def test_covers_the_truth_where_a_naive_interval_does_not(mean):
+    """Beta-binomial prompts with correlation .5, 40 prompts of 8 samples, 2,000 repetitions."""
+    rng = np.random.default_rng(1)
+    hits = naive = 0
+    for _ in range(2000):
+        p = rng.beta(mean, 1 - mean, size=(40, 1))
+        correct = rng.random((40, 8)) < p
+        low, high = clustered_interval(correct)
+        hits += low <= mean <= high
+        low, high = wilson_interval(correct.sum(), correct.size)
+        naive += low <= mean <= high
+    assert 0.935 < hits / 2000 < 0.985
+    assert naive / 2000 < 0.8
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: wilson_interval(1, 0), "at least one trial"),
+        (lambda: wilson_interval(3, 2), "[0, trials]"),
+        (lambda: wilson_interval(1, 2, confidence=95), "strictly between 0 and 1"),
+        (lambda: clustered_interval([1, 0, 1]), "[prompts, samples]"),
+        (lambda: clustered_interval(np.zeros((0, 8))), "[prompts, samples]"),
+        (lambda: clustered_interval([[-0.1, 1.0]]), "pass correctness, not the reward"),
+        (lambda: clustered_interval([[np.nan, 1.0]]), "outside [0, 1]"),
+    ],
+)
+def test_errors_say_what_to_pass(call, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        call()

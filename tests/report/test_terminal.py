@@ -1,0 +1,170 @@
+import dataclasses
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from t2g_jax.report.contents import Report, TokenCell
+from t2g_jax.report.terminal import PhaseProgress, class_score_table, result_table, token_line
+
+
+def shown(renderable, **options):
+    console = Console(file=io.StringIO(), width=140, **options)
+    console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_result_table_tells_before_after_floor_and_cost(sample_report):
+    text = shown(result_table(sample_report(0)))
+    for piece in ("shortest_path", "RLTF-FM", "3.4 %", "90.5 %", "87.3–93.7", "+87.1", "12.4 M"):
+        assert piece in text
+    assert "floor of binary_matrix: copy the input" in text
+    assert text.count("not above") == 2  # the two baselines that equal their floor
+
+
+def test_class_score_table(sample_report):
+    text = shown(class_score_table(sample_report(0)))
+    for piece in ("poor (−1)", "81.2 %", "18.2 k"):
+        assert piece in text
+
+
+def test_missing_numbers_are_dashes(sample_report):
+    row = dataclasses.replace(
+        sample_report(0).results[0], before=math.nan, before_interval=(math.nan, math.nan),
+        floor=math.nan, floor_policy="",
+    )  # fmt: skip
+    assert "–" in shown(result_table(Report("r", results=(row,))))
+
+
+def test_tokens_keep_their_text_and_take_their_colour():
+    tokens = [
+        TokenCell("1 1\n", 0.0, 0.0),
+        TokenCell(" good", 0.9, 1.0, 4.0),
+        TokenCell(" poor", -0.9, -1.0, -1.0),
+        TokenCell(" none"),
+    ]
+    line = token_line(tokens)
+    assert line.plain == "1 1\n good poor none"
+    styles = {line.plain[s.start : s.end]: s.style for s in line.spans}
+    good, poor = styles[" good"], styles[" poor"]
+    assert good.bold
+    assert not good.underline
+    assert poor.underline
+    assert not poor.bold
+    blue, orange = good.bgcolor.triplet, poor.bgcolor.triplet
+    assert blue.blue > blue.red
+    assert orange.red > orange.blue
+    assert styles[" none"].dim
+    # The weak advantage is a quarter of the strongest: coloured, but not firm.
+    weak = {line.plain[s.start : s.end]: s.style for s in token_line(tokens, "advantage").spans}
+    assert weak[" poor"].bgcolor
+    assert not weak[" poor"].underline
+    with pytest.raises(ValueError, match="'predicted', 'true' or 'advantage'"):
+        token_line(tokens, "reward")
+
+
+def test_model_text_can_neither_style_nor_steer_the_terminal():
+    text = "[bold red]x[/] [/] \x1b]0;pwned\x07 \x1b[2J \x9b2J a\u202eb \ud83d [link=http://x]y"
+    line = token_line([TokenCell(text, 1.0)])
+    assert "[bold red]x[/] [/]" in line.plain
+    assert "␛]0;pwned␇" in line.plain
+    out = shown(line, force_terminal=True, color_system="truecolor")
+    for bad in ("\x1b]", "\x1b[2J", "\x07", "\x9b", "\u202e", "\ud83d"):
+        assert bad not in out
+    title = shown(result_table(Report("[red]title[/red] \x1b[2J")))
+    assert "[red]title[/red]" in title
+    assert "\x1b" not in title
+
+
+class Steps:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def run(total=400, start=0, stop=None, *, step=10, seconds=3.0, width=200, **options):
+    clock, console = Steps(), Console(file=io.StringIO(), width=width)
+    with PhaseProgress("rltf", total, start=start, console=console, clock=clock, **options) as bar:
+        for done in range(start + step, (stop or total) + 1, step):
+            clock.now += seconds
+            bar.update(done, reward=0.5)
+    return console.file.getvalue().splitlines()
+
+
+def test_plain_lines_every_few_seconds():
+    lines = run(every_seconds=30.0)
+    assert lines[0] == "rltf: 100/400 (25.0 %)  reward 0.500  1 min 30 s left"
+    assert len(lines) == 4 + 1
+    assert lines[-1] == "rltf: done at step 400 after 2 min 00 s"
+
+
+def test_plain_lines_every_few_steps():
+    lines = run(every_seconds=1e9, every_steps=200)
+    assert [line.split()[1] for line in lines[:-1]] == ["200/400", "400/400"]
+
+
+def test_the_last_step_is_always_told_and_long_lines_do_not_wrap():
+    assert "390/400" in run(stop=390, every_seconds=1e9, width=20)[-2]
+
+
+def test_remaining_time_after_resuming_counts_this_run_only():
+    # 100 steps took 30 s, 100 are left: 30 s, whatever was done before.
+    (first, *_) = run(start=200, every_seconds=30.0)
+    assert first.endswith("30.0 s left")
+
+
+def test_unknown_total():
+    clock, console = Steps(), Console(file=io.StringIO())
+    with PhaseProgress("annotate", console=console, every_steps=1, clock=clock) as bar:
+        bar.update(7, loss=1.25)
+    assert console.file.getvalue().splitlines()[0] == "annotate: step 7  loss 1.250"
+
+
+def test_silent_where_disabled():
+    assert run(enabled=False, every_steps=1) == []
+
+
+def test_an_error_ends_the_progress_and_passes_through():
+    console = Console(file=io.StringIO(), width=200)
+
+    def fail():
+        with PhaseProgress("sft", 10, console=console) as bar:
+            bar.update(3)
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        fail()
+    assert "stopped by KeyError at step 3" in console.file.getvalue()
+
+
+def test_values_are_read_only_when_shown():
+    """float() of a device array waits for the device."""
+
+    class Pending:
+        reads = 0
+
+        def __float__(self):
+            Pending.reads += 1
+            return 1.0
+
+    clock, console = Steps(), Console(file=io.StringIO())
+    with PhaseProgress("rltf", 100, console=console, every_steps=50, clock=clock) as bar:
+        for step in range(1, 101):
+            bar.update(step, reward=Pending())
+    assert Pending.reads == 2
+
+
+def test_live_bar_on_a_terminal():
+    clock = Steps()
+    console = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with PhaseProgress("[b]rltf", 400, console=console, clock=clock) as bar:
+        for step in (100, 200, 300):
+            clock.now += 10
+            bar.update(step, reward=0.25)
+    out = console.file.getvalue()
+    for piece in ("[b]rltf", "300/400", "reward 0.250", "10.0 s left", "done at step 300"):
+        assert piece in out
