@@ -73,7 +73,7 @@ def full(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> jax.Array:
 
 def divergence(log_p: jax.Array, log_q: jax.Array) -> jax.Array:
     """Σ p (log p − log q) over the last axis, differentiable in both. Equal shapes, floats."""
-    ok = jnp.isfinite(log_p) & jnp.isfinite(log_q)
+    ok = jnp.isfinite(log_p) & jnp.isfinite(log_q) & (log_p < MAX_EXPONENT)
     safe_p, safe_q = jnp.where(ok, log_p, 0), jnp.where(ok, log_q, 0)
     # Outside the support 0; otherwise +inf (q excludes what p does not) or NaN, seen in the value.
     elsewhere = jnp.where(log_p == -jnp.inf, 0, lax.stop_gradient(jnp.exp(log_p) * (log_p - log_q)))

@@ -38,7 +38,7 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> jax.Array:
       tokens: [...] int in [0, V).
 
     Returns:
-      [...], nats; NaN without a gradient where logits hold NaN or +inf.
+      [...], nats; NaN without a gradient where logits hold NaN or +inf, or −inf only.
 
     Raises:
       ValueError: logits without the last axis and tokens differ in shape.
@@ -62,7 +62,7 @@ def from_logits(
             "logits must have the shape of tokens and a vocabulary axis, but logits has shape "
             f"{logits.shape} and tokens has shape {tokens.shape}"
         )
-    ok = ~jnp.any(jnp.isnan(logits) | (logits == jnp.inf), axis=-1)
+    ok = jnp.isfinite(jnp.max(logits, axis=-1))
     logits = jnp.where(ok[..., None], logits, 0)
     return _where(ok, _dense(logits / temperature[..., None], tokens, cutoff, with_entropy))
 

@@ -84,6 +84,8 @@ def reduce(
       ValueError: shapes differ.
     """
     check_same_shape(values=values, mask=mask)
+    if segment_ids is not None:
+        check_same_shape(values=values, segment_ids=segment_ids)
     if denominator is None:
         denominator = count(mask, how, segment_ids=segment_ids)
     if how is Reduction.SEQUENCE_MEAN_TOKEN_MEAN:

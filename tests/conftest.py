@@ -48,6 +48,16 @@ def rng() -> np.random.Generator:
 
 
 @pytest.fixture(scope="session")
+def gradient_of():
+    """gradient_of(f, argnums=0): the compiled gradient of the sum of what f returns."""
+
+    def gradient_of(function, argnums=0):
+        return jax.jit(jax.grad(lambda *args: function(*args).sum(), argnums))
+
+    return gradient_of
+
+
+@pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
     return ROOT

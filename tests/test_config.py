@@ -173,7 +173,7 @@ def test_file_that_is_not_text(tmp_path):
         ("--sft 3", "`--sft` is a section; set a field, e.g. `--sft.optimizer.name`"),
         ("--sft.steps many", "--sft.steps: invalid literal for int() with base 10: 'many'"),
         ("--sft.steps -3", "`sft.steps` is -3; must be greater than 0"),
-        ("--sft.steps", "Missing value for argument '--sft.steps'"),
+        ("--sft.steps", "Missing value for argument"),
         ("--methods grpo ppo", "invalid choice 'ppo'"),
         ("--seed 1 more", "more"),
         ("more", "more"),

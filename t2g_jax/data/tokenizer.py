@@ -34,9 +34,12 @@ CHAT_TEMPLATE = """\
 """
 
 # Words of two letters or more, with the space before them; runs of punctuation likewise; else one
-# character at a time. So a digit, a newline, and a letter or sign that stands alone are the same
-# token in every cell of a grid, and the space between two cells is a token of its own.
-_PIECES = r" ?[\p{L}\p{M}]{2,}| ?[^\s\p{L}\p{M}\p{N}]{2,}|\p{N}|\n|[^\S\n]+(?!\S)|[^\S\n]|[^\s]"
+# character at a time, with the space or line break before it. So a cell of a grid is one token, and
+# the first cell of a row another than the rest: rows are as long as they look.
+_PIECES = (
+    r" ?[\p{L}\p{M}]{2,}| ?[^\s\p{L}\p{M}\p{N}]{2,}|[ \n]?\p{N}|[ \n]?[^\s\p{N}](?![\p{L}\p{M}])"
+    r"|\n|[^\S\n]+(?!\S)|[^\S\n]|[^\s]"
+)
 
 _ROLES = ("system", "user", "assistant", "tool")
 # What the assistant is made to say to see what a template writes around it.
@@ -46,8 +49,8 @@ _QUESTION, _ANSWER = "Xquestion", "Xanswer"
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> None:
     """Learns a byte-level BPE tokenizer and saves it, with a chat template, for `ChatTokenizer`.
 
-    Any Unicode text survives encoding and decoding. "0 1\\n1 0" is one token per digit, space and
-    newline: the cells of a grid stand at regular positions. Folder and contents appear at once.
+    Any Unicode text survives encoding and decoding. "0 1\\n1 0" is four tokens, "0", " 1", "\\n1" and
+    " 0", once the texts have shown such pairs. Folder and contents appear at once.
 
     Args:
       texts: what to learn the merges from.

@@ -17,7 +17,7 @@ from t2g_jax.tasks.boxed import find_boxed
 
 
 class BinaryMatrixJudge:
-    """Quotes every cell, good or poor; names wrong cells as too small or too large, no more.
+    """Quotes every cell, good or poor; calls wrong cells too small (low) or too large, no more.
 
     Args:
       level: how much the text says; the quotes are the same at every level.
@@ -55,17 +55,24 @@ class BinaryMatrixJudge:
         for r, row in enumerate(rows[:n], start=1):
             if len(row) != n:
                 shape.append(f"Row {r} has {len(row)} numbers, not {n}.")
-        signs = {+1: "too large", -1: "too small"}
-        wrong = [(r, c, s) for r, c, _, s in _compare(rows, solution) if s != 0]
-        counts = [
-            f"{k} too {word}"
-            for sign, word in ((-1, "small"), (+1, "large"))
-            if (k := sum(s == sign for _, _, s in wrong))
-        ]
+        signs = [sign for _, _, _, sign in _compare(rows, solution)]
+        counts = [f"{signs.count(s)} too {word}" for s, word in _TOO.items() if s in signs]
         what = ["Wrong shape."] if shape else []
         what += [f"Wrong cells: {', '.join(counts)}."] if counts else []
-        where = shape + [f"Row {r + 1}, column {c + 1} is {signs[s]}." for r, c, s in wrong]
+        where = shape + _verdicts(rows, solution)
         return phrase(self.level, what=" ".join(what), where=where, max_listed=self.max_listed)
+
+
+_TOO = {-1: "small", +1: "large"}
+_VERDICTS = {0: "right", -1: "low", +1: "high"}
+
+
+def _verdicts(rows: list[list[Cell]], solution: Grid) -> list[str]:
+    """Row by row, a word for each cell: as regular as the matrix, so easy to follow cell by cell."""
+    words: dict[int, list[str]] = {}
+    for r, _, _, sign in _compare(rows, solution):
+        words.setdefault(r, []).append(_VERDICTS[sign])
+    return [f"Row {r + 1}: {' '.join(verdicts)}." for r, verdicts in words.items()]
 
 
 def _solution(example: Example) -> Grid:

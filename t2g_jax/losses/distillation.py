@@ -129,7 +129,7 @@ def logit_distillation(
 
     Returns:
       [...], nats, never negative up to rounding; NaN without a gradient where logits hold NaN or
-      +inf.
+      +inf, or −inf only.
 
     Raises:
       ValueError: shapes differ, or alpha, top_k or top_k_of are out of range.
@@ -142,8 +142,7 @@ def logit_distillation(
     if top_k_of not in ("teacher", "student"):
         raise ValueError(f"top_k_of must be 'teacher' or 'student', not {top_k_of!r}")
 
-    unusable = (jnp.isnan(x) | (x == jnp.inf) for x in (student, teacher))
-    ok = ~jnp.any(jnp.logical_or(*unusable), axis=-1)
+    ok = jnp.isfinite(jnp.max(student, axis=-1)) & jnp.isfinite(jnp.max(teacher, axis=-1))
     student = jax.nn.log_softmax(jnp.where(ok[..., None], student, 0))
     teacher = jax.nn.log_softmax(lax.stop_gradient(jnp.where(ok[..., None], teacher, 0)))
     if top_k is not None and top_k < student.shape[-1]:

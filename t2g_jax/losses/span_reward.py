@@ -4,13 +4,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from t2g_jax.numerics import as_float
-
-LABELS = np.array([-1, 0, 1])
-"""Label of each class, in the order of the logits."""
 
 
 def span_reward_cross_entropy(
@@ -45,5 +41,5 @@ def span_reward_cross_entropy(
         raise ValueError(f"class_weights must have shape (3,), one per label, not {weights.shape}")
     ok = jnp.all(jnp.isfinite(logits), axis=-1)
     log_probs = jax.nn.log_softmax(jnp.where(ok[..., None], logits, 0))
-    loss = -jnp.sum((labels[..., None] == LABELS) * weights * log_probs, axis=-1)
+    loss = -jnp.sum((labels[..., None] == jnp.arange(-1, 2)) * weights * log_probs, axis=-1)
     return jnp.where(ok, loss, jnp.nan)

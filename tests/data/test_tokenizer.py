@@ -197,9 +197,25 @@ def pieces(tokenizer, text):
     return [tokenizer.decode([i], skip_special=False) for i in tokenizer.encode(text)]
 
 
-@pytest.mark.parametrize("grid", ["0 1 1\n1 2 1", "> X O\n* O #\n", "1,0,1\n\n0,0,1", "10 21\n3"])
-def test_cells_separators_and_newlines_of_a_grid_are_tokens_of_their_own(trained, grid):
-    assert pieces(trained, grid) == list(grid)
+@pytest.fixture(scope="module")
+def of_grids(tmp_path_factory):
+    """A tokenizer that has seen grids, as a puzzle's has."""
+    folder = tmp_path_factory.mktemp("grids")
+    texts = ["Answer:\n0 1 2\n3 4 5\n6 7 8\n9 O X\n* # O\nO O X\nX * #"] * 50
+    train_tokenizer(texts, 400, folder / "tokenizer")
+    return ChatTokenizer.load(folder / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("grid", "cells"),
+    [
+        ("0 1 1\n1 2 1", ["0", " 1", " 1", "\n1", " 2", " 1"]),
+        ("X O O\n* O #", ["X", " O", " O", "\n*", " O", " #"]),
+        ("Answer:\n0 12", ["Answer", ":", "\n0", " 1", "2"]),
+    ],
+)
+def test_a_cell_of_a_grid_is_one_token_with_what_stands_before_it(of_grids, grid, cells):
+    assert pieces(of_grids, grid) == cells
 
 
 def test_words_are_merged_with_the_space_before_them(trained):

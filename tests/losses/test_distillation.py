@@ -1,9 +1,12 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t2g_jax import losses
+from t2g_jax.spans.masks import span_mask
 
 CORRECTIONS = ("none", "importance", "ppo", "cispo")
 
@@ -68,21 +71,21 @@ def test_unknown_correction(batch):
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-def test_at_ratio_one_all_gradients_are_the_same(batch, correction):
+def test_at_ratio_one_all_gradients_are_the_same(batch, correction, gradient_of):
     logprobs, advantages, _ = batch
-    gradient = jax.grad(
+    gradient = gradient_of(
         lambda x: losses.self_distillation(
             x, advantages, correction=correction, teacher_logprobs=logprobs
-        ).sum()
+        )
     )(logprobs)
     np.testing.assert_allclose(gradient, -advantages, rtol=1e-5)
 
 
 @pytest.mark.parametrize("correction", ["importance", "cispo"])
-def test_the_ratio_is_a_weight_without_a_gradient(batch, correction):
+def test_the_ratio_is_a_weight_without_a_gradient(batch, correction, gradient_of):
     logprobs, advantages, given = batch
-    gradient = jax.grad(
-        lambda x: losses.self_distillation(x, advantages, correction=correction, **given).sum()
+    gradient = gradient_of(
+        lambda x: losses.self_distillation(x, advantages, correction=correction, **given)
     )(logprobs)
     ratio = np.exp(logprobs - given["teacher_logprobs"])
     weight = np.clip(ratio, 0.8, 1.2) if correction == "cispo" else ratio
@@ -90,13 +93,13 @@ def test_the_ratio_is_a_weight_without_a_gradient(batch, correction):
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-def test_no_gradient_to_anything_else(batch, correction):
+def test_no_gradient_to_anything_else(batch, correction, gradient_of):
     logprobs, advantages, given = batch
     weights = np.ones_like(logprobs)
-    gradients = jax.grad(
+    gradients = gradient_of(
         lambda advantages, given, weights: losses.self_distillation(
             logprobs, advantages, correction=correction, token_weights=weights, **given
-        ).sum(),
+        ),
         (0, 1, 2),
     )(advantages, given, weights)
     for gradient in jax.tree.leaves(gradients):
@@ -104,7 +107,7 @@ def test_no_gradient_to_anything_else(batch, correction):
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
-def test_the_floor_drops_tokens_by_their_old_logprob(batch, correction):
+def test_the_floor_drops_tokens_by_their_old_logprob(batch, correction, gradient_of):
     logprobs, advantages, given = batch
 
     def loss(logprobs, **kwargs):
@@ -118,8 +121,8 @@ def test_the_floor_drops_tokens_by_their_old_logprob(batch, correction):
     np.testing.assert_allclose(
         loss(logprobs, logprob_floor=-1.5), np.where(kept, loss(logprobs), 0)
     )
-    gradient = jax.grad(lambda x: loss(x, logprob_floor=-1.5).sum())(logprobs)
-    plain = jax.grad(lambda x: loss(x).sum())(logprobs)
+    gradient = gradient_of(partial(loss, logprob_floor=-1.5))(logprobs)
+    plain = gradient_of(loss)(logprobs)
     np.testing.assert_allclose(gradient, np.where(kept, plain, 0))
 
 
@@ -130,13 +133,11 @@ def test_without_old_logprobs_the_floor_looks_at_the_current_ones(batch):
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
-def test_the_floor_itself_is_kept_and_an_impossible_token_dropped():
+def test_the_floor_itself_is_kept_and_an_impossible_token_dropped(gradient_of):
     logprobs = jnp.array([-5.0, -5.1, -jnp.inf])
-    loss, gradient = jax.value_and_grad(
-        lambda x: losses.self_distillation(x, jnp.ones(3), logprob_floor=-5.0).sum()
-    )(logprobs)
-    assert loss == 5
-    np.testing.assert_array_equal(gradient, [-1.0, 0.0, 0.0])
+    loss = partial(losses.self_distillation, logprob_floor=-5.0)
+    np.testing.assert_array_equal(loss(logprobs, jnp.ones(3)), [5.0, 0.0, 0.0])
+    np.testing.assert_array_equal(gradient_of(loss)(logprobs, jnp.ones(3)), [-1.0, 0.0, 0.0])
 
 
 def test_token_weights_multiply(batch, rng):
@@ -147,6 +148,16 @@ def test_token_weights_multiply(batch, rng):
         logprobs, advantages, correction="ppo", token_weights=weights, **given
     )
     np.testing.assert_allclose(weighted, weights * loss, rtol=1e-6)
+
+
+def test_a_span_over_everything_is_no_weight(batch):
+    logprobs, advantages, _ = batch
+    rows, tokens = logprobs.shape
+    whole = span_mask(np.zeros((rows, 1)), np.full((rows, 1), tokens), tokens)
+    np.testing.assert_array_equal(
+        losses.self_distillation(logprobs, advantages, token_weights=whole),
+        losses.reinforce(logprobs, advantages),
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,23 +198,36 @@ def logits(rng):
     return 2 * rng.normal(size=(2, 3, 4, 11))
 
 
-@pytest.mark.parametrize("top_k", [None, 1, 4, 10, 11, 50])
-@pytest.mark.parametrize("alpha", [0, 0.3, 0.5, 1])
+@pytest.mark.parametrize(("alpha", "top_k"), [(a, k) for a in (0, 0.3, 1) for k in (None, 1, 10)])
 def test_logit_distillation_matches_a_loop(logits, alpha, top_k, precision):
     student_logits, teacher_logits = map(precision.cast, logits)
     expected = np.zeros(student_logits.shape[:-1], precision.dtype)
     for index in np.ndindex(*expected.shape):
         student, teacher = _softmax(logits[0][index]), _softmax(logits[1][index])
-        if top_k is not None and top_k < 11:
+        if top_k is not None:
             top = np.argsort(-teacher)[:top_k]
             student, teacher = _buckets(student, top), _buckets(teacher, top)
         expected[index] = _divergence(student, teacher, alpha)
-    loss = losses.logit_distillation(student_logits, teacher_logits, alpha=alpha, top_k=top_k)
-    precision.assert_close(loss, expected)
+    distil = jax.jit(partial(losses.logit_distillation, alpha=alpha, top_k=top_k))
+    precision.assert_close(distil(student_logits, teacher_logits), expected)
+
+
+def test_top_k_of_the_whole_vocabulary_is_no_restriction(logits):
+    distil = jax.jit(losses.logit_distillation, static_argnames="top_k")
+    for top_k in (11, 50):
+        np.testing.assert_array_equal(distil(*logits, top_k=top_k), distil(*logits))
+
+
+def test_top_k_takes_the_first_of_equals():
+    student, teacher = np.log([0.4, 0.3, 0.2, 0.1]), np.log([0.25, 0.25, 0.25, 0.25])
+    loss = jax.jit(partial(losses.logit_distillation, alpha=0, top_k=2))(student, teacher)
+    expected = _kl(np.array([0.25, 0.25, 0.5]), np.array([0.4, 0.3, 0.3]))
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
 
 
 def test_top_k_of_the_student(logits):
-    loss = losses.logit_distillation(*logits, alpha=1, top_k=3, top_k_of="student")
+    distil = partial(losses.logit_distillation, alpha=1, top_k=3, top_k_of="student")
+    loss = jax.jit(distil)(*logits)
     student, teacher = _softmax(logits[0][0, 0]), _softmax(logits[1][0, 0])
     top = np.argsort(-student)[:3]
     expected = _kl(_buckets(student, top), _buckets(teacher, top))
@@ -213,8 +237,10 @@ def test_top_k_of_the_student(logits):
 @pytest.mark.parametrize("top_k", [None, 3])
 @pytest.mark.parametrize("alpha", [0, 0.5, 1])
 def test_logit_distillation_is_zero_and_flat_at_the_teacher(logits, alpha, top_k):
-    loss, gradient = jax.value_and_grad(
-        lambda x: losses.logit_distillation(x, logits[1], alpha=alpha, top_k=top_k).sum()
+    loss, gradient = jax.jit(
+        jax.value_and_grad(
+            lambda x: losses.logit_distillation(x, logits[1], alpha=alpha, top_k=top_k).sum()
+        )
     )(logits[1])
     np.testing.assert_allclose(loss, 0, atol=1e-5)
     np.testing.assert_allclose(gradient, 0, atol=1e-5)
@@ -239,30 +265,28 @@ def test_jensen_shannon_is_bounded_and_mirrors(logits, alpha):
     np.testing.assert_allclose(loss, mirrored, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("top_k", [None, 3, 7])
-@pytest.mark.parametrize("alpha", [0, 0.5, 1])
-def test_excluded_vocabulary_and_undefined_rows(logits, alpha, top_k):
+@pytest.mark.parametrize(("alpha", "top_k"), [(0, None), (0.5, None), (0.5, 3), (1, 3)])
+def test_excluded_vocabulary_and_undefined_rows(logits, alpha, top_k, gradient_of):
     student, teacher = (np.array(x, np.float32) for x in logits)
-    full = losses.logit_distillation(student[..., :9], teacher[..., :9], alpha=alpha, top_k=top_k)
+    distil = jax.jit(partial(losses.logit_distillation, alpha=alpha, top_k=top_k))
+    full = distil(student[..., :9], teacher[..., :9])
     student[..., 9:] = teacher[..., 9:] = -np.inf
     student[0, 0, 1] = np.nan
 
     def loss(student):
-        return losses.logit_distillation(student, teacher, alpha=alpha, top_k=top_k)
+        return distil(student, teacher)
 
     assert np.isnan(loss(student)[0, 0])
     np.testing.assert_allclose(loss(student)[1:], full[1:], rtol=1e-4, atol=1e-6)
-    gradient = jax.grad(lambda x: loss(x).sum())(student)
+    gradient = gradient_of(loss)(student)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(gradient[0, 0], 0)
 
 
-def test_no_gradient_to_the_teacher(logits):
+def test_no_gradient_to_the_teacher(logits, gradient_of):
     for alpha in (0, 0.5, 1):
-        gradient = jax.grad(
-            lambda t, alpha=alpha: losses.logit_distillation(logits[0], t, alpha=alpha).sum()
-        )(logits[1])
-        np.testing.assert_array_equal(gradient, 0)
+        distil = partial(losses.logit_distillation, alpha=alpha)
+        np.testing.assert_array_equal(gradient_of(distil, 1)(*logits), 0)
 
 
 def test_logit_distillation_refuses_nonsense():

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Trains on this machine, from nothing: makes .venv, installs t2g_jax, runs all phases of one config.
+#
+#   launch/local.sh                                    configs/quickstart.yaml
+#   launch/local.sh CONFIG [--a.b VALUE ...]           another one, with values changed for this run
+#   EXTRAS=cuda13 launch/local.sh                      on a GPU; also cuda12, tpu
+#
+# A run that was stopped goes on when started again. PYTHON names the interpreter to use.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+  exit
+fi
+
+config=configs/quickstart.yaml
+if [[ $# -gt 0 && "$1" != -* ]]; then
+  config=$1
+  shift
+fi
+if [[ ! -f "$config" ]]; then
+  echo "$config: no such file. There is: $(echo configs/*.yaml)" >&2
+  exit 2
+fi
+
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
+# shellcheck disable=SC2086  # EXTRAS may name several
+prepare_environment tasks ${EXTRAS:-}
+exec t2g run "$config" "$@"

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs the tests, from nothing: makes .venv, installs t2g_jax with its test extra, starts pytest.
+#
+#   launch/test.sh                         all tests, on all cores
+#   launch/test.sh tests/losses -k gae     arguments go to pytest
+#
+# PYTHON names the interpreter to use; JOBS is the number of processes (0: in this one).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
+  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+  exit
+fi
+
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
+prepare_environment test
+exec python -m pytest --numprocesses "${JOBS:-auto}" "$@"

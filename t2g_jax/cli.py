@@ -1,0 +1,269 @@
+"""The `t2g` command: one subcommand for each phase, and `run` for all of them."""
+
+import argparse
+import os
+import pathlib
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from t2g_jax.config import METHODS, Config, load_config, print_options
+from t2g_jax.errors import T2GError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+_DESCRIPTION = """\
+Reinforcement learning from text feedback. Start here:
+
+  t2g run configs/quickstart.yaml     all phases; then open runs/quickstart/report.html
+
+Every command takes a configuration file and keeps its results in a work folder. A command that was
+stopped goes on where it was when started again; a finished one is not repeated.
+"""
+
+_OVERRIDES = """\
+Any value of the configuration can be changed for one run, by its path in the file:
+
+  t2g {command} {config} --workdir runs/wide --seed 1 --model.width 256
+
+`t2g {command} {config} --help` lists them all, with the values they have in that file.
+A work folder belongs to one configuration: give a changed one a --workdir of its own.
+"""
+
+_EXAMPLE_CONFIG = "configs/quickstart.yaml"
+
+
+class _Command(NamedTuple):
+    """One subcommand: what it says about itself, and the function that does the work."""
+
+    summary: str
+    reads: str
+    writes: str
+    action: Callable[[Config, pathlib.Path, argparse.Namespace], None]
+    arguments: Callable[[argparse.ArgumentParser], None] | None = None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status.
+
+    0: done. 2: something the user gave cannot be used; one line says what (`T2G_DEBUG=1` adds the
+    traceback). 130: interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Only its tokenizers are used; it need not say that PyTorch is missing.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        _dispatch(arguments)
+    except T2GError as error:
+        if os.environ.get("T2G_DEBUG") == "1":
+            raise
+        print(f"t2g: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nt2g: interrupted; the same command goes on from here", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    parser, subparsers = _parsers()
+    known, overrides = parser.parse_known_args(arguments)
+    if known.command is None:
+        parser.print_help()
+        return
+    subparser = subparsers[known.command]
+    if known.config is None and not known.help:
+        subparser.error(f"name a configuration file, e.g. {_EXAMPLE_CONFIG}")
+    config = load_config(known.config, overrides) if known.config else None
+    if known.help or config is None:
+        _print_help(subparser, config)
+        return
+    workdir = known.workdir or pathlib.Path("runs") / config.name
+    _COMMANDS[known.command].action(config, workdir, known)
+
+
+def _print_help(subparser: argparse.ArgumentParser, config: Config | None) -> None:
+    try:
+        subparser.print_help()
+        if config:
+            print()
+            print_options(config)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `... --help | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    from t2g_jax import __version__
+
+    parser = argparse.ArgumentParser(
+        prog="t2g",
+        description=_DESCRIPTION,
+        epilog="`t2g COMMAND --help` says more.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"t2g_jax {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", title="commands, phases in the order `run` runs them"
+    )
+    subparsers = {}
+    for name, command in _COMMANDS.items():
+        subparser = commands.add_parser(
+            name,
+            help=command.summary,
+            description=_describe(command),
+            epilog=_OVERRIDES.format(command=name, config=_EXAMPLE_CONFIG),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            usage=f"t2g {name} CONFIG [--workdir DIR] [--a.b VALUE ...]",
+            allow_abbrev=False,
+            add_help=False,
+        )
+        subparser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
+        subparser.add_argument(
+            "--workdir",
+            type=pathlib.Path,
+            metavar="DIR",
+            help="where artifacts are read and written (runs/NAME, NAME being the config's name)",
+        )
+        subparser.add_argument(
+            "-h", "--help", action="store_true", help="this page; with CONFIG, all its values too"
+        )
+        if command.arguments:
+            command.arguments(subparser)
+        subparsers[name] = subparser
+    return parser, subparsers
+
+
+def _describe(command: _Command) -> str:
+    lines = [f"{command.summary[0].upper()}{command.summary[1:]}.", ""]
+    for label, text in (("reads", command.reads), ("writes", command.writes)):
+        lines.append(
+            textwrap.fill(text, 98, initial_indent=f"  {label:7}", subsequent_indent=" " * 9)
+        )
+    return "\n".join(lines)
+
+
+# --- Commands. What they need is imported when they run, so that `--help` is quick. -----------
+
+
+def _run(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
+    from t2g_jax.phases import pipeline
+
+    pipeline.run(config, workdir)
+
+
+def _sft(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
+    from t2g_jax.phases import sft
+
+    sft.run(config, workdir)
+
+
+def _annotate(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
+    from t2g_jax.phases import annotate
+
+    annotate.run(config, workdir)
+
+
+def _train_rm(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
+    from t2g_jax.phases import reward_model
+
+    reward_model.run(config, workdir)
+
+
+def _train_policy(config: Config, workdir: pathlib.Path, known: argparse.Namespace) -> None:
+    from t2g_jax.phases import policy
+
+    if known.method is None:
+        raise T2GError(f"train-policy needs --method: one of {', '.join(METHODS)}")
+    policy.run(config, workdir, known.method)
+
+
+def _evaluate(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
+    from t2g_jax.phases import evaluate
+
+    evaluate.run(config, workdir)
+
+
+def _generate(config: Config, workdir: pathlib.Path, known: argparse.Namespace) -> None:
+    from t2g_jax.phases import generate
+
+    generate.run(config, workdir, known.method or config.methods[0], known.prompt)
+
+
+def _report(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
+    from t2g_jax.phases import reporting
+
+    reporting.run(config, workdir)
+
+
+def _policy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "t2g train-policy CONFIG --method METHOD [--workdir DIR] [--a.b VALUE ...]"
+    parser.add_argument("--method", choices=METHODS, help="how the policy learns")
+
+
+def _generate_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "t2g generate CONFIG [--method METHOD] [--prompt TEXT] [--workdir DIR] [--a.b …]"
+    parser.add_argument(
+        "--method",
+        choices=("sft", *METHODS),
+        help="whose policy answers (the first of the config's methods)",
+    )
+    parser.add_argument("--prompt", metavar="TEXT", help="what to answer (a few test examples)")
+
+
+_COMMANDS = {
+    "run": _Command(
+        "all phases, from an untrained model to a report",
+        "the configuration",
+        "everything below; open report.html when it is done",
+        _run,
+    ),
+    "sft": _Command(
+        "teach an untrained model the task's format from demonstrations",
+        "the configuration",
+        "tokenizer/, and sft/: the policy that all methods start from",
+        _sft,
+    ),
+    "annotate": _Command(
+        "sample completions and have the judge critique them",
+        "sft/",
+        "annotate/dataset/: completions, critiques, and the spans they praise or blame; "
+        "quarantine.jsonl beside it says what could not be used, and why",
+        _annotate,
+    ),
+    "train-rm": _Command(
+        "train the span-reward model on the critiques",
+        "sft/ and annotate/dataset/",
+        "reward_model/: the model, and how well it marks spans it has not seen",
+        _train_rm,
+    ),
+    "train-policy": _Command(
+        "train the policy by one method",
+        "sft/; for text2grad reward_model/ too",
+        "text2grad/, rltf_sd/ or grpo/: the policy, metrics.jsonl, and samples",
+        _train_policy,
+        _policy_arguments,
+    ),
+    "evaluate": _Command(
+        "measure single-turn accuracy of every trained policy on the test examples",
+        "the policies",
+        "evaluation.json beside each: accuracy, uncertainty, the floor of a constant answer",
+        _evaluate,
+    ),
+    "report": _Command(
+        "put everything in the work folder into one page",
+        "metrics, samples and evaluations",
+        "report.html: curves, tables and token heat maps; needs no network to open",
+        _report,
+    ),
+    "generate": _Command(
+        "let a trained policy answer, and print what it says",
+        "a policy",
+        "nothing",
+        _generate,
+        _generate_arguments,
+    ),
+}

@@ -1,0 +1,446 @@
+"""One run, described by frozen dataclasses: read from YAML, changed from the command line.
+
+    config = load_config("configs/quickstart.yaml", ["--grpo.group_size", "4"])
+
+A run is one YAML file. What the file leaves out keeps the default written here. pydantic checks the
+file against these classes and tyro reads the overrides, so this page is also the list of options:
+`t2g run CONFIG --help` prints it.
+"""
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Sequence
+from typing import Literal
+
+import annotated_types
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from t2g_jax import sections
+from t2g_jax.sections import (
+    ConfigError,
+    Section,
+    config_hash,
+    diff,
+    print_options,
+    require,
+    require_multiple,
+    to_yaml,
+)
+
+__all__ = [
+    "METHODS",
+    "Config",
+    "ConfigError",
+    "config_hash",
+    "diff",
+    "load_config",
+    "print_options",
+    "to_yaml",
+]
+
+Fraction = typing.Annotated[float, annotated_types.Interval(ge=0.0, le=1.0)]
+Method = Literal["text2grad", "rltf-sd", "grpo"]
+METHODS: tuple[Method, ...] = typing.get_args(Method)
+
+
+def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Config":
+    """Reads one YAML file, applies `--a.b value` overrides, and checks the result.
+
+    Args:
+      path: the file. A file without `name` is named after itself.
+      overrides: words of a command line, e.g. `["--sft.steps", "20", "--grpo.optimizer.b2=0.99"]`.
+
+    Raises:
+      ConfigError: the file is missing or not YAML, or a key is unknown, of the wrong type, out of
+        range or at odds with another; the message names file, key, and the nearest known name.
+    """
+    stem = os.path.splitext(os.path.basename(path))[0]
+    name = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
+    return sections.read(Config(name=name), path, overrides)
+
+
+# --- What is learned, and by which network ---------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig(Section):
+    """The puzzle, its difficulty, and how many there are."""
+
+    name: Literal["binary_matrix", "knights_knaves", "shortest_path"] = "binary_matrix"
+    """Which puzzle."""
+    preset: Literal["paper", "tiny"] = "tiny"
+    """Difficulty: the RLTF paper's, or one that a small model learns in minutes."""
+    settings: dict[str, int | float] = dataclasses.field(default_factory=dict)
+    """Puzzle settings that replace the preset's; here `--task.settings.max_n 4`, and so on."""
+    prompt_style: Literal["full", "short"] = "short"
+    """The paper's full instructions, or a few words for a model that reads few tokens."""
+    seed: NonNegativeInt = 0
+    """Seed of the puzzles. Examples with the same seed and settings are always the same."""
+    train_size: PositiveInt = 19800
+    """Examples to train on."""
+    test_size: PositiveInt = 200
+    """Examples to evaluate on; they follow the training examples and are never trained on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig(Section):
+    """The byte-level BPE tokenizer that a small model learns from the task's own texts."""
+
+    vocabulary_size: PositiveInt = 512
+    """Tokens in the vocabulary, special tokens included."""
+    texts: PositiveInt = 2000
+    """Prompts and demonstrations that the tokenizer is trained on."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.vocabulary_size >= 300,
+            f"vocabulary_size ({self.vocabulary_size}) must be at least 300: 256 bytes and the "
+            "special tokens come first",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Section):
+    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+
+    layers: PositiveInt = 4
+    """Transformer blocks."""
+    width: PositiveInt = 128
+    """Size of the residual stream."""
+    heads: PositiveInt = 4
+    """Query heads."""
+    kv_heads: PositiveInt = 2
+    """Key and value heads; divides `heads`."""
+    head_width: PositiveInt | None = None
+    """Size of one head. None: width / heads."""
+    mlp_width: PositiveInt = 384
+    """Hidden size of the feed-forward layer."""
+    rope_theta: PositiveFloat = 10000.0
+    """Base of the rotary position frequencies."""
+    context_length: PositiveInt = 512
+    """Longest prompt plus completion, in tokens."""
+    tie_embeddings: bool = True
+    """Use the embedding matrix as the output layer too."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of activations. Parameters and losses are float32 either way."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.heads % self.kv_heads == 0,
+            f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})",
+        )
+        require(
+            self.head_width is not None or self.width % self.heads == 0,
+            f"width ({self.width}) must be a multiple of heads ({self.heads}); or set head_width",
+        )
+        head_width = self.head_width or self.width // self.heads
+        require(
+            head_width % 2 == 0,
+            f"the head width ({head_width}) must be even: rotary positions turn pairs of channels",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Section):
+    """How devices are arranged: the product of the three. One may be -1: what the others leave."""
+
+    data: int = -1
+    """Ways to split the batch."""
+    fsdp: int = 1
+    """Ways to split parameters and optimizer state, and the batch with them."""
+    tensor: int = 1
+    """Ways to split heads and feed-forward channels."""
+
+    def __post_init__(self) -> None:
+        axes = (self.data, self.fsdp, self.tensor)
+        require(
+            all(size == -1 or size >= 1 for size in axes),
+            f"data, fsdp and tensor are {axes}: each must be a positive number of devices, or -1",
+        )
+        require(axes.count(-1) <= 1, f"data, fsdp and tensor are {axes}: only one may be -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig(Section):
+    """Optimizer, learning-rate schedule and gradient clipping."""
+
+    name: Literal["adamw", "adafactor"] = "adamw"
+    """Adafactor keeps factored second moments: much less memory, b1 and b2 are not used."""
+    learning_rate: NonNegativeFloat = 3e-4
+    """Peak learning rate."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """What follows the warm-up: stay, or fall to zero at the last step."""
+    warmup_steps: NonNegativeInt = 0
+    """Optimizer steps of linear warm-up from zero."""
+    b1: Fraction = 0.9
+    """Decay of Adam's first moment."""
+    b2: Fraction = 0.95
+    """Decay of Adam's second moment."""
+    eps: PositiveFloat = 1e-8
+    """Adam's epsilon."""
+    weight_decay: NonNegativeFloat = 0.0
+    """Decoupled weight decay, on matrices only."""
+    clip_norm: PositiveFloat = 1.0
+    """Largest global gradient norm."""
+
+
+# --- How completions are drawn and judged ----------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig(Section):
+    """How completions are drawn from the policy. Old log-probabilities follow these settings."""
+
+    temperature: PositiveFloat = 1.0
+    """Logits are divided by this."""
+    top_k: NonNegativeInt = 0
+    """Keep the k most probable tokens. 0: all."""
+    top_p: typing.Annotated[float, annotated_types.Interval(gt=0.0, le=1.0)] = 1.0
+    """Keep the fewest tokens whose probability reaches this. 1: all."""
+    max_new_tokens: PositiveInt = 64
+    """Longest completion, in tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig(Section):
+    """The critic that reads completions and says, in words, what is wrong with them."""
+
+    level: Literal["correctness", "what", "where"] = "where"
+    """How much it says: right or wrong; what is wrong; or what and where, with quotes."""
+
+
+# --- The phases, in the order they run -------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTConfig(Section):
+    """Supervised start: a careless solver's demonstrations teach the format and some skill."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine")
+    examples: PositiveInt = 4000
+    """Training examples that are demonstrated."""
+    steps: PositiveInt = 400
+    """Optimizer steps."""
+    batch_size: PositiveInt = 64
+    """Rows a step."""
+    micro_batches: PositiveInt = 1
+    """Parts that a batch is split into to save memory; the result is the same."""
+    repair_fraction: Fraction = 0.5
+    """Share of rows that show a second attempt after feedback on the first."""
+
+    def __post_init__(self) -> None:
+        require_multiple("batch_size", self.batch_size, "micro_batches", self.micro_batches)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotateConfig(Section):
+    """Completions of the SFT policy, critiqued by the judge: the reward model's data."""
+
+    prompts: PositiveInt = 1000
+    """Training prompts that are answered and judged."""
+    samples_per_prompt: PositiveInt = 2
+    """Completions for each prompt."""
+    batch_size: PositiveInt = 100
+    """Prompts sampled at once."""
+    held_out: typing.Annotated[float, annotated_types.Interval(gt=0.0, lt=1.0)] = 0.1
+    """Share of the prompts kept apart to measure the reward model."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModelConfig(Section):
+    """The span-reward model: reads a completion, marks each token good, neutral or poor."""
+
+    optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine")
+    epochs: PositiveInt = 3
+    """Passes over the annotated completions."""
+    batch_size: PositiveInt = 32
+    """Rows a step."""
+    micro_batches: PositiveInt = 1
+    """Parts that a batch is split into to save memory; the result is the same."""
+    critique_weight: NonNegativeFloat = 1.0
+    """Weight of the critique's negative log-likelihood in the loss."""
+    span_weight: NonNegativeFloat = 1.0
+    """Weight of the span labels' cross-entropy in the loss."""
+    class_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
+    """Weights of the classes poor, neutral, good."""
+    critique_conditioned: bool = False
+    """Read the completion again after the critique, and label the second copy."""
+
+    def __post_init__(self) -> None:
+        require_multiple("batch_size", self.batch_size, "micro_batches", self.micro_batches)
+        require(
+            self.critique_weight > 0 or self.span_weight > 0,
+            "critique_weight and span_weight are both 0: nothing would be learned",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig(Section):
+    """What the policy-gradient methods share."""
+
+    optimizer: OptimizerConfig = OptimizerConfig()
+    steps: PositiveInt = 100
+    """Rounds of sampling and learning."""
+    prompts_per_step: PositiveInt = 16
+    """Prompts a round."""
+    group_size: PositiveInt = 8
+    """Completions for each prompt."""
+    minibatches: PositiveInt = 1
+    """Optimizer steps that one pass over a round's rows is split into."""
+    epochs: PositiveInt = 1
+    """Passes over a round's rows (PPO epochs)."""
+    micro_batches: PositiveInt = 1
+    """Parts that a minibatch is split into to save memory; the result is the same."""
+    eval_every: NonNegativeInt = 20
+    """Rounds between evaluations on test prompts. 0: only before the first and after the last."""
+    epsilon_low: Fraction = 0.2
+    """The probability ratio is clipped below at 1 − epsilon_low."""
+    epsilon_high: NonNegativeFloat = 0.2
+    """The probability ratio is clipped above at 1 + epsilon_high."""
+
+    def __post_init__(self) -> None:
+        require_multiple(
+            "prompts_per_step × group_size",
+            self.prompts_per_step * self.group_size,
+            "minibatches × micro_batches",
+            self.minibatches * self.micro_batches,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Text2GradConfig(PolicyConfig):
+    """Text2Grad (arXiv 2505.22338): PPO on span rewards that come from critiques."""
+
+    group_size: PositiveInt = 4
+    """Completions for each prompt."""
+    minibatches: PositiveInt = 4
+    """Optimizer steps that one pass over a round's rows is split into."""
+    epochs: PositiveInt = 2
+    """Passes over a round's rows (PPO epochs; the paper's: 4)."""
+    kl: Literal["k1", "k2", "k3", "abs", "full"] = "full"
+    """Estimator of the divergence from the SFT policy: per token, or over the vocabulary."""
+    kl_coefficient: NonNegativeFloat = 0.05
+    """What one nat of divergence costs in reward; where the adaptive controller starts."""
+    adaptive_kl_target: PositiveFloat | None = None
+    """Divergence that an adaptive controller steers to. None: the coefficient is fixed."""
+    gamma: Fraction = 1.0
+    """Discount from token to token."""
+    gae_lambda: Fraction = 0.95
+    """Trace decay of the advantage estimate."""
+    value_coefficient: NonNegativeFloat = 0.1
+    """Weight of the value loss."""
+    value_clip: PositiveFloat = 0.2
+    """A new value may leave the old one by this much."""
+    span_source: Literal["reward_model", "judge"] = "reward_model"
+    """Who marks the spans during training: the trained reward model, or the judge itself."""
+    whiten: bool = True
+    """Scale advantages to mean 0 and variance 1 over a round."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RLTFSDConfig(PolicyConfig):
+    """RLTF-SD (arXiv 2602.02482): learn to say at once what feedback led to."""
+
+    gamma: Fraction = 0.1
+    """Discount from turn to turn."""
+    distill_coefficient: NonNegativeFloat = 0.1
+    """Weight of the rows that teach the first prompt the repaired answer."""
+    correction: Literal["none", "importance", "ppo", "cispo"] = "none"
+    """How those rows allow for having been sampled after feedback."""
+    logprob_floor: float | None = -5.0
+    """Tokens less probable than this (log, given the first prompt) are left out. None: none."""
+    baseline: Literal["first_turn", "second_turn"] = "first_turn"
+    """Reward that a repaired answer is compared with: the mean of this turn."""
+    turns: typing.Annotated[int, annotated_types.Ge(2)] = 2
+    """Attempts a conversation may have; a correct one ends it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig(PolicyConfig):
+    """GRPO, the baseline that sees only the reward: advantages centred in each group."""
+
+    scale_by_std: bool = False
+    """Divide by the group's standard deviation too."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """Weight of the k3 divergence from the SFT policy in the loss."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.group_size >= 2, "group_size must be at least 2: a group of one teaches nothing"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig(Section):
+    """Single-turn accuracy on the test examples, without feedback."""
+
+    samples_per_prompt: PositiveInt = 4
+    """Completions for each test prompt."""
+    batch_size: PositiveInt = 200
+    """Prompts sampled at once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Section):
+    """When a phase saves its state; a phase that was stopped goes on from there."""
+
+    every_steps: PositiveInt = 50
+    """Steps between two checkpoints."""
+    keep_last: PositiveInt = 2
+    """Checkpoints kept of each phase."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Section):
+    """One run."""
+
+    name: str
+    """Name of the run; results go to runs/NAME unless --workdir says otherwise."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random except the puzzles."""
+    methods: tuple[Method, ...] = ("text2grad", "rltf-sd")
+    """What `t2g run` trains, one after the other, from the same SFT policy."""
+    task: TaskConfig = TaskConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    judge: JudgeConfig = JudgeConfig()
+    sft: SFTConfig = SFTConfig()
+    annotate: AnnotateConfig = AnnotateConfig()
+    reward_model: RewardModelConfig = RewardModelConfig()
+    text2grad: Text2GradConfig = Text2GradConfig()
+    rltf_sd: RLTFSDConfig = RLTFSDConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    def __post_init__(self) -> None:
+        require(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None,
+            f"name ({self.name!r}) becomes a folder: use letters, digits, '.', '_' and '-'",
+        )
+        require(len(self.methods) > 0, "methods is empty: name at least one method")
+        require(
+            len(set(self.methods)) == len(self.methods), f"methods {self.methods} names one twice"
+        )
+        require(
+            self.sampling.max_new_tokens < self.model.context_length,
+            f"sampling.max_new_tokens ({self.sampling.max_new_tokens}) must be less than "
+            f"model.context_length ({self.model.context_length}): the prompt needs room too",
+        )
+        require(
+            self.sft.examples <= self.task.train_size,
+            f"sft.examples ({self.sft.examples}) must not exceed task.train_size "
+            f"({self.task.train_size})",
+        )
+        require(
+            self.annotate.prompts <= self.task.train_size,
+            f"annotate.prompts ({self.annotate.prompts}) must not exceed task.train_size "
+            f"({self.task.train_size})",
+        )

@@ -1,0 +1,237 @@
+"""A Llama-style decoder in Flax Linen: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+Nothing here knows about meshes, losses or sampling. One call serves training, prefill and decoding:
+
+    hidden, fresh = Decoder(config).apply({"params": p}, tokens, positions, segment_ids, cache)
+
+`fresh` holds the keys and values of just these tokens; whoever decodes writes them into its cache.
+The decoder only reads the cache, so a decoding loop can update it in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """The shape of a decoder. Hashable, so it can be a static argument of jitted functions."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    mlp_width: int
+    rope_theta: float = 10_000.0
+    norm_epsilon: float = 1e-5
+    tie_embeddings: bool = True
+    dtype: Any = jnp.float32
+    """Of activations and matrix products; parameters stay float32."""
+    remat: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations."""
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
+        if self.head_width % 2:
+            raise ValueError(f"head_width={self.head_width} must be even for rotary positions")
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of earlier tokens, and which sequence each slot belongs to.
+
+    keys, values: [L, B, S, K, H]; segment_ids: [B, S], 0 marks an empty slot.
+    Slots need not be contiguous: rotary positions are already inside the keys.
+    """
+
+    keys: Array
+    values: Array
+    segment_ids: Array
+
+    @classmethod
+    def empty(cls, config: DecoderConfig, batch: int, slots: int) -> Cache:
+        shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
+        zeros = jnp.zeros(shape, config.dtype)
+        return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32))
+
+    def write(self, fresh: tuple[Array, Array], segment_ids: Array, slot: Array | int) -> Cache:
+        """Puts the keys and values of N tokens ([L, B, N, K, H]) at slots slot … slot+N−1."""
+        keys, values = fresh
+        at = (0, 0, slot, 0, 0)
+        return Cache(
+            jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), at),
+            jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), at),
+            jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, (0, slot)),
+        )
+
+
+class Decoder(nn.Module):
+    """Tokens to hidden states (after the final norm, ready for any head)."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: Array, positions: Array, segment_ids: Array, cache: Cache | None = None
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Runs the layers.
+
+        Args:
+          tokens: [B, T] int32.
+          positions: [B, T] int32, counted from 0 within each segment.
+          segment_ids: [B, T] int32; tokens attend within their segment only, 0 marks padding.
+          cache: earlier tokens that come before all of these, or None.
+
+        Returns:
+          hidden [B, T, D] in `config.dtype`, and (keys, values), each [L, B, T, K, H].
+        """
+        config = self.config
+        embed = nn.Embed(
+            config.vocab_size,
+            config.width,
+            embedding_init=nn.initializers.normal(0.02),
+            dtype=config.dtype,
+            name="embed",
+        )
+        x = embed(tokens)
+        rotation = rotary_angles(positions, config.head_width, config.rope_theta)
+        same = segment_ids[:, :, None] == segment_ids[:, None, :]
+        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+        mask = same & causal & (segment_ids[:, :, None] != 0)
+        earlier = None if cache is None else (cache.keys, cache.values)
+        earlier_mask = (
+            None
+            if cache is None
+            else (segment_ids[:, :, None] == cache.segment_ids[:, None, :])
+            & (segment_ids[:, :, None] != 0)
+        )
+        layer = nn.remat(Layer, prevent_cse=False) if config.remat else Layer
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            length=config.layers,
+        )
+        x, fresh = layers(config, name="layers")(x, rotation, mask, earlier_mask, earlier)
+        return RMSNorm(config, name="final_norm")(x), fresh
+
+
+class Layer(nn.Module):
+    """Attention and a gated MLP, each on a normalised copy of the residual stream."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, rotation, mask, earlier_mask, earlier):
+        config = self.config
+        attended, fresh = Attention(config, name="attention")(
+            RMSNorm(config, name="attention_norm")(x), rotation, mask, earlier_mask, earlier
+        )
+        x = x + attended
+        x = x + SwiGLU(config, name="mlp")(RMSNorm(config, name="mlp_norm")(x))
+        return x, fresh
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over these tokens and, if given, the cached earlier ones."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x, rotation, mask, earlier_mask, earlier):
+        config = self.config
+        project = functools.partial(_dense, config=config)
+        q = project((config.heads, config.head_width), name="query")(x)
+        k = project((config.kv_heads, config.head_width), name="key")(x)
+        v = project((config.kv_heads, config.head_width), name="value")(x)
+        q, k = rotate(q, rotation), rotate(k, rotation)
+        q = einops.rearrange(q, "b t (k g) h -> b t k g h", k=config.kv_heads)
+        q = q * config.head_width**-0.5
+
+        scores = _scores(q, k, mask)
+        if earlier is None:
+            weights = jax.nn.softmax(scores).astype(v.dtype)
+            mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+        else:
+            # Scores are joined, keys and values are not: that would copy the cache at every token.
+            cached_k, cached_v = earlier
+            cached = _scores(q, cached_k, earlier_mask)
+            weights = jax.nn.softmax(jnp.concatenate([cached, scores], -1)).astype(v.dtype)
+            slots = cached.shape[-1]
+            mixed = jnp.einsum("bkgts,bskh->btkgh", weights[..., :slots], cached_v)
+            mixed += jnp.einsum("bkgts,bskh->btkgh", weights[..., slots:], v)
+        mixed = einops.rearrange(mixed, "b t k g h -> b t (k g) h")
+        out = _dense(config.width, config=config, axis=(-2, -1), name="out")(mixed)
+        return out, (k, v)
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) · up(x)), Shazeer, arXiv 2002.05202."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        gate = _dense(config.mlp_width, config=config, name="gate")(x)
+        up = _dense(config.mlp_width, config=config, name="up")(x)
+        return _dense(config.width, config=config, name="down")(nn.silu(gate) * up)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · scale, computed in float32; Zhang & Sennrich, arXiv 1910.07467."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        x32 = x.astype(jnp.float32)
+        mean_square = jnp.mean(jnp.square(x32), -1, keepdims=True)
+        normed = x32 * jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
+        return (normed * scale).astype(self.config.dtype)
+
+
+def rotary_angles(positions: Array, head_width: int, theta: float) -> Array:
+    """Angles [B, T, H/2] of rotary position embedding; Su et al., arXiv 2104.09864, Eq. 15."""
+    frequencies = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
+    return positions[..., None].astype(jnp.float32) * frequencies
+
+
+def rotate(x: Array, angles: Array) -> Array:
+    """Rotates [B, T, N, H] by [B, T, H/2]; halves are paired as in Hugging Face checkpoints."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)
+
+
+def _scores(q: Array, k: Array, mask: Array) -> Array:
+    """Masked attention scores [B, K, G, T, S] in float32; a row with no key stays finite."""
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    return jnp.where(mask[:, None, None], scores, -1e30)
+
+
+def _dense(features, *, config: DecoderConfig, name: str, axis=-1):
+    return nn.DenseGeneral(
+        features,
+        axis=axis,
+        use_bias=False,
+        dtype=config.dtype,
+        kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+        name=name,
+    )

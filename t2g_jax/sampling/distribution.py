@@ -1,0 +1,101 @@
+"""The distribution a token is really sampled from: temperature, then top-k, then top-p.
+
+The set of tokens that top-k and top-p keep is described by one number per token, the *cutoff*: the
+kept tokens are those whose temperature-scaled log-probability is at least the cutoff. The trainer
+gets the cutoff along with the tokens, so its importance ratios are those of the truncated
+distribution (`t2g_jax.logprobs.from_hidden(..., cutoff=…)`) and equal 1 before the first update.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How to sample. Hashable: a static argument of jitted functions.
+
+    temperature 0 takes the most likely token; top_k 0 and top_p 1 do not truncate.
+    """
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must not be negative, got {self.temperature}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must not be negative, got {self.top_k}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], got {self.top_p}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0
+
+    @property
+    def truncates(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1
+
+
+def log_distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
+    """Log-probabilities of the sampled distribution and the cutoff that truncated it.
+
+    Args:
+      logits: [..., V].
+      sampling: temperature > 0, top_k, top_p.
+
+    Returns:
+      log_probs [..., V] float32 (−inf where dropped), cutoff [...] float32 (−inf: nothing dropped).
+    """
+    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32) / sampling.temperature)
+    cutoff = truncation_cutoff(log_probs, top_k=sampling.top_k, top_p=sampling.top_p)
+    if not sampling.truncates:
+        return log_probs, cutoff
+    kept = jnp.where(log_probs >= cutoff[..., None], log_probs, -jnp.inf)
+    return jax.nn.log_softmax(kept), cutoff
+
+
+def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
+    """The log-probability that separates what top-k and top-p keep from what they drop.
+
+    Half way between the least likely kept and the most likely dropped token, so that recomputing
+    the log-probabilities with a slightly different rounding keeps the same set.
+
+    Args:
+      log_probs: [..., V], normalised.
+      top_k: keep the k most likely tokens; 0 keeps all.
+      top_p: of these, keep the smallest set of most likely tokens whose mass reaches top_p.
+
+    Returns:
+      cutoff [...] float32; −inf where nothing is dropped. Tokens tied with the last kept stay.
+    """
+    vocabulary = log_probs.shape[-1]
+    unlimited = jnp.full(log_probs.shape[:-1], -jnp.inf, jnp.float32)
+    top_k = min(top_k or vocabulary, vocabulary)
+    if top_k == vocabulary and top_p == 1:
+        return unlimited
+    ordered = jax.lax.top_k(log_probs, min(top_k + 1, vocabulary))[0]
+    candidates = ordered[..., :top_k]
+    probs = jnp.exp(candidates)
+    # top-p applies to the distribution that top-k left, renormalised.
+    mass_before = (jnp.cumsum(probs, -1) - probs) / jnp.sum(probs, -1, keepdims=True)
+    keep = jnp.maximum(jnp.sum(mass_before < top_p, -1, keepdims=True), 1)
+    last_kept = jnp.take_along_axis(ordered, keep - 1, -1)[..., 0]
+    everything = keep[..., 0] == vocabulary
+    first_dropped = jnp.take_along_axis(
+        ordered, jnp.minimum(keep, ordered.shape[-1] - 1), -1
+    )[..., 0]
+    # A dropped token of probability 0 must not drag the cutoff to −inf.
+    first_dropped = jnp.maximum(first_dropped, last_kept - 1.0)
+    return jnp.where(everything, unlimited, 0.5 * (last_kept + first_dropped))

@@ -1,0 +1,81 @@
+"""Sampling for lists of prompts of any length and number, in batches of one compiled shape."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t2g_jax.errors import T2GError
+from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.models.heads import Params
+from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.sampling.sampler import pad_prompts, sample
+from t2g_jax.training.batch import round_up
+from t2g_jax.training.sharding import batch_sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled completion; the stop token, if it was sampled, is the last token.
+
+    tokens: [n] int32. logprobs, cutoffs: [n] float32, see `sampler.Completions`.
+    ended: whether a stop token was sampled; otherwise the length limit cut the completion off.
+    """
+
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    cutoffs: np.ndarray
+    ended: bool
+
+
+def generate(
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    key: jax.Array,
+    *,
+    config: DecoderConfig,
+    sampling: Sampling,
+    mesh: Mesh,
+    batch_size: int,
+    context_length: int,
+) -> list[Completion]:
+    """Samples one completion for each prompt; the i-th depends on the prompt, the key and i only.
+
+    Args:
+      params: the policy.
+      prompts: token lists.
+      key: PRNG key.
+      batch_size: most rows sampled at once; rounded up, see `round_up`.
+      context_length: most tokens a row may have.
+
+    Raises:
+      T2GError: a prompt leaves no room for a completion.
+    """
+    longest = max((len(prompt) for prompt in prompts), default=0)
+    if longest + sampling.max_new_tokens > context_length:
+        raise T2GError(
+            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed "
+            f"model.context_length={context_length}: raise it, or lower sampling.max_new_tokens"
+        )
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = round_up(min(batch_size, len(prompts)), shards)
+    sharding = batch_sharding(mesh)
+    completions: list[Completion] = []
+    for start in range(0, len(prompts), rows):
+        chunk = prompts[start : start + rows]
+        tokens, lengths = pad_prompts(chunk, rows=rows)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(start, start + rows))
+        inputs = jax.device_put((tokens, lengths, keys), sharding)
+        out = jax.device_get(sample(params, *inputs, config=config, sampling=sampling))
+        for i in range(len(chunk)):
+            n = int(out.lengths[i])
+            completions.append(
+                Completion(
+                    out.tokens[i, :n], out.logprobs[i, :n], out.cutoffs[i, :n], bool(out.ended[i])
+                )
+            )
+    return completions

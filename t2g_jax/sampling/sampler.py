@@ -1,0 +1,145 @@
+"""Sampling completions: prefill the prompts once, then decode token by token from a KV cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from t2g_jax.models import heads
+from t2g_jax.models.decoder import Cache, Decoder, DecoderConfig
+from t2g_jax.sampling.distribution import Sampling, log_distribution
+
+Array = jax.Array
+
+
+@struct.dataclass
+class Completions:
+    """What was sampled, padded to N = max_new_tokens.
+
+    tokens: [B, N] int32. logprobs: [B, N] float32, of the distribution really sampled from.
+    cutoffs: [B, N] float32, see `sampling.distribution`. lengths: [B] int32, stop token included.
+    ended: [B] bool, whether a stop token was sampled (otherwise the completion was cut off).
+    """
+
+    tokens: Array
+    logprobs: Array
+    cutoffs: Array
+    lengths: Array
+    ended: Array
+
+
+def pad_prompts(
+    prompts: Sequence[Sequence[int]], *, bucket: int = 16, rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Right-pads prompts to a multiple of `bucket`, so that few shapes are ever compiled.
+
+    Args:
+      prompts: non-empty token lists.
+      bucket: lengths are rounded up to a multiple of this.
+      rows: pad with empty rows, for which nothing is sampled, up to this many.
+
+    Returns:
+      tokens [rows, P] int32, lengths [rows] int32.
+
+    Raises:
+      ValueError: there is no prompt, one is empty, or there are more than `rows`.
+    """
+    lengths = [len(prompt) for prompt in prompts]
+    if not lengths or min(lengths) == 0:
+        raise ValueError("sampling needs at least one prompt and at least one token in each")
+    rows = rows or len(prompts)
+    if len(prompts) > rows:
+        raise ValueError(f"{len(prompts)} prompts do not fit into {rows} rows")
+    width = -(-max(lengths) // bucket) * bucket
+    tokens = np.zeros((rows, width), np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, : len(prompt)] = prompt
+    return tokens, np.array(lengths + [0] * (rows - len(prompts)), np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+def sample(
+    params: heads.Params,
+    tokens: Array,
+    lengths: Array,
+    keys: Array,
+    *,
+    config: DecoderConfig,
+    sampling: Sampling,
+) -> Completions:
+    """Samples one completion for each row.
+
+    Each row has its own key, so what it yields does not depend on the rows beside it, their number
+    or the mesh. The loop ends as soon as every row has met a stop token.
+
+    Args:
+      params: with "decoder" (and "lm_head" unless tied).
+      tokens: [B, P] int32 prompts, right-padded.
+      lengths: [B] int32; a row of length 0 is a dummy and stays empty.
+      keys: [B] typed PRNG keys.
+      config, sampling: static.
+    """
+    batch, prompt_width = tokens.shape
+    new = sampling.max_new_tokens
+    decoder = Decoder(config)
+    variables = {"params": params["decoder"]}
+    kernel = heads.lm_kernel(params).astype(config.dtype)
+    stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)
+
+    def logits_of(hidden):
+        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+
+    positions = jnp.broadcast_to(jnp.arange(prompt_width), tokens.shape)
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    hidden, fresh = decoder.apply(variables, tokens, positions, segment_ids)
+    cache = Cache.empty(config, batch, prompt_width + new).write(fresh, segment_ids, 0)
+    final = jnp.maximum(lengths - 1, 0)[:, None, None]
+    last = jnp.take_along_axis(hidden, final, axis=1)[:, 0]
+
+    def pick(logits, step):
+        if sampling.greedy:
+            token = jnp.argmax(logits, -1).astype(jnp.int32)
+            nothing = jnp.zeros(batch, jnp.float32)
+            return token, nothing, nothing - jnp.inf
+        log_probs, cutoff = log_distribution(logits, sampling)
+        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        token = jax.vmap(jax.random.categorical)(step_keys, log_probs).astype(jnp.int32)
+        return token, jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0], cutoff
+
+    def advance(carry):
+        step, out, done, logits, cache = carry
+        token, logprob, cutoff = pick(logits, step)
+        live = ~done
+        out = Completions(
+            tokens=out.tokens.at[:, step].set(jnp.where(live, token, 0)),
+            logprobs=out.logprobs.at[:, step].set(jnp.where(live, logprob, 0.0)),
+            cutoffs=out.cutoffs.at[:, step].set(jnp.where(live, cutoff, -jnp.inf)),
+            lengths=out.lengths + live,
+            ended=out.ended | (live & jnp.isin(token, stop_ids)),
+        )
+        done = done | out.ended
+        segments = live.astype(jnp.int32)[:, None]
+        hidden, fresh = decoder.apply(
+            variables, token[:, None], (lengths + step)[:, None], segments, cache
+        )
+        cache = cache.write(fresh, segments, prompt_width + step)
+        return step + 1, out, done, logits_of(hidden[:, 0]), cache
+
+    def unfinished(carry):
+        step, _, done, _, _ = carry
+        return (step < new) & ~jnp.all(done)
+
+    empty = Completions(
+        tokens=jnp.zeros((batch, new), jnp.int32),
+        logprobs=jnp.zeros((batch, new), jnp.float32),
+        cutoffs=jnp.full((batch, new), -jnp.inf, jnp.float32),
+        lengths=jnp.zeros(batch, jnp.int32),
+        ended=jnp.zeros(batch, bool),
+    )
+    start = (jnp.int32(0), empty, lengths == 0, logits_of(last), cache)
+    return jax.lax.while_loop(unfinished, advance, start)[1]

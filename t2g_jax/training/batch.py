@@ -1,0 +1,200 @@
+"""One batch for every method: rows of tokens that say, per token, what it counts for and why.
+
+A `Row` is one sequence with fields *about its tokens*: the advantage of token i stands at index i.
+`pack` lays rows end to end into a `Batch` and moves each field to where it is used: everything about
+predicting token i to the slot of token i−1, whose hidden state predicts it; span labels stay on the
+token itself, whose hidden state classifies it.
+
+Reductions are weights: a plain token mean has weight 1 on every token, a mean per sequence 1/length.
+The loss divides by the sum of the weights of the whole step, so packing, micro-batches and sharding
+do not change it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import jax
+import numpy as np
+from flax import struct
+
+PREDICTION_FIELDS = {
+    "policy_weight": 0.0,
+    "distill_weight": 0.0,
+    "nll_weight": 0.0,
+    "advantages": 0.0,
+    "old_logprobs": 0.0,
+    "cutoffs": -np.inf,
+    "teacher_logprobs": 0.0,
+    "ref_logprobs": 0.0,
+    "returns": 0.0,
+    "old_values": 0.0,
+}
+"""Fields about predicting a token, and their value on tokens that a row says nothing about."""
+
+TOKEN_FIELDS = {"span_weight": 0.0, "span_labels": 0.0}
+"""Fields about a token once it has been read."""
+
+
+@struct.dataclass
+class Batch:
+    """Rows of tokens, all arrays [B, T] (or [M, B, T] for M micro-batches); None = field not used.
+
+    tokens, positions, segment_ids: int32, what the decoder reads; segment 0 is padding.
+    targets: int32, the token that each slot predicts.
+    policy_weight: weight in the policy-gradient term (and the value term, if there are returns).
+    distill_weight: weight in the self-distillation term.
+    nll_weight: weight in the negative log-likelihood (SFT, critiques, feedback modelling).
+    advantages: of the policy-gradient and self-distillation terms.
+    old_logprobs, cutoffs: log-probability when sampled, and the truncation of the sampler.
+    teacher_logprobs: log π(y₁|x₁) of self-distillation tokens.
+    ref_logprobs: under the reference policy, for a KL term in the loss.
+    returns, old_values: targets and old predictions of the value head.
+    span_weight, span_labels: of the span-reward head; labels −1, 0, +1.
+    """
+
+    tokens: jax.Array
+    targets: jax.Array
+    positions: jax.Array
+    segment_ids: jax.Array
+    policy_weight: jax.Array | None = None
+    distill_weight: jax.Array | None = None
+    nll_weight: jax.Array | None = None
+    advantages: jax.Array | None = None
+    old_logprobs: jax.Array | None = None
+    cutoffs: jax.Array | None = None
+    teacher_logprobs: jax.Array | None = None
+    ref_logprobs: jax.Array | None = None
+    returns: jax.Array | None = None
+    old_values: jax.Array | None = None
+    span_weight: jax.Array | None = None
+    span_labels: jax.Array | None = None
+
+
+@dataclasses.dataclass
+class Row:
+    """One sequence: tokens [n] and fields [n] by name (see `Batch`), each about its own token."""
+
+    tokens: np.ndarray
+    fields: dict[str, np.ndarray]
+
+    def __post_init__(self):
+        self.tokens = np.asarray(self.tokens, np.int32)
+        for name, values in self.fields.items():
+            if name not in PREDICTION_FIELDS and name not in TOKEN_FIELDS:
+                raise ValueError(f"a row has no field {name!r}")
+            if len(values) != len(self.tokens):
+                raise ValueError(f"{name} has {len(values)} values for {len(self.tokens)} tokens")
+            if name.endswith("_weight") and name in PREDICTION_FIELDS and values[0] != 0:
+                raise ValueError(f"{name} of the first token must be 0: nothing predicts it")
+
+    def __len__(self):
+        return len(self.tokens)
+
+
+def row(*parts: tuple[Sequence[int], dict[str, float | Sequence[float]]]) -> Row:
+    """Builds a row from consecutive parts: (tokens, fields), a field being a scalar or one per token.
+
+    Tokens of a part that does not name a field get the field's default.
+    """
+    tokens = np.concatenate([np.asarray(part, np.int32) for part, _ in parts])
+    defaults = PREDICTION_FIELDS | TOKEN_FIELDS
+    names = {name for _, fields in parts for name in fields}
+    fields = {
+        name: np.concatenate(
+            [
+                np.broadcast_to(
+                    np.asarray(given.get(name, defaults[name]), np.float32), (len(part),)
+                )
+                for part, given in parts
+            ]
+        )
+        for name in names
+    }
+    return Row(tokens, fields)
+
+
+def round_up(count: int, multiple: int = 1) -> int:
+    """`count` rounded up to a multiple, and to two binary digits above that.
+
+    Shapes that vary from step to step are rounded so: there are two for each doubling, each is
+    compiled once, and at most a third is wasted.
+
+    >>> [round_up(n) for n in (3, 5, 9, 33, 60)]
+    [3, 6, 12, 48, 64]
+    """
+    parts = -(-max(count, 1) // multiple)
+    quantum = max(1 << ((parts - 1).bit_length() - 2), 1) if parts > 2 else 1
+    return -(-parts // quantum) * quantum * multiple
+
+
+def pack(
+    rows: Iterable[Row], *, length: int, fields: Iterable[str] = (), multiple: int = 1
+) -> Batch:
+    """Lays rows end to end (first fit) into a batch of NumPy arrays.
+
+    Args:
+      rows: the sequences.
+      length: T.
+      fields: the optional fields of `Batch` to fill; fixed for a method, so that it compiles once.
+      multiple: the number of batch rows becomes a multiple of this, see `round_up`; what is left
+        over are empty rows.
+
+    Raises:
+      ValueError: a row is longer than `length`, or has a field that is not among `fields`.
+    """
+    bins: list[list[Row]] = []
+    space: list[int] = []
+    for item in rows:
+        fit = next((i for i, free in enumerate(space) if free >= len(item)), None)
+        if fit is None:
+            bins.append([])
+            space.append(length)
+            fit = len(bins) - 1
+        bins[fit].append(item)
+        space[fit] -= len(item)
+    return _fill(bins, length, fields, multiple)
+
+
+def pad(
+    rows: Iterable[Row], *, length: int, fields: Iterable[str] = (), multiple: int = 1
+) -> Batch:
+    """As `pack`, with row i alone in batch row i: for scores that are read back by row."""
+    return _fill([[item] for item in rows], length, fields, multiple)
+
+
+def _fill(bins: Sequence[Sequence[Row]], length: int, fields: Iterable[str], multiple: int) -> Batch:
+    count = round_up(len(bins), multiple)
+    defaults = PREDICTION_FIELDS | TOKEN_FIELDS
+    structure = ("tokens", "targets", "positions", "segment_ids")
+    arrays = {name: np.zeros((count, length), np.int32) for name in structure}
+    arrays |= {name: np.full((count, length), defaults[name], np.float32) for name in fields}
+    for index, contents in enumerate(bins):
+        start = 0
+        for segment, item in enumerate(contents, start=1):
+            if start + len(item) > length:
+                raise ValueError(f"a row of {len(item)} tokens does not fit into length {length}")
+            here = slice(start, start + len(item))
+            before = slice(start, start + len(item) - 1)
+            arrays["tokens"][index, here] = item.tokens
+            arrays["targets"][index, before] = item.tokens[1:]
+            arrays["positions"][index, here] = np.arange(len(item))
+            arrays["segment_ids"][index, here] = segment
+            for name, values in item.fields.items():
+                if name not in arrays:
+                    raise ValueError(f"a row has field {name!r}, which this batch does not take")
+                if name in TOKEN_FIELDS:
+                    arrays[name][index, here] = values
+                else:
+                    arrays[name][index, before] = values[1:]
+            start += len(item)
+    return Batch(**arrays)
+
+
+def micro_batches(batch: Batch, count: int) -> Batch:
+    """Splits [B, T] into [count, B/count, T]; the loss of the whole does not depend on `count`."""
+    rows = batch.tokens.shape[0]
+    if rows % count:
+        raise ValueError(f"{rows} batch rows cannot be split into {count} micro-batches")
+    return jax.tree.map(lambda x: x.reshape(count, rows // count, *x.shape[1:]), batch)

@@ -1,0 +1,121 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t2g_jax.reductions import Reduction, count, masked_mean, masked_sum, reduce
+
+HOWS = list(Reduction)
+
+
+@pytest.fixture
+def batch(rng):
+    values = rng.normal(size=(4, 6)).astype(np.float32)
+    mask = rng.random((4, 6)) < 0.6
+    mask[2] = False
+    return values, mask
+
+
+def _loop(values, mask, how):
+    rows = [row[keep] for row, keep in zip(values, mask, strict=True) if keep.any()]
+    if how is Reduction.TOKEN_MEAN:
+        return np.concatenate(rows).mean()
+    if how is Reduction.SEQUENCE_MEAN_TOKEN_MEAN:
+        return np.mean([row.mean() for row in rows])
+    return np.mean([row.sum() for row in rows])
+
+
+def test_masked_sum_and_mean_by_hand():
+    values = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    mask = np.array([[True, False, True], [False, False, False]])
+    assert masked_sum(values, mask) == 4
+    assert masked_mean(values, mask) == 2
+    np.testing.assert_array_equal(masked_sum(values, mask, axis=-1), [4, 0])
+    np.testing.assert_array_equal(masked_mean(values, mask, axis=-1), [2, 0])
+    np.testing.assert_array_equal(masked_mean(values, mask, axis=0), [1, 0, 3])
+
+
+def test_a_float_mask_weighs():
+    assert masked_sum(np.array([1.0, 3.0]), np.array([0.5, 2.0])) == 6.5
+    np.testing.assert_allclose(
+        masked_mean(np.array([1.0, 3.0]), np.array([0.5, 2.0])), 2.6, rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_reduce_matches_a_loop(batch, how):
+    np.testing.assert_allclose(reduce(*batch, how), _loop(*batch, how), rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_micro_batches_add_up(batch, how):
+    values, mask = batch
+    whole = reduce(values, mask, how)
+    total = count(mask, how)
+    parts = sum(
+        reduce(values[rows], mask[rows], how, denominator=total)
+        for rows in (slice(0, 1), slice(1, 4))
+    )
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    np.testing.assert_allclose(count(mask[:1], how) + count(mask[1:], how), total)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_packed_rows_reduce_as_unpacked_ones(batch, how):
+    values, mask = batch
+    packed_values, packed_mask = values.reshape(2, 12), mask.reshape(2, 12)
+    segment_ids = np.repeat([[1, 2]], 6, axis=1) * np.ones((2, 1), int)
+    np.testing.assert_allclose(
+        reduce(packed_values, packed_mask, how, segment_ids=segment_ids),
+        reduce(values, mask, how),
+        rtol=1e-5,
+    )
+    assert count(packed_mask, how, segment_ids=segment_ids) == count(mask, how)
+
+
+def test_counts(batch):
+    _, mask = batch
+    assert count(mask, Reduction.TOKEN_MEAN) == mask.sum()
+    assert count(mask, Reduction.SEQUENCE_MEAN_TOKEN_MEAN) == 3
+    assert count(mask, Reduction.SEQUENCE_MEAN_TOKEN_SUM) == 3
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_the_mask_hides_anything(batch, how):
+    values, mask = batch
+    dirty = np.where(mask, values, np.resize([np.nan, np.inf, -np.inf], values.shape))
+    for reduction in (
+        lambda x: reduce(x, mask, how),
+        lambda x: masked_mean(x, mask),
+        lambda x: masked_mean(x, mask, -1).sum(),
+    ):
+        both = jax.jit(jax.value_and_grad(reduction))
+        value, gradient = both(dirty)
+        clean_value, clean_gradient = both(values)
+        np.testing.assert_array_equal(value, clean_value)
+        np.testing.assert_array_equal(gradient, clean_gradient)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_an_empty_mask_gives_zero(how):
+    for denominator in (None, 0):
+        value, gradient = jax.jit(
+            jax.value_and_grad(
+                lambda x, d=denominator: reduce(x, jnp.zeros((2, 3)), how, denominator=d)
+            )
+        )(jnp.full((2, 3), jnp.nan))
+        assert value == 0
+        np.testing.assert_array_equal(gradient, 0)
+    assert masked_mean(jnp.ones((2, 3)), jnp.zeros((2, 3), bool)) == 0
+
+
+def test_refusals(batch):
+    values, mask = batch
+    with pytest.raises(ValueError, match=r"values and mask .*\(4, 6\).*\(4, 5\)"):
+        masked_mean(values, mask[:, :5])
+    with pytest.raises(ValueError, match=r"values and mask .*\(4, 6\).*\(6,\)"):
+        reduce(values, mask[0], Reduction.TOKEN_MEAN)
+    with pytest.raises(ValueError, match=r"values and segment_ids .*\(4, 6\).*\(4,\)"):
+        reduce(values, mask, Reduction.SEQUENCE_MEAN_TOKEN_SUM, segment_ids=jnp.ones(4))
+    with pytest.raises(ValueError, match="token_mean"):
+        reduce(values, mask, "token_mean")
