@@ -17,7 +17,9 @@ settings = [
     *("--sft.examples", "64", "--sft.steps", "2", "--sft.batch_size", "8"),
     *("--annotate.prompts", "8", "--annotate.batch_size", "8", "--annotate.held_out", "0.25"),
     *("--reward_model.epochs", "1", "--reward_model.batch_size", "4"),
-    *("--text2grad.steps", "2", "--text2grad.prompts_per_step", "2", "--text2grad.minibatches", "1"),
+    *("--text2grad.span_source", "reward_model"),
+    *("--text2grad.steps", "2", "--text2grad.prompts_per_step", "2"),
+    *("--text2grad.minibatches", "1"),
     *("--rltf_sd.steps", "2", "--rltf_sd.prompts_per_step", "2", "--rltf_sd.group_size", "2"),
     *("--evaluate.samples_per_prompt", "1", "--sampling.max_new_tokens", "16"),
 ]

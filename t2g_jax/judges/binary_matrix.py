@@ -21,14 +21,12 @@ class BinaryMatrixJudge:
 
     Args:
       level: how much the text says; the quotes are the same at every level.
-      max_listed: errors that the text lists one by one at CritiqueLevel.WHERE.
     """
 
     name = "binary_matrix"
 
-    def __init__(self, level: CritiqueLevel, *, max_listed: int = 8) -> None:
+    def __init__(self, level: CritiqueLevel) -> None:
         self.level = level
-        self.max_listed = max_listed
 
     def critique(self, example: Example, completion: str) -> Critique:
         """Raises JudgeError if the example's own answer is not a matrix."""
@@ -60,7 +58,7 @@ class BinaryMatrixJudge:
         what = ["Wrong shape."] if shape else []
         what += [f"Wrong cells: {', '.join(counts)}."] if counts else []
         where = shape + _verdicts(rows, solution)
-        return phrase(self.level, what=" ".join(what), where=where, max_listed=self.max_listed)
+        return phrase(self.level, what=" ".join(what), where=where, max_listed=len(where))
 
 
 _TOO = {-1: "small", +1: "large"}
@@ -68,7 +66,7 @@ _VERDICTS = {0: "right", -1: "low", +1: "high"}
 
 
 def _verdicts(rows: list[list[Cell]], solution: Grid) -> list[str]:
-    """Row by row, a word for each cell: as regular as the matrix, so easy to follow cell by cell."""
+    """A word for each cell, row by row: as regular as the matrix, so that it is easy to follow."""
     words: dict[int, list[str]] = {}
     for r, _, _, sign in _compare(rows, solution):
         words.setdefault(r, []).append(_VERDICTS[sign])

@@ -18,27 +18,33 @@ def judge(answer: str, level=CritiqueLevel.WHERE, **options):
     return BinaryMatrixJudge(level, **options).critique(ASKED, f"\\boxed{{{answer}}}")
 
 
+FINE = [f"Row {r}: right right right." for r in (1, 2, 3)]
+
+
 @pytest.mark.parametrize(
     ("answer", "what", "where"),
     [
         (
             "0 1 1\n1 2 1\n2 1 0",
             "Wrong cells: 1 too small.",
-            "Row 1, column 3 is too small.",
+            "Row 1: right right low. Row 2: right right right. Row 3: right right right.",
         ),
         (
             "0 1 2\n1 0 3\n9 1 0",
             "Wrong cells: 1 too small, 2 too large.",
-            "Row 2, column 2 is too small. Row 2, column 3 is too large. "
-            "Row 3, column 1 is too large.",
+            "Row 1: right right right. Row 2: right low high. Row 3: high right right.",
         ),
-        ("0 1 2\n1 2 1", "Wrong shape.", "There are 2 rows, not 3."),
-        ("0 1 2\n1 2 1\n2 1 0\n0", "Wrong shape.", "There are 4 rows, not 3."),
-        ("0 1 2\n1 2\n2 1 0", "Wrong shape.", "Row 2 has 2 numbers, not 3."),
+        ("0 1 2\n1 2 1", "Wrong shape.", f"There are 2 rows, not 3. {FINE[0]} {FINE[1]}"),
+        ("0 1 2\n1 2 1\n2 1 0\n0", "Wrong shape.", f"There are 4 rows, not 3. {' '.join(FINE)}"),
+        (
+            "0 1 2\n1 2\n2 1 0",
+            "Wrong shape.",
+            f"Row 2 has 2 numbers, not 3. {FINE[0]} {FINE[2]}",
+        ),
         (
             "0 1\n1 2 -1",
             "Wrong shape. Wrong cells: 1 too small.",
-            "There are 2 rows, not 3. Row 1 has 2 numbers, not 3. Row 2, column 3 is too small.",
+            "There are 2 rows, not 3. Row 1 has 2 numbers, not 3. Row 2: right right low.",
         ),
     ],
 )
@@ -46,11 +52,6 @@ def test_texts(answer, what, where):
     assert judge(answer, CritiqueLevel.CORRECTNESS).text == "Wrong."
     assert judge(answer, CritiqueLevel.WHAT).text == what
     assert judge(answer, CritiqueLevel.WHERE).text == where
-
-
-def test_long_lists_are_cut():
-    text = judge("9 9 9\n9 9 9\n9 9 9", max_listed=2).text
-    assert text == "Row 1, column 1 is too large. Row 1, column 2 is too large. And 7 more errors."
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_cells_are_poor_where_they_are_wrong(matrix, changes, before):
     given_cells = [max(0, cell + change) for cell, change in zip(right, changes, strict=True)]
     answer = to_text([given_cells[:3], given_cells[3:6], given_cells[6:]])
     completion = f"{before}\\boxed{{\n{answer}\n}}\n1 0 2"
-    critique = BinaryMatrixJudge(CritiqueLevel.WHERE, max_listed=99).critique(example, completion)
+    critique = BinaryMatrixJudge(CritiqueLevel.WHERE).critique(example, completion)
 
     spans = align(completion, critique.quotes).spans
     first = completion.rindex("{") + 2
@@ -91,22 +92,25 @@ def test_cells_are_poor_where_they_are_wrong(matrix, changes, before):
     assert [span.reward for span in spans] == [
         1.0 if cell == wanted else -1.0 for cell, wanted in zip(given_cells, right, strict=True)
     ]
-    named = re.findall(r"Row (\d), column (\d) is too (small|large)\.", critique.text)
-    assert [(3 * int(r) + int(c) - 4, word == "large") for r, c, word in named] == [
-        (i, cell > wanted)
-        for i, (cell, wanted) in enumerate(zip(given_cells, right, strict=True))
-        if cell != wanted
+    if given_cells == right:
+        assert critique.text == "Correct."
+        return
+    rows = re.findall(r"Row (\d): ([a-z ]+)\.", critique.text)
+    assert " ".join(f"Row {r}: {words}." for r, words in rows) == critique.text
+    assert [int(r) for r, _ in rows] == [1, 2, 3]
+    words = [word for _, line in rows for word in line.split()]
+    assert words == [
+        "right" if cell == wanted else "high" if cell > wanted else "low"
+        for cell, wanted in zip(given_cells, right, strict=True)
     ]
-    sentence = r"Row \d, column \d is too (?:small|large)\."
-    assert re.fullmatch(rf"Correct\.|{sentence}(?: {sentence})*", critique.text)
 
 
 @given(st.text("0123 \n", max_size=60))
 @settings(deadline=None)
 def test_texts_hold_places_and_sizes_only(answer):
     sentence = (
-        r"(?:Row \d+, column \d+ is too (?:small|large)\.|There are \d+ rows, not 3\."
-        r"|Row \d+ has \d+ numbers, not 3\.|And \d+ more errors?\.|Correct\."
+        r"(?:Row \d+:(?: right| low| high)+\.|There are \d+ rows, not 3\."
+        r"|Row \d+ has \d+ numbers, not 3\.|Correct\."
         r"|The answer in \\boxed\{\} is not a matrix of numbers\.)"
     )
     assert re.fullmatch(rf"{sentence}(?: {sentence})*", judge(answer).text)
