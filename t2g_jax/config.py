@@ -222,7 +222,7 @@ class SFTConfig(Section):
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine")
     examples: PositiveInt = 4000
-    """Training examples that are demonstrated."""
+    """Training examples that are demonstrated, the first ones; later phases use all of them."""
     steps: PositiveInt = 400
     """Optimizer steps."""
     batch_size: PositiveInt = 64
@@ -244,6 +244,8 @@ class AnnotateConfig(Section):
     """Training prompts that are answered and judged."""
     samples_per_prompt: PositiveInt = 2
     """Completions for each prompt."""
+    temperatures: tuple[PositiveFloat, ...] = (1.0,)
+    """Factors on sampling.temperature, in turn for a prompt's samples; above 1: rarer errors."""
     batch_size: PositiveInt = 100
     """Prompts sampled at once."""
     held_out: typing.Annotated[float, annotated_types.Interval(gt=0.0, lt=1.0)] = 0.1
@@ -267,6 +269,8 @@ class RewardModelConfig(Section):
     """Weight of the span labels' cross-entropy in the loss."""
     class_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
     """Weights of the classes poor, neutral, good."""
+    max_critique_tokens: PositiveInt = 64
+    """Longest critique that the reward model writes, in tokens."""
     critique_conditioned: bool = False
     """Read the completion again after the critique, and label the second copy."""
 
@@ -296,7 +300,7 @@ class PolicyConfig(Section):
     micro_batches: PositiveInt = 1
     """Parts that a minibatch is split into to save memory; the result is the same."""
     eval_every: NonNegativeInt = 20
-    """Rounds between evaluations on test prompts. 0: only before the first and after the last."""
+    """Rounds between looks at the test accuracy, the first before any learning. 0: none."""
     epsilon_low: Fraction = 0.2
     """The probability ratio is clipped below at 1 − epsilon_low."""
     epsilon_high: NonNegativeFloat = 0.2
@@ -322,7 +326,7 @@ class Text2GradConfig(PolicyConfig):
     epochs: PositiveInt = 2
     """Passes over a round's rows (PPO epochs; the paper's: 4)."""
     kl: Literal["k1", "k2", "k3", "abs", "full"] = "full"
-    """Estimator of the divergence from the SFT policy: per token, or over the vocabulary."""
+    """Divergence from the SFT policy: `full` (the paper's) blames a state, k1 the token chosen."""
     kl_coefficient: NonNegativeFloat = 0.05
     """What one nat of divergence costs in reward; where the adaptive controller starts."""
     adaptive_kl_target: PositiveFloat | None = None

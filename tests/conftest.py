@@ -1,5 +1,7 @@
 """Eight CPU devices for every test. Set before anything imports jax."""
 
+import contextlib
+import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,3 +69,56 @@ def root() -> Path:
 def golden() -> Path:
     """The reference values."""
     return ROOT / "tests" / "golden"
+
+
+@pytest.fixture(scope="session")
+def quick_compiles(tmp_path_factory):
+    """A context in which compiling is quick: few optimisations, and again from a cache on disk."""
+
+    @contextlib.contextmanager
+    def quick_compiles():
+        from jax.experimental.compilation_cache import compilation_cache
+
+        settings = {  # here, and JAX's default
+            "jax_disable_most_optimizations": (True, False),
+            "jax_compilation_cache_dir": (str(_shared(tmp_path_factory) / "compiled"), None),
+            "jax_persistent_cache_min_compile_time_secs": (0.1, 1.0),
+        }
+
+        def use(which):
+            for name, values in settings.items():
+                jax.config.update(name, values[which])
+            compilation_cache.reset_cache()
+
+        use(0)
+        try:
+            yield
+        finally:
+            use(1)
+
+    return quick_compiles
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory, quick_compiles):
+    """A tiny run with all phases complete (see tests/support/tiny.py). To be read only."""
+    import tiny
+
+    folder = _shared(tmp_path_factory)
+    with open(folder / "lock", "w") as lock, quick_compiles():
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first of pytest's processes makes it
+        return tiny.run(folder / "tiny_run")
+
+
+@pytest.fixture(scope="session")
+def tiny_context(tiny_run):
+    """The parts that the phases of the tiny run share."""
+    from t2g_jax.phases.context import Context
+
+    return Context.open(tiny_run.config, tiny_run.workdir)
+
+
+def _shared(tmp_path_factory) -> Path:
+    """A folder that all of pytest's processes share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base

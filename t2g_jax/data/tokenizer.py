@@ -49,8 +49,8 @@ _QUESTION, _ANSWER = "Xquestion", "Xanswer"
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> None:
     """Learns a byte-level BPE tokenizer and saves it, with a chat template, for `ChatTokenizer`.
 
-    Any Unicode text survives encoding and decoding. A cell of a grid becomes one token with the blank
-    before it: "0 1\\n1" is "0", " 1", "\\n1". Folder and contents appear at once.
+    Any Unicode text survives encoding and decoding. A cell of a grid becomes one token with
+    the blank before it: "0 1\\n1" is "0", " 1", "\\n1". Folder and contents appear at once.
 
     Args:
       texts: what to learn the merges from.

@@ -17,7 +17,7 @@ from t2g_jax.tasks.boxed import find_boxed
 
 
 class BinaryMatrixJudge:
-    """Quotes every cell, good or poor; calls wrong cells too small (low) or too large, no more.
+    """Quotes box and cells, good or poor; calls wrong cells too small (low) or too large, no more.
 
     Args:
       level: how much the text says; the quotes are the same at every level.
@@ -43,8 +43,13 @@ class BinaryMatrixJudge:
         # Cells are placed within the box, quotes within the completion.
         spans = _spans(rows, solution)
         quotes = [quote_at(completion, box.start + s, box.start + e, r) for s, e, r in spans]
-        if len(rows) < n:  # what is poor about missing rows is to have stopped there
-            quotes.append(quote_at(completion, box.end, box.end + 1, -1.0))
+        # A box is good in itself, or a policy would rather have another good cell in its place.
+        # What is poor about missing rows is to have closed it there.
+        opening = completion.rindex("\\boxed", 0, box.start)
+        quotes.insert(0, quote_at(completion, opening, box.start, 1.0))
+        if len(rows) <= n:
+            closing = 1.0 if len(rows) == n else -1.0
+            quotes.append(quote_at(completion, box.end, box.end + 1, closing))
         return Critique(text, tuple(quotes))
 
     def _describe(self, rows: list[list[Cell]], solution: Grid) -> str:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from t2g_jax.config import Method as MethodName
 from t2g_jax.methods.base import Method
+from t2g_jax.methods.grpo import GRPO
+from t2g_jax.methods.rltf import RLTFSelfDistillation
+from t2g_jax.methods.text2grad import Text2Grad
 from t2g_jax.phases.context import Context
 
-__all__ = ["Method", "make_method"]
+__all__ = ["GRPO", "Method", "RLTFSelfDistillation", "Text2Grad", "make_method"]
+
+_METHODS: dict[MethodName, Callable[[Context], Method]] = {
+    "text2grad": Text2Grad,
+    "rltf-sd": RLTFSelfDistillation,
+    "grpo": GRPO,
+}
 
 
 def make_method(name: MethodName, context: Context) -> Method:
-    """The method of that name, with what it needs from the earlier phases loaded."""
-    match name:
-        case "text2grad":
-            from t2g_jax.methods.text2grad import Text2Grad as Chosen
-        case "rltf-sd":
-            from t2g_jax.methods.rltf import RLTFSelfDistillation as Chosen
-        case "grpo":
-            from t2g_jax.methods.grpo import GRPO as Chosen
-    return Chosen(context)
+    """The method of that name, with what it needs from the earlier phases loaded.
+
+    Raises:
+      T2GError: one of these phases is not complete.
+    """
+    return _METHODS[name](context)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
+from t2g_jax import kl
 from t2g_jax.config import PolicyConfig
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
@@ -22,10 +23,13 @@ from t2g_jax.training.step import score
 class Method(Protocol):
     """A way of learning from attempts."""
 
-    config: PolicyConfig
     params: Params
     """Where it starts: the warm start and the heads it needs."""
     learning: Learning
+
+    @property
+    def config(self) -> PolicyConfig:
+        """Its section of the config."""
 
     def collect(self, state: TrainState, step: int) -> Collected:
         """The rows of a step; depends on the state and the step alone."""
@@ -37,7 +41,7 @@ def first_attempts(
     """G attempts at each of P training prompts, those of a prompt side by side."""
     drawn = context.train_examples(name, step, config.prompts_per_step)
     examples = [example for example in drawn for _ in range(config.group_size)]
-    prompts = [context.prompt(example) for example in examples]
+    prompts = [context.prompt(example.prompt) for example in examples]
     key = step_key(context, name, step, 0)
     return attempt(context, params, examples, prompts, key, batch_size=len(examples))
 
@@ -46,12 +50,10 @@ def step_key(context: Context, name: str, step: int, turn: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(context.key(name), step), turn)
 
 
-def sampled(context: Context, completion: Completion) -> dict[str, np.ndarray]:
-    """Fields about how a completion's tokens were sampled."""
+def sampled(completion: Completion, *, truncates: bool) -> dict[str, np.ndarray]:
+    """Fields about how a completion's tokens were sampled; `truncates`: see `Sampling`."""
     fields = {"old_logprobs": completion.logprobs}
-    if context.sampling.truncates:
-        fields["cutoffs"] = completion.cutoffs
-    return fields
+    return fields | {"cutoffs": completion.cutoffs} if truncates else fields
 
 
 def policy_fields(context: Context) -> tuple[str, ...]:
@@ -62,17 +64,43 @@ def policy_fields(context: Context) -> tuple[str, ...]:
 
 def completion_row(context: Context, turn: Turn, **fields: float | np.ndarray) -> Row:
     """Prompt and completion, with fields about the completion's tokens."""
-    about = sampled(context, turn.completion) | fields
-    return row((turn.prompt, {}), (turn.completion.tokens, about))
+    about: dict[str, Any] = sampled(turn.completion, truncates=context.sampling.truncates)
+    return row((turn.prompt, {}), (turn.tokens, about | fields))
 
 
-def logprobs_of(context: Context, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
+def logprobs_of(
+    context: Context, params: Params, rows: Sequence[Row], *, temperature: float = 1.0
+) -> list[np.ndarray]:
     """Log-probability of each token of each row given those before it; 0 for the first."""
-    batch = padded(context, [Row(item.tokens, {}) for item in rows])
-    scored = jax.device_get(score(params, batch, model=context.model)["logprobs"])
+    with context.watch.stage("score"):
+        batch = padded(context, [Row(item.tokens, {}) for item in rows])
+        scored = jax.device_get(
+            score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)[
+                "logprobs"
+            ]
+        )
     return [
-        np.concatenate([[0.0], values[: len(item) - 1]]) for item, values in zip(rows, scored)
+        np.concatenate([[0.0], values[: len(item) - 1]])
+        for item, values in zip(rows, scored, strict=False)  # the batch ends in padding
     ]
+
+
+def reference_logprobs(
+    context: Context, reference: Params, turns: Sequence[Turn]
+) -> tuple[list[np.ndarray], float]:
+    """What the reference policy makes of sampled completions.
+
+    Returns:
+      Log-probabilities [n] of each completion's tokens, at the sampler's temperature and not
+      truncated, so that the divergence stays finite; and the mean k3 divergence of a token from
+      the distribution it was sampled from.
+    """
+    rows = [row((turn.prompt, {}), (turn.tokens, {})) for turn in turns]
+    temperature = context.config.sampling.temperature
+    whole = logprobs_of(context, reference, rows, temperature=temperature)
+    logprobs = [values[len(turn.prompt) :] for turn, values in zip(turns, whole, strict=True)]
+    sampled_logprobs = np.concatenate([turn.completion.logprobs for turn in turns])
+    return logprobs, float(np.mean(kl.k3(sampled_logprobs, np.concatenate(logprobs))))
 
 
 def attempt_metrics(turns: Sequence[Turn]) -> dict[str, float]:

@@ -6,18 +6,22 @@ Dr. GRPO, Liu et al., arXiv 2503.20783.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from t2g_jax.advantages import group_centred
+from t2g_jax.config import GRPOConfig
 from t2g_jax.methods.base import (
     attempt_metrics,
     completion_row,
     first_attempts,
-    logprobs_of,
     policy_fields,
+    reference_logprobs,
     tokens_generated,
 )
 from t2g_jax.phases.context import Context
+from t2g_jax.phases.rollout import Turn
 from t2g_jax.phases.training import Collected, Learning
 from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState
@@ -29,8 +33,7 @@ class GRPO:
     def __init__(self, context: Context):
         self.context = context
         self.config = config = context.config.grpo
-        self.params = context.params()
-        self.reference = self.params
+        self.params = self.reference = context.params()
         fields = policy_fields(context)
         self.learning = Learning(
             optimizer=config.optimizer,
@@ -48,19 +51,26 @@ class GRPO:
         )
 
     def collect(self, state: TrainState, step: int) -> Collected:
-        config = self.config
-        turns = first_attempts(self.context, state.params, config, "grpo", step)
-        rewards = np.array([turn.score.reward for turn in turns], np.float32)
-        rewards = rewards.reshape(config.prompts_per_step, config.group_size)
-        advantages = np.asarray(
-            group_centred(rewards, np.ones_like(rewards), scale_by_std=config.scale_by_std)
-        ).ravel()
+        turns = first_attempts(self.context, state.params, self.config, "grpo", step)
+        references, divergence = reference_logprobs(self.context, self.reference, turns)
+        fields = [{"advantages": advantage} for advantage in advantages(turns, self.config)]
+        if self.config.kl_coefficient:
+            for about, logprobs in zip(fields, references, strict=True):
+                about["ref_logprobs"] = logprobs
         rows = [
-            completion_row(self.context, turn, policy_weight=1.0, advantages=advantage)
-            for turn, advantage in zip(turns, advantages)
+            completion_row(self.context, turn, policy_weight=1.0, **about)
+            for turn, about in zip(turns, fields, strict=True)
         ]
-        if config.kl_coefficient:
-            for item, logprobs in zip(rows, logprobs_of(self.context, self.reference, rows)):
-                item.fields["ref_logprobs"] = logprobs
-        metrics = attempt_metrics(turns) | {"tokens_generated": tokens_generated(turns)}
+        metrics = attempt_metrics(turns) | {
+            "kl": divergence,
+            "tokens_generated": tokens_generated(turns),
+        }
         return Collected(rows, metrics)
+
+
+def advantages(turns: Sequence[Turn], settings: GRPOConfig) -> np.ndarray:
+    """Rewards [P · G] centred in groups of G."""
+    rewards = np.array([turn.score.reward for turn in turns], np.float32)
+    rewards = rewards.reshape(-1, settings.group_size)
+    everyone = np.ones_like(rewards)
+    return np.asarray(group_centred(rewards, everyone, scale_by_std=settings.scale_by_std)).ravel()

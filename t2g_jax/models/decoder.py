@@ -82,6 +82,8 @@ class Decoder(nn.Module):
     """Tokens to hidden states (after the final norm, ready for any head)."""
 
     config: DecoderConfig
+    sharding: jax.sharding.Sharding | None = None
+    """Of the residual stream [B, T, D]; None leaves it to the compiler."""
 
     @nn.compact
     def __call__(
@@ -107,6 +109,8 @@ class Decoder(nn.Module):
             name="embed",
         )
         x = embed(tokens)
+        if self.sharding is not None:
+            x = jax.lax.with_sharding_constraint(x, self.sharding)
         rotation = rotary_angles(positions, config.head_width, config.rope_theta)
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))

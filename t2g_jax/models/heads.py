@@ -8,6 +8,7 @@ phases that asked for them.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -48,6 +49,7 @@ def span_rewards(logits: Array) -> Array:
     return jax.nn.softmax(logits, axis=-1) @ SPAN_CLASSES
 
 
+@functools.partial(jax.jit, static_argnames=("config", "heads"))
 def init_params(config: DecoderConfig, key: Array, *, heads: tuple[str, ...] = ()) -> Params:
     """Random parameters of a decoder and its heads.
 
@@ -86,18 +88,27 @@ def lm_kernel(params: Params) -> Array:
 
 
 def hidden_states(
-    params: Params, config: DecoderConfig, tokens: Array, positions: Array, segment_ids: Array
+    params: Params,
+    config: DecoderConfig,
+    tokens: Array,
+    positions: Array,
+    segment_ids: Array,
+    *,
+    sharding: jax.sharding.Sharding | None = None,
 ) -> Array:
-    """Hidden states [B, T, D] of whole rows (no cache)."""
-    variables = {"params": params["decoder"]}
-    return Decoder(config).apply(variables, tokens, positions, segment_ids)[0]
+    """Hidden states [B, T, D] of whole rows (no cache), computed in the given sharding."""
+    return _apply(Decoder(config, sharding), params["decoder"], tokens, positions, segment_ids)[0]
 
 
 def values(params: Params, hidden: Array) -> Array:
     """The value head's output [B, T] float32."""
-    return ValueHead().apply({"params": params["value_head"]}, hidden)
+    return _apply(ValueHead(), params["value_head"], hidden)
 
 
 def span_logits(params: Params, hidden: Array) -> Array:
     """The span-reward head's logits [B, T, 3] float32, classes in the order −1, 0, +1."""
-    return SpanRewardHead().apply({"params": params["span_head"]}, hidden)
+    return _apply(SpanRewardHead(), params["span_head"], hidden)
+
+
+def _apply(module: nn.Module, params: Params, *inputs: Array) -> Any:
+    return module.apply({"params": params}, *inputs)

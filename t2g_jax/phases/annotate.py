@@ -1,136 +1,170 @@
 """Annotation: completions of the warm start, critiqued, their quotes turned into token spans.
 
-Writes a TFDS dataset with the splits "train" and "held_out" (other prompts). Every judged completion
-goes into a journal at once, so a run that is stopped continues where it was; what cannot be used goes
-to quarantine.jsonl with the reason.
+Writes a TFDS dataset with the splits "train" and "held_out" (other prompts). Every judged
+completion goes into a journal at once, so a run that is stopped continues where it was; what cannot
+be used goes to quarantine.jsonl with the reason.
 """
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import os
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from t2g_jax.config import Config, config_hash
 from t2g_jax.data.dataset import write_dataset
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique, JudgeError
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.rollout import Turn, attempt, critique
+from t2g_jax.judges.base import JudgeError
+from t2g_jax.phases.context import Context, once
+from t2g_jax.phases.judgement import Judgement, judge
+from t2g_jax.phases.rollout import Turn, attempt
 from t2g_jax.phases.workspace import ANNOTATE
 from t2g_jax.report.terminal import PhaseProgress
-from t2g_jax.spans import align, to_token_spans
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Annotates `annotate.prompts` × `samples_per_prompt` completions; returns the summary."""
-    context = Context.open(config, workdir)
-    workspace, settings = context.workspace, config.annotate
-    folder = workspace.phase(ANNOTATE)
-    policy = context.params()
-    batches = -(-settings.prompts // settings.batch_size)
+    """Annotates `prompts` × `samples_per_prompt` completions, unless that is done; the summary."""
+    return once(ANNOTATE, config, workdir, annotate)
+
+
+def annotate(context: Context) -> dict[str, Any]:
+    """Samples, judges, and writes the dataset.
+
+    Raises:
+      T2GError: the warm start is not complete, or too little could be judged to hold any of it out.
+    """
     began = time.monotonic()
+    records, quarantined = judged(context)
+    splits = split(records, context.config.annotate.held_out, quarantined)
+    if not context.workspace.dataset.exists():  # else a run was stopped just after writing it
+        write_dataset(
+            context.workspace.dataset,
+            splits,
+            name="annotations",
+            description=f"Completions of {context.config.name} with critiques and span rewards.",
+            metadata={"judge": context.judge.name, "config": config_hash(context.config)},
+        )
+    unaligned = sum(len(record.unaligned) for record in records)
+    return {
+        "seconds": time.monotonic() - began,
+        "tokens_trained": 0,
+        "tokens_generated": sum(record.completion_tokens.size for record in records),
+        "records": {name: len(items) for name, items in splits.items()},
+        "accuracy": sum(record.correct for record in records) / len(records),
+        "quotes": sum(len(record.span_rewards) for record in records) + unaligned,
+        "unaligned": unaligned,
+        "quarantined": quarantined,
+    }
+
+
+def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
+    """The judged completions in the order they were drawn, and the number quarantined, by reason.
+
+    A batch is sampled whole, so that its completions do not depend on where a run was stopped.
+    """
+    settings, folder = context.config.annotate, context.workspace.phase(ANNOTATE)
+    policy = context.params()
     with (
         Journal(folder / "journal.jsonl") as journal,
         Quarantine(folder / "quarantine.jsonl") as quarantine,
-        PhaseProgress(ANNOTATE, settings.prompts * settings.samples_per_prompt) as progress,
+        PhaseProgress(
+            ANNOTATE,
+            settings.prompts * settings.samples_per_prompt,
+            start=len(journal) + len(quarantine),
+            enabled=jax.process_index() == 0,
+        ) as progress,
     ):
         settled = journal.done | quarantine.ids
-        for batch in range(batches):
+        for batch in range(-(-settings.prompts // settings.batch_size)):
             examples = context.train_examples(ANNOTATE, batch, settings.batch_size)
             examples = examples[: settings.prompts - batch * settings.batch_size]
-            drawn = [
-                (f"{batch}-{i}-{s}", example)
-                for i, example in enumerate(examples)
-                for s in range(settings.samples_per_prompt)
-            ]
-            if all(id in settled for id, _ in drawn):
-                continue
-            # A batch is sampled whole, so that its completions do not depend on where a run stopped.
-            turns = attempt(
-                context,
-                policy,
-                [example for _, example in drawn],
-                [context.prompt(example) for _, example in drawn],
-                jax.random.fold_in(context.key(ANNOTATE), batch),
-                batch_size=settings.batch_size * settings.samples_per_prompt,
-            )
-            for (id, _), turn in zip(drawn, turns, strict=True):
-                if id in settled:
+            for i in range(settings.samples_per_prompt):
+                ids = [f"{batch}-{e}-{i}" for e in range(len(examples))]
+                if all(id in settled for id in ids):
                     continue
-                try:
-                    record = annotated(context, id, turn, critique(context, turn))
-                    validate(record)
-                    journal.append(record.to_json())
-                except T2GError as error:
-                    quarantine.add(id, str(error), {"completion": turn.text})
+                factor = settings.temperatures[i % len(settings.temperatures)]
+                turns = attempt(
+                    context,
+                    policy,
+                    examples,
+                    [context.prompt(example.prompt) for example in examples],
+                    jax.random.fold_in(jax.random.fold_in(context.key(ANNOTATE), batch), i),
+                    batch_size=settings.batch_size,
+                    sampling=dataclasses.replace(
+                        context.sampling, temperature=factor * context.sampling.temperature
+                    ),
+                )
+                for id, turn in zip(ids, turns, strict=True):
+                    if id in settled:
+                        continue
+                    try:
+                        record = annotated(context, id, turn, judge(context, turn))
+                        validate(record)
+                        journal.append(record.to_json())
+                    except T2GError as error:
+                        quarantine.add(id, str(error), {"completion": turn.text})
             progress.update(len(journal) + len(quarantine), quarantined=len(quarantine))
         records = [AnnotationRecord.from_example(entry) for entry in journal]
-        failures = dict(quarantine.counts)
-
-    prompts = sorted({record.prompt_id for record in records})
-    held_out = set(prompts[: round(len(prompts) * settings.held_out)])
-    splits = {
-        "train": [record for record in records if record.prompt_id not in held_out],
-        "held_out": [record for record in records if record.prompt_id in held_out],
-    }
-    facts = {"judge": context.judge.name, "config": config_hash(config)}
-    write_dataset(
-        workspace.dataset,
-        splits,
-        name="annotations",
-        description=f"Completions of {config.name} with critiques and span rewards.",
-        metadata=facts,
-    )
-    unaligned = sum(len(record.unaligned) for record in records)
-    quotes = sum(len(record.span_rewards) for record in records) + unaligned
-    return workspace.complete(
-        ANNOTATE,
-        {
-            "seconds": time.monotonic() - began,
-            "tokens_trained": 0,
-            "tokens_generated": sum(record.completion_tokens.size for record in records),
-            "records": {split: len(items) for split, items in splits.items()},
-            "accuracy": sum(record.correct for record in records) / len(records),
-            "quotes": quotes,
-            "unaligned": unaligned,
-            "quarantined": failures,
-        },
-    )
+        return records, dict(quarantine.counts)
 
 
 def annotated(
-    context: Context, id: str, turn: Turn, feedback: Critique | JudgeError
+    context: Context, id: str, turn: Turn, judgement: Judgement | JudgeError
 ) -> AnnotationRecord:
     """The record of a judged completion.
 
     Raises:
       T2GError: the judge gave no critique.
     """
-    if isinstance(feedback, JudgeError):
-        raise T2GError(f"judge: {feedback.reason}")
-    tokens = turn.completion.tokens
-    alignment = align(turn.text, feedback.quotes)
-    offsets = context.tokenizer.offsets(tokens.tolist())
-    spans = [span for span in to_token_spans(alignment.spans, offsets) if span.start < span.end]
+    if isinstance(judgement, JudgeError):
+        raise T2GError(f"judge: {judgement.reason}")
     return AnnotationRecord(
         id=id,
         prompt_id=turn.example.id,
         prompt=turn.example.prompt,
-        prompt_tokens=turn.prompt,
+        prompt_tokens=np.array(turn.prompt),
         completion=turn.text,
-        completion_tokens=tokens,
+        completion_tokens=turn.completion.tokens,
         completion_logprobs=turn.completion.logprobs,
-        critique=feedback.text,
+        critique=judgement.critique.text,
         judge=context.judge.name,
         reward=turn.score.reward,
         correct=turn.score.correct,
-        span_starts=[span.start for span in spans],
-        span_ends=[span.end for span in spans],
-        span_rewards=[span.reward for span in spans],
-        unaligned=tuple(f"{item.quote.text}: {item.reason}" for item in alignment.unaligned),
+        span_starts=np.array([span.start for span in judgement.spans], int),
+        span_ends=np.array([span.end for span in judgement.spans], int),
+        span_rewards=np.array([span.reward for span in judgement.spans], float),
+        unaligned=tuple(f"{item.quote.text}: {item.reason}" for item in judgement.unaligned),
     )
+
+
+def split(
+    records: Sequence[AnnotationRecord], held_out: float, quarantined: dict[str, int]
+) -> dict[str, list[AnnotationRecord]]:
+    """ "train" and "held_out": a share of the prompts, at least one, with all their completions.
+
+    Raises:
+      T2GError: there are fewer than two prompts.
+    """
+    # In the order they were drawn, at random; by their text, as a puzzle may have two ids.
+    prompts = list(dict.fromkeys(record.prompt for record in records))
+    if len(prompts) < 2:
+        reasons = collections.Counter(quarantined).most_common(3)
+        raise T2GError(
+            f"{len(prompts)} prompts could be annotated, and one must be held out: raise "
+            f"annotate.prompts"
+            + (f", or see to what was quarantined: {dict(reasons)}" if reasons else "")
+        )
+    count = min(max(round(len(prompts) * held_out), 1), len(prompts) - 1)
+    kept_apart = set(prompts[:count])
+    return {
+        "train": [record for record in records if record.prompt not in kept_apart],
+        "held_out": [record for record in records if record.prompt in kept_apart],
+    }

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import random
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
 import jax.numpy as jnp
+import rich.console
 from jax.sharding import Mesh
 
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
-from t2g_jax.judges.base import CritiqueLevel, Judge
+from t2g_jax.judges.base import Critique, CritiqueLevel, Judge, JudgeError
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.phases.workspace import SFT, Workspace, command
@@ -23,12 +26,17 @@ from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
 from t2g_jax.tasks.base import Example, Task
 from t2g_jax.training.checkpoint import load_params
+from t2g_jax.training.metrics import Stopwatch
 from t2g_jax.training.sharding import make_mesh, state_shardings
 
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """A run's config and work directory, and the task, judge, tokenizer, model and mesh."""
+    """A run's config and work directory, and the task, judge, tokenizer, model and mesh.
+
+    `watch` times the stages of a step: "sample", "judge", "score" (log-probabilities, predicted
+    span rewards), "update" and "evaluate".
+    """
 
     config: Config
     workspace: Workspace
@@ -37,6 +45,7 @@ class Context:
     tokenizer: ChatTokenizer
     model: DecoderConfig
     mesh: Mesh
+    watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
 
     @classmethod
     def open(cls, config: Config, workdir: str | os.PathLike[str]) -> Context:
@@ -71,7 +80,8 @@ class Context:
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(stop_ids=self.tokenizer.stop_ids, **dataclasses.asdict(self.config.sampling))
+        settings = dataclasses.asdict(self.config.sampling)
+        return Sampling(stop_ids=self.tokenizer.stop_ids, **settings)
 
     def key(self, purpose: str) -> jax.Array:
         """The PRNG key of a purpose; purposes do not disturb each other."""
@@ -81,16 +91,32 @@ class Context:
         """A seed for libraries that do not take JAX keys."""
         return zlib.crc32(f"{self.config.seed}/{purpose}".encode())
 
-    def train_examples(self, purpose: str, step: int, count: int) -> list[Example]:
-        """Batch `step` of an endless shuffled stream of training examples."""
+    def train_examples(
+        self, purpose: str, step: int, count: int, *, among: int | None = None
+    ) -> list[Example]:
+        """Batch `step` of an endless shuffled stream of training examples, or the first `among`."""
         source = self.task.split("train")
-        order = grain.MapDataset.range(len(source)).shuffle(self.seed(purpose)).repeat()
+        numbers = grain.MapDataset.range(len(source) if among is None else among)
+        order = numbers.shuffle(self.seed(purpose)).repeat()
         return [source[order[i]] for i in range(step * count, (step + 1) * count)]
 
-    def prompt(self, example: Example) -> list[int]:
-        """The tokens x₀ of an example's prompt, ready for the assistant's turn."""
+    def prompt(self, text: str) -> list[int]:
+        """The tokens x₀ of a prompt, ready for the assistant's turn."""
         system = [{"role": "system", "content": self.task.system}] if self.task.system else []
-        return self.tokenizer.render([*system, {"role": "user", "content": example.prompt}])
+        return self.tokenizer.render([*system, {"role": "user", "content": text}])
+
+    def has_room(self, prompt: Sequence[int], tokens: int | None = None) -> bool:
+        """Whether a prompt leaves the context room for so many tokens, or for a completion."""
+        tokens = self.config.sampling.max_new_tokens if tokens is None else tokens
+        return len(prompt) + tokens <= self.config.model.context_length
+
+    def critique(self, example: Example, text: str) -> Critique | JudgeError:
+        """The judge's critique, or why there is none; a failure is never taken for praise."""
+        with self.watch.stage("judge"):
+            try:
+                return self.judge.critique(example, text)
+            except JudgeError as error:
+                return error
 
     def params(self, phase: str = SFT, *, with_heads: Sequence[str] = ()) -> heads.Params:
         """The parameters that a complete phase left, on the mesh, with the named heads.
@@ -116,6 +142,26 @@ class Context:
         return jax.device_put(params, shardings)
 
 
+def once(
+    phase: str,
+    config: Config,
+    workdir: str | os.PathLike[str],
+    work: Callable[[Context], dict[str, Any]],
+) -> dict[str, Any]:
+    """A phase's summary: of `work`, done now and recorded, or done before and not again."""
+    workspace = Workspace(workdir, config)
+    if workspace.is_complete(phase):
+        say(f"{phase}: complete, skipped")
+        return workspace.summary(phase)
+    return workspace.complete(phase, work(Context.open(config, workdir)))
+
+
+def say(line: str) -> None:
+    """A line for whoever watches, on stderr, by the first process only."""
+    if jax.process_index() == 0:
+        rich.console.Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
     """The decoder that a config describes, for a vocabulary rounded up to a multiple of 64."""
     model = config.model
@@ -134,7 +180,7 @@ def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
     )
 
 
-def _texts(task: Task, judge: Judge, count: int):
+def _texts(task: Task, judge: Judge, count: int) -> Iterator[str]:
     """What the tokenizer is trained on: prompts, careless and right answers, and critiques."""
     rng = random.Random(0)
     train = task.split("train")
@@ -143,5 +189,6 @@ def _texts(task: Task, judge: Judge, count: int):
         attempt = task.demonstrate(example, rng)
         yield example.prompt
         yield attempt
-        yield judge.critique(example, attempt).text
+        with contextlib.suppress(JudgeError):
+            yield judge.critique(example, attempt).text
         yield task.solve(example)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from typing import Any
@@ -10,22 +11,33 @@ import jax
 import numpy as np
 
 from t2g_jax.config import METHODS, Config
-from t2g_jax.judges.base import Critique
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.rollout import attempt, critique
-from t2g_jax.phases.workspace import SFT, write_json
+from t2g_jax.judges.base import JudgeError
+from t2g_jax.phases.context import Context, say
+from t2g_jax.phases.rollout import attempt
+from t2g_jax.phases.workspace import SFT, Workspace, write_json
 from t2g_jax.report.statistics import clustered_interval
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Evaluates the warm start and every method that is complete; returns their scores by phase."""
+    """Evaluates the warm start and every method that is complete; returns their scores by phase.
+
+    What has its evaluation.json is not evaluated again.
+
+    Raises:
+      T2GError: the warm start is not complete.
+    """
+    Workspace(workdir, config).summary(SFT)
     context = Context.open(config, workdir)
-    context.workspace.summary(SFT)
     done = [name for name in METHODS if context.workspace.is_complete(name)]
     scores = {}
     for phase in (SFT, *done):
-        scores[phase] = evaluate(context, phase)
-        write_json(context.workspace.phase(phase) / "evaluation.json", scores[phase])
+        path = context.workspace.phase(phase) / "evaluation.json"
+        if path.exists():
+            scores[phase] = json.loads(path.read_text("utf-8"))
+        else:
+            scores[phase] = evaluate(context, phase)
+            write_json(path, scores[phase])
+        say(line(scores[phase]))
     return scores
 
 
@@ -34,8 +46,9 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
 
     Returns:
       "accuracy" of first attempts with its 95 % "interval" (samples of a prompt are a cluster),
-      "second_turn": share solved after at most one critique, "floor" and "floor_policy",
-      "correct": [prompts][samples], "seconds".
+      "second_turn": share solved after at most one critique, "judge_failures": first attempts that
+      got none, "no_room": those with no room in the context for a second, "floor" and
+      "floor_policy", "correct": [prompts][samples], "seconds".
     """
     began = time.monotonic()
     settings = context.config.evaluate
@@ -44,27 +57,33 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     examples = [example for example in tests for _ in range(settings.samples_per_prompt)]
     key = context.key("evaluate")
     rows = settings.batch_size * settings.samples_per_prompt
-    prompts = [context.prompt(example) for example in examples]
+    prompts = [context.prompt(example.prompt) for example in examples]
     first = attempt(context, params, examples, prompts, key, batch_size=rows)
     correct = np.array([turn.score.correct for turn in first])
 
-    again = []
-    for index, turn in enumerate(first):
-        feedback = None if turn.score.correct else critique(context, turn)
-        if isinstance(feedback, Critique):
-            again.append((index, turn.after_feedback(context, feedback.text)))
+    again: dict[int, list[int]] = {}
+    failures = no_room = 0
+    for index in np.flatnonzero(~correct).tolist():
+        turn = first[index]
+        feedback = context.critique(turn.example, turn.text)
+        if isinstance(feedback, JudgeError):
+            failures += 1
+            continue
+        prompt = turn.after_feedback(context, feedback.text)
+        if context.has_room(prompt):
+            again[index] = prompt
+        else:
+            no_room += 1
     solved = correct.copy()
-    if again:
-        second = attempt(
-            context,
-            params,
-            [examples[index] for index, _ in again],
-            [prompt for _, prompt in again],
-            jax.random.fold_in(key, 1),
-            batch_size=rows,
-        )
-        for (index, _), turn in zip(again, second, strict=True):
-            solved[index] = turn.score.correct
+    second = attempt(
+        context,
+        params,
+        [examples[index] for index in again],
+        list(again.values()),
+        jax.random.fold_in(key, 1),
+        batch_size=rows,
+    )
+    solved[list(again)] = [turn.score.correct for turn in second]
     by_prompt = correct.reshape(len(tests), -1)
     floor = context.task.floor(tests)
     return {
@@ -73,8 +92,20 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
         "interval": list(clustered_interval(by_prompt)),
         "formatted": float(np.mean([turn.score.formatted for turn in first])),
         "second_turn": float(solved.mean()),
+        "judge_failures": failures,
+        "no_room": no_room,
         "floor": floor.accuracy,
         "floor_policy": floor.policy,
         "correct": by_prompt.astype(int).tolist(),
         "seconds": time.monotonic() - began,
     }
+
+
+def line(score: dict[str, Any]) -> str:
+    """The scores of a phase in words."""
+    low, high = score["interval"]
+    return (
+        f"{score['phase']}: {score['accuracy']:.1%} of first attempts right ({low:.1%} to "
+        f"{high:.1%}), {score['second_turn']:.1%} after one critique; floor {score['floor']:.1%}, "
+        f"{score['floor_policy']}"
+    )

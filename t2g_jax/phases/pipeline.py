@@ -7,11 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import rich.console
-
 from t2g_jax.config import Config
 from t2g_jax.phases import annotate, evaluate, policy, reporting, reward_model, sft
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
 from t2g_jax.report.contents import Report
 
 
@@ -26,12 +24,7 @@ def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Report:
     """Runs the phases that are not complete, evaluates, and writes the report."""
-    console = rich.console.Console(stderr=True)
-    workspace = Workspace(workdir, config)
-    for name, phase in phases(config).items():
-        if workspace.is_complete(name):
-            console.print(f"{name}: complete, skipped", markup=False, highlight=False)
-        else:
-            phase(config, workdir)
+    for phase in phases(config).values():
+        phase(config, workdir)
     evaluate.run(config, workdir)
     return reporting.run(config, workdir)

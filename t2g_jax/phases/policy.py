@@ -1,7 +1,9 @@
-"""Policy training with any method: sample, turn experience into rows, update, evaluate now and then."""
+"""Policy training with any method: sample, turn experience into rows, update, now and then test."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -11,38 +13,50 @@ import numpy as np
 from t2g_jax.config import Config, Method
 from t2g_jax.methods import make_method
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context
+from t2g_jax.phases.context import Context, once
 from t2g_jax.phases.rollout import attempt
 from t2g_jax.phases.samples import write_samples
 from t2g_jax.phases.training import Collected, run_training
+from t2g_jax.training.metrics import Stopwatch
 
 
 def run(config: Config, workdir: str | os.PathLike[str], method: Method) -> dict[str, Any]:
-    """Trains a policy; returns its summary."""
-    context = Context.open(config, workdir)
+    """Trains a policy, unless that is done; returns its summary."""
+    return once(method, config, workdir, functools.partial(train, method=method))
+
+
+def train(context: Context, method: Method) -> dict[str, Any]:
+    """Trains a policy.
+
+    Raises:
+      T2GError: a phase that the method starts from is not complete.
+    """
     chosen = make_method(method, context)
     every = chosen.config.eval_every
 
     def collect(state, step: int) -> Collected:
         collected = chosen.collect(state, step)
         if every and step % every == 0:
-            collected.metrics["test_accuracy"] = test_accuracy(context, state.params, step)
+            with context.watch.stage("evaluate"):
+                collected.metrics["test_accuracy"] = test_accuracy(context, state.params, step)
         if collected.samples:
             write_samples(context.workspace.phase(method), step, collected.samples)
         return collected
 
-    summary = run_training(context, method, chosen.params, collect, chosen.learning)
-    return context.workspace.complete(method, summary)
+    _, summary = run_training(context, method, chosen.params, collect, chosen.learning)
+    return summary
 
 
 def test_accuracy(context: Context, params: Params, step: int) -> float:
     """Single-turn accuracy on the test split, one sample each: a point of the learning curve."""
     examples = list(context.task.split("test"))
     turns = attempt(
-        context,
+        dataclasses.replace(
+            context, watch=Stopwatch()
+        ),  # not the sampling that the step learns from
         params,
         examples,
-        [context.prompt(example) for example in examples],
+        [context.prompt(example.prompt) for example in examples],
         jax.random.fold_in(context.key("test_accuracy"), step),
         batch_size=context.config.evaluate.batch_size,
     )

@@ -18,6 +18,7 @@ from t2g_jax.phases.samples import read_samples
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 from t2g_jax.report import html, terminal
 from t2g_jax.report.contents import ClassScore, Curve, PhaseTime, Report, ResultRow
+from t2g_jax.report.formatting import duration
 from t2g_jax.training.metrics import read_metrics
 
 CURVES = {
@@ -41,12 +42,16 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report:
     """
     workspace = Workspace(workdir, config)
     report = contents(workspace)
+    if jax.process_index() != 0:
+        return report
     html.write(report, workspace.report)
     console = rich.console.Console()
     if report.class_scores:
         console.print(terminal.class_score_table(report))
     console.print(terminal.result_table(report))
-    console.print(f"Report: {workspace.report}", markup=False, highlight=False)
+    took = ", ".join(f"{time.phase} {duration(time.seconds)}" for time in report.phases)
+    console.print(f"Time by phase: {took}", markup=False, highlight=False)
+    console.print(f"Report: {workspace.report}", markup=False, highlight=False, soft_wrap=True)
     return report
 
 
@@ -94,9 +99,9 @@ def contents(workspace: Workspace) -> Report:
     return Report(
         title=f"t2g_jax: {config.name}",
         subtitle=(
-            f"{config.task.name}, seed {config.seed}. After the warm start, "
-            f"{before['accuracy']:.0%} of first attempts are right, and {before['second_turn']:.0%} "
-            f"after one critique."
+            f"{config.task.name}, seed {config.seed}. After the warm start "
+            f"{before['accuracy']:.0%} of first attempts are right, "
+            f"{before['second_turn']:.0%} after one critique."
         ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         results=tuple(results),

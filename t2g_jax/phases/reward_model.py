@@ -18,10 +18,12 @@ from t2g_jax.data.dataset import load_dataset
 from t2g_jax.data.pipeline import batches
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.models import heads
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.span_rewards import RewardModel, labels, reward_model_row
+from t2g_jax.phases.context import Context, once, say
+from t2g_jax.phases.judgement import token_labels
+from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
 from t2g_jax.phases.training import Collected, Learning, run_training
-from t2g_jax.phases.workspace import REWARD_MODEL, SFT
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL
+from t2g_jax.spans import TokenSpan
 from t2g_jax.training.batch import Row
 from t2g_jax.training.objective import Objective
 
@@ -29,12 +31,21 @@ CLASSES = ("poor", "neutral", "good")
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Trains the reward model; returns its summary with the class scores."""
-    context = Context.open(config, workdir)
-    settings = config.reward_model
+    """Trains the reward model, unless that is done; returns its summary with the class scores."""
+    return once(REWARD_MODEL, config, workdir, train)
+
+
+def train(context: Context) -> dict[str, Any]:
+    """Trains and measures the reward model.
+
+    Raises:
+      T2GError: the annotations are not complete.
+    """
+    settings = context.config.reward_model
     params = heads.add_heads(
-        context.params(SFT), context.model, context.key("span_head"), heads=("span_head",)
+        context.params(), context.model, context.key("span_head"), heads=("span_head",)
     )
+    context.workspace.summary(ANNOTATE)
     source = load_dataset(context.workspace.dataset, "train")
     stream = batches(
         source,
@@ -59,12 +70,16 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         steps=settings.epochs * stream.batches_per_epoch,
         micro_batches=settings.micro_batches,
     )
-    summary = run_training(context, REWARD_MODEL, context.placed(params), collect, learning)
-    # Its own scores are measured as they will be used: through the artifact.
-    context.workspace.complete(REWARD_MODEL, summary)
-    held_out = load_dataset(context.workspace.dataset, "held_out")
-    scores = class_scores(RewardModel.load(context), list(held_out))
-    return context.workspace.complete(REWARD_MODEL, summary | {"class_scores": scores})
+    params, summary = run_training(context, REWARD_MODEL, context.placed(params), collect, learning)
+    model, held_out = (
+        RewardModel(context, params),
+        load_dataset(context.workspace.dataset, "held_out"),
+    )
+    scores = class_scores(model, held_out, settings.batch_size)
+    for score in scores:
+        about = ", ".join(f"{name} {score[name]:.3g}" for name in ("precision", "recall", "f1"))
+        say(f"{REWARD_MODEL}: {score['label']} tokens: {about}, of {score['support']} held out")
+    return summary | {"class_scores": scores}
 
 
 def training_row(context: Context, record: AnnotationRecord) -> Row:
@@ -72,33 +87,40 @@ def training_row(context: Context, record: AnnotationRecord) -> Row:
     tokenizer = context.tokenizer
     return reward_model_row(
         context,
-        record.prompt_tokens,
-        record.completion_tokens,
-        critique_tokens=[*tokenizer.encode(record.critique), tokenizer.end_id],
-        span_labels=record_labels(record),
+        (record.prompt_tokens, record.completion_tokens),
+        critique=[*tokenizer.encode(record.critique), tokenizer.end_id],
+        labels=record_labels(record),
     )
 
 
 def record_labels(record: AnnotationRecord) -> np.ndarray:
     """−1, 0 or +1 for each completion token: the sign of its reward."""
-    spans = zip(record.span_starts, record.span_ends, record.span_rewards)
-    return np.sign(labels(list(spans), len(record.completion_tokens)))
+    columns = record.span_starts, record.span_ends, record.span_rewards
+    spans = [TokenSpan(*span) for span in zip(*columns, strict=True)]
+    return np.sign(token_labels(spans, len(record.completion_tokens)))
 
 
 def class_scores(
-    model: RewardModel, records: Sequence[AnnotationRecord]
-) -> list[dict[str, float]]:
+    model: RewardModel, records: Sequence[AnnotationRecord], batch_size: int
+) -> list[dict[str, str | float]]:
     """Precision, recall, F1 and support of each class over all completion tokens."""
-    answers = [(record.prompt_tokens, record.completion_tokens) for record in records]
-    predicted = np.concatenate([p.argmax(-1) for p in model.probabilities(answers)])
-    true = np.concatenate([record_labels(record) for record in records]).astype(int) + 1
-    scores = []
-    for index, label in enumerate(CLASSES):
-        hits = int(np.sum((predicted == index) & (true == index)))
-        claimed, support = int(np.sum(predicted == index)), int(np.sum(true == index))
-        precision, recall = hits / max(claimed, 1), hits / max(support, 1)
-        f1 = 2 * precision * recall / max(precision + recall, 1e-12)
-        scores.append(
-            {"label": label, "precision": precision, "recall": recall, "f1": f1, "support": support}
-        )
-    return scores
+    predicted, true = [], []
+    for start in range(0, len(records), batch_size):
+        batch = records[start : start + batch_size]
+        answers = [(record.prompt_tokens, record.completion_tokens) for record in batch]
+        for record, p in zip(batch, model.probabilities(answers), strict=True):
+            if p is not None:
+                predicted += (p.argmax(-1) - 1).tolist()
+                true += record_labels(record).tolist()
+    return [
+        {"label": label} | _scores(np.equal(predicted, value), np.equal(true, value))
+        for label, value in zip(CLASSES, (-1, 0, 1), strict=True)
+    ]
+
+
+def _scores(claimed: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """Of one class, from who claims and who has it; 0 where nobody does."""
+    hits, support = int(np.sum(claimed & true)), int(np.sum(true))
+    precision, recall = hits / max(int(np.sum(claimed)), 1), hits / max(support, 1)
+    f1 = 2 * precision * recall / max(precision + recall, 1e-12)
+    return {"precision": precision, "recall": recall, "f1": f1, "support": support}

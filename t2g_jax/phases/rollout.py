@@ -1,4 +1,4 @@
-"""Episodes: a first attempt, a critique, a second attempt. Tokens in, tokens out."""
+"""Attempts at examples: sampled, scored, and continued after feedback. Tokens in, tokens out."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import jax
 
-from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
+from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import Completion, generate
 from t2g_jax.tasks.base import Example, Score
 
@@ -24,49 +24,65 @@ class Turn:
     text: str
     score: Score
 
+    @property
+    def tokens(self) -> list[int]:
+        """Those of the completion."""
+        return self.completion.tokens.tolist()
+
     def after_feedback(self, context: Context, feedback: str) -> list[int]:
         """The prompt x₁ = x₀, y₀, feedback: the same tokens, never re-encoded."""
         opened = context.tokenizer.next_turn(feedback, ended=self.completion.ended)
-        return [*self.prompt, *self.completion.tokens.tolist(), *opened]
+        return [*self.prompt, *self.tokens, *opened]
 
 
 def attempt(
     context: Context,
     params: Params,
     examples: Sequence[Example],
-    prompts: Sequence[list[int]],
+    prompts: Sequence[Sequence[int]],
     key: jax.Array,
     *,
     batch_size: int,
+    sampling: Sampling | None = None,
 ) -> list[Turn]:
-    """Samples a completion for each prompt and scores it.
+    """Samples a completion for each prompt and scores it; by default as the config says.
 
     Args:
       examples, prompts: of equal length; the prompt may be longer than the example's own (x₁).
       key: PRNG key.
       batch_size: rows sampled at once.
     """
-    completions = generate(
-        params,
+    with context.watch.stage("sample"):
+        completed = complete(
+            context, params, prompts, key, batch_size=batch_size, sampling=sampling
+        )
+    turns = []
+    for example, prompt, completion in zip(examples, prompts, completed, strict=True):
+        text = context.tokenizer.decode(completion.tokens.tolist())
+        score = context.task.score(example, text)
+        turns.append(Turn(example, list(prompt), completion, text, score))
+    return turns
+
+
+def complete(
+    context: Context,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    key: jax.Array,
+    *,
+    batch_size: int,
+    sampling: Sampling | None = None,
+) -> list[Completion]:
+    """Samples a completion for each prompt, by default as the config says."""
+    # Without the heads that sampling does not read: one program for all phases.
+    policy = {name: tree for name, tree in params.items() if name in ("decoder", "lm_head")}
+    return generate(
+        policy,
         prompts,
         key,
         config=context.model,
-        sampling=context.sampling,
+        sampling=sampling or context.sampling,
         mesh=context.mesh,
         batch_size=batch_size,
         context_length=context.config.model.context_length,
     )
-    turns = []
-    for example, prompt, completion in zip(examples, prompts, completions, strict=True):
-        text = context.tokenizer.decode(completion.tokens.tolist())
-        score = context.task.score(example, text)
-        turns.append(Turn(example, prompt, completion, text, score))
-    return turns
-
-
-def critique(context: Context, turn: Turn) -> Critique | JudgeError:
-    """The judge's critique, or why there is none; a failure is never taken for praise."""
-    try:
-        return context.judge.critique(turn.example, turn.text)
-    except JudgeError as error:
-        return error

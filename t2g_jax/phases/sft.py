@@ -12,8 +12,9 @@ import random
 from typing import Any
 
 from t2g_jax.config import Config
+from t2g_jax.judges.base import Critique
 from t2g_jax.models import heads
-from t2g_jax.phases.context import Context
+from t2g_jax.phases.context import Context, once
 from t2g_jax.phases.training import Collected, Learning, run_training
 from t2g_jax.phases.workspace import SFT
 from t2g_jax.tasks.base import Example
@@ -22,15 +23,17 @@ from t2g_jax.training.objective import Objective
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """Trains the warm start; returns its summary."""
-    context = Context.open(config, workdir)
-    sft = config.sft
-    params = heads.init_params(context.model, context.key("init"))
+    """Trains the warm start, unless that is done; returns its summary."""
+    return once(SFT, config, workdir, train)
+
+
+def train(context: Context) -> dict[str, Any]:
+    """Trains the warm start."""
+    sft = context.config.sft
 
     def collect(state, step: int) -> Collected:
-        examples = context.train_examples(SFT, step, sft.batch_size)
-        rng = random.Random(context.seed(f"sft/{step}"))
-        return Collected([demonstration(context, example, rng) for example in examples])
+        del state
+        return Collected(demonstrations(context, step))
 
     learning = Learning(
         optimizer=sft.optimizer,
@@ -39,8 +42,17 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
         steps=sft.steps,
         micro_batches=sft.micro_batches,
     )
-    summary = run_training(context, SFT, params, collect, learning)
-    return context.workspace.complete(SFT, summary)
+    params = heads.init_params(context.model, context.key("init"))
+    _, summary = run_training(context, SFT, params, collect, learning)
+    return summary
+
+
+def demonstrations(context: Context, step: int) -> list[Row]:
+    """The rows of a step."""
+    sft = context.config.sft
+    rng = random.Random(context.seed(f"sft/{step}"))
+    examples = context.train_examples(SFT, step, sft.batch_size, among=sft.examples)
+    return [demonstration(context, example, rng) for example in examples]
 
 
 def demonstration(context: Context, example: Example, rng: random.Random) -> Row:
@@ -48,15 +60,16 @@ def demonstration(context: Context, example: Example, rng: random.Random) -> Row
     tokenizer, task = context.tokenizer, context.task
     learn, given = {"nll_weight": 1.0}, {"nll_weight": 0.0}
     first = task.demonstrate(example, rng)
-    parts = [
-        (context.prompt(example), given),
+    parts: list[Any] = [
+        (context.prompt(example.prompt), given),
         ([*tokenizer.encode(first), tokenizer.end_id], learn),
     ]
     repair = rng.random() < context.config.sft.repair_fraction
     if repair and not task.score(example, first).correct:
-        critique = context.judge.critique(example, first)
-        parts += [
-            (tokenizer.next_turn(critique.text, ended=True), given),
-            ([*tokenizer.encode(task.solve(example)), tokenizer.end_id], learn),
-        ]
+        feedback = context.critique(example, first)
+        if isinstance(feedback, Critique):
+            parts += [
+                (tokenizer.next_turn(feedback.text, ended=True), given),
+                ([*tokenizer.encode(task.solve(example)), tokenizer.end_id], learn),
+            ]
     return row(*parts)

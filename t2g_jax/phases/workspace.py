@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from t2g_jax.config import Config, config_hash, diff, load_config, to_yaml
 from t2g_jax.errors import T2GError
 
@@ -20,10 +22,13 @@ class Workspace:
         workdir/tokenizer/              Hugging Face format
         workdir/<phase>/checkpoints/    state of a training phase
         workdir/<phase>/metrics.jsonl
+        workdir/<phase>/samples/        completions for the report, if the method keeps any
         workdir/<phase>/complete.json   there when the phase is done: its summary
         workdir/annotate/dataset/       TFDS dataset; journal.jsonl and quarantine.jsonl beside it
         workdir/<phase>/evaluation.json
         workdir/report.html
+
+    Of the processes of a run the first writes; checkpoints are written by all.
 
     Args:
       root: the work directory; made if missing.
@@ -45,7 +50,6 @@ class Workspace:
                     f"use another --workdir, or delete this one"
                 )
         else:
-            self.root.mkdir(parents=True, exist_ok=True)
             write_text(snapshot, to_yaml(config))
 
     @property
@@ -62,9 +66,7 @@ class Workspace:
 
     def phase(self, name: str) -> Path:
         """Folder of a phase; a policy phase has the name of its method."""
-        folder = self.root / name.replace("-", "_")
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return self.root / name.replace("-", "_")
 
     def checkpoints(self, name: str) -> Path:
         return self.phase(name) / "checkpoints"
@@ -101,8 +103,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes all of the file or none of it."""
+    """Writes all of the file or none of it; makes the folder if it is missing."""
+    if jax.process_index() != 0:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".incomplete")
     temporary.write_text(text, "utf-8")
     os.replace(temporary, path)
-

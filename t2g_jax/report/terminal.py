@@ -38,10 +38,12 @@ _UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud
 
 
 def result_table(report: Report) -> Table:
-    """Accuracy before and after, with intervals, floor and cost, one row a method and task."""
+    """Accuracy before and after, with intervals, floor and cost, one row a method and task. A
+    task that is the only one is named below the table."""
     table = Table(title=_title(report.title), title_justify="left", box=box.SIMPLE_HEAD)
-    for name in ("Task", "Method"):
-        table.add_column(name)
+    several = len({row.task for row in report.results}) > 1
+    for name in ("Task", "Method") if several else ("Method",):
+        table.add_column(name, no_wrap=name == "Method")
     for name in ("Before", "After", "Gain", "Floor", "Tokens\ntrained", "Time"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
@@ -52,9 +54,10 @@ def result_table(report: Report) -> Table:
         if previous not in (None, row.task):
             table.add_section()
         at_floor = row.after_interval[0] <= row.floor
+        tasks = [safe_text(row.task if row.task != previous else "")] if several else []
         table.add_row(
-            _safe(row.task if row.task != previous else ""),
-            _safe(row.method),
+            *tasks,
+            safe_text(row.method),
             _measured(row.before, row.before_interval, unit, ""),
             _measured(row.after, row.after_interval, unit, "yellow" if at_floor else "bold"),
             _number(formatting.gain(row.before, row.after, unit=unit)),
@@ -67,7 +70,7 @@ def result_table(report: Report) -> Table:
         f"floor of {row.task}: {row.floor_policy}" for row in report.results if row.floor_policy
     )
     if policies:
-        table.caption = _safe("\n".join(policies))
+        table.caption = safe_text("\n".join(policies))
         table.caption_justify = "left"
     return table
 
@@ -81,7 +84,7 @@ def class_score_table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     for row in report.class_scores:
         shares = [_number(formatting.percent(v)) for v in (row.precision, row.recall, row.f1)]
-        table.add_row(_safe(row.label), *shares, _number(formatting.count(row.support)))
+        table.add_row(safe_text(row.label), *shares, _number(formatting.count(row.support)))
     return table
 
 
@@ -109,6 +112,11 @@ def token_line(
     for text, value in cells:
         line.append(_visible(text), _token_style(value, scale))
     return line
+
+
+def safe_text(text: str) -> Text:
+    """Text from anywhere, controls made visible, ready to print."""
+    return Text(_visible(text))
 
 
 class PhaseProgress:
@@ -276,10 +284,6 @@ def _plain_spaces(text: str) -> str:
 
 def _title(text: str) -> Text:
     return Text(_visible(text), style="bold")
-
-
-def _safe(text: str) -> Text:
-    return Text(_visible(text))
 
 
 def _visible(text: str) -> str:

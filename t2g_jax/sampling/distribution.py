@@ -75,27 +75,24 @@ def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
     Args:
       log_probs: [..., V], normalised.
       top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: of these, keep the smallest set of most likely tokens whose mass reaches top_p.
+      top_p: of these, renormalised, keep the fewest most likely ones whose mass reaches top_p.
 
     Returns:
       cutoff [...] float32; −inf where nothing is dropped. Tokens tied with the last kept stay.
     """
     vocabulary = log_probs.shape[-1]
-    unlimited = jnp.full(log_probs.shape[:-1], -jnp.inf, jnp.float32)
     top_k = min(top_k or vocabulary, vocabulary)
     if top_k == vocabulary and top_p == 1:
-        return unlimited
-    ordered = jax.lax.top_k(log_probs, min(top_k + 1, vocabulary))[0]
-    candidates = ordered[..., :top_k]
-    probs = jnp.exp(candidates)
-    # top-p applies to the distribution that top-k left, renormalised.
-    mass_before = (jnp.cumsum(probs, -1) - probs) / jnp.sum(probs, -1, keepdims=True)
-    keep = jnp.maximum(jnp.sum(mass_before < top_p, -1, keepdims=True), 1)
-    last_kept = jnp.take_along_axis(ordered, keep - 1, -1)[..., 0]
-    everything = keep[..., 0] == vocabulary
-    first_dropped = jnp.take_along_axis(
-        ordered, jnp.minimum(keep, ordered.shape[-1] - 1), -1
-    )[..., 0]
-    # A dropped token of probability 0 must not drag the cutoff to −inf.
-    first_dropped = jnp.maximum(first_dropped, last_kept - 1.0)
-    return jnp.where(everything, unlimited, 0.5 * (last_kept + first_dropped))
+        return jnp.full(log_probs.shape[:-1], -jnp.inf, jnp.float32)
+    likeliest = jax.lax.top_k(log_probs, top_k)[0]
+    last_kept = likeliest[..., -1]
+    if top_p < 1:
+        probs = jnp.exp(likeliest)
+        mass_before = jnp.cumsum(probs, -1) - probs
+        keep = jnp.sum(mass_before < top_p * jnp.sum(probs, -1, keepdims=True), -1, keepdims=True)
+        last_kept = jnp.take_along_axis(likeliest, keep - 1, -1)[..., 0]
+    lower = jnp.where(log_probs < last_kept[..., None], log_probs, -jnp.inf)
+    first_dropped = jnp.max(lower, -1)
+    # A dropped token that is next to impossible must not drag the cutoff down with it.
+    cutoff = 0.5 * (last_kept + jnp.maximum(first_dropped, last_kept - 1.0))
+    return jnp.where(first_dropped == -jnp.inf, -jnp.inf, cutoff)

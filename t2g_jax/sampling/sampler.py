@@ -86,17 +86,18 @@ def sample(
     """
     batch, prompt_width = tokens.shape
     new = sampling.max_new_tokens
-    decoder = Decoder(config)
-    variables = {"params": params["decoder"]}
     kernel = heads.lm_kernel(params).astype(config.dtype)
     stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)
+
+    def decode(*inputs):
+        return Decoder(config).apply({"params": params["decoder"]}, *inputs)
 
     def logits_of(hidden):
         return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
 
     positions = jnp.broadcast_to(jnp.arange(prompt_width), tokens.shape)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, fresh = decoder.apply(variables, tokens, positions, segment_ids)
+    hidden, fresh = decode(tokens, positions, segment_ids)
     cache = Cache.empty(config, batch, prompt_width + new).write(fresh, segment_ids, 0)
     final = jnp.maximum(lengths - 1, 0)[:, None, None]
     last = jnp.take_along_axis(hidden, final, axis=1)[:, 0]
@@ -124,9 +125,7 @@ def sample(
         )
         done = done | out.ended
         segments = live.astype(jnp.int32)[:, None]
-        hidden, fresh = decoder.apply(
-            variables, token[:, None], (lengths + step)[:, None], segments, cache
-        )
+        hidden, fresh = decode(token[:, None], (lengths + step)[:, None], segments, cache)
         cache = cache.write(fresh, segments, prompt_width + step)
         return step + 1, out, done, logits_of(hidden[:, 0]), cache
 

@@ -1,19 +1,20 @@
 """One batch for every method: rows of tokens that say, per token, what it counts for and why.
 
 A `Row` is one sequence with fields *about its tokens*: the advantage of token i stands at index i.
-`pack` lays rows end to end into a `Batch` and moves each field to where it is used: everything about
-predicting token i to the slot of token i−1, whose hidden state predicts it; span labels stay on the
-token itself, whose hidden state classifies it.
+`pack` lays rows end to end into a `Batch` and moves each field to where it is used: everything
+about predicting token i to the slot of token i−1, whose hidden state predicts it; span labels stay
+on the token itself, whose hidden state classifies it.
 
-Reductions are weights: a plain token mean has weight 1 on every token, a mean per sequence 1/length.
-The loss divides by the sum of the weights of the whole step, so packing, micro-batches and sharding
-do not change it.
+Reductions are weights: a plain token mean has weight 1 on every token, a mean per sequence
+1/length. The loss divides by the sum of the weights of the whole step, so packing, micro-batches
+and sharding do not change it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,8 +38,7 @@ TOKEN_FIELDS = {"span_weight": 0.0, "span_labels": 0.0}
 """Fields about a token once it has been read."""
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """Rows of tokens, all arrays [B, T] (or [M, B, T] for M micro-batches); None = field not used.
 
     tokens, positions, segment_ids: int32, what the decoder reads; segment 0 is padding.
@@ -81,6 +81,8 @@ class Row:
 
     def __post_init__(self):
         self.tokens = np.asarray(self.tokens, np.int32)
+        if self.tokens.ndim != 1 or len(self.tokens) == 0:
+            raise ValueError(f"a row needs one token at least, got shape {self.tokens.shape}")
         for name, values in self.fields.items():
             if name not in PREDICTION_FIELDS and name not in TOKEN_FIELDS:
                 raise ValueError(f"a row has no field {name!r}")
@@ -94,7 +96,7 @@ class Row:
 
 
 def row(*parts: tuple[Sequence[int], dict[str, float | Sequence[float]]]) -> Row:
-    """Builds a row from consecutive parts: (tokens, fields), a field being a scalar or one per token.
+    """Builds a row from consecutive parts: (tokens, fields), fields being scalars or one per token.
 
     Tokens of a part that does not name a field get the field's default.
     """
@@ -164,11 +166,13 @@ def pad(
     return _fill([[item] for item in rows], length, fields, multiple)
 
 
-def _fill(bins: Sequence[Sequence[Row]], length: int, fields: Iterable[str], multiple: int) -> Batch:
+def _fill(
+    bins: Sequence[Sequence[Row]], length: int, fields: Iterable[str], multiple: int
+) -> Batch:
     count = round_up(len(bins), multiple)
     defaults = PREDICTION_FIELDS | TOKEN_FIELDS
     structure = ("tokens", "targets", "positions", "segment_ids")
-    arrays = {name: np.zeros((count, length), np.int32) for name in structure}
+    arrays: dict[str, Any] = {name: np.zeros((count, length), np.int32) for name in structure}
     arrays |= {name: np.full((count, length), defaults[name], np.float32) for name in fields}
     for index, contents in enumerate(bins):
         start = 0

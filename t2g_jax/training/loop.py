@@ -30,8 +30,9 @@ def train(
 ) -> TrainState:
     """Takes `state` to step `steps`, from the last checkpoint if there is one.
 
-    `advance(state, i)` makes step i (from 0) and must depend on its arguments alone: data and random
-    keys are functions of i. So a run that was stopped and started again equals one that was not.
+    `advance(state, i)` makes step i (from 0) and must depend on its arguments alone: data and
+    random keys are functions of i. So a run that was stopped and started again equals one that was
+    not.
 
     Args:
       state: at step 0.

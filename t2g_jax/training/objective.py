@@ -2,8 +2,8 @@
 
     loss = policy gradient + value + self-distillation + negative log-likelihood + span labels
 
-Each term is a sum of weights × losses over its tokens, divided by the weights of the whole step, and
-is there when the batch has its fields. Policy-gradient and self-distillation tokens share one
+Each term is a sum of weights × losses over its tokens, divided by the weights of the whole step,
+and is there when the batch has its fields. Policy-gradient and self-distillation tokens share one
 denominator, so that a distillation coefficient inside the advantages means what it says.
 """
 
@@ -14,11 +14,14 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from t2g_jax import kl, logprobs, losses
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.reductions import Reduction, count, reduce
 from t2g_jax.training.batch import Batch
+from t2g_jax.training.sharding import as_read, batch_sharding, vocab_shards
 
 Array = jax.Array
 
@@ -45,11 +48,11 @@ class Objective:
 
 
 def totals(batch: Batch) -> dict[str, Array]:
-    """The denominators: sums of weights over the whole step, before it is cut into micro-batches."""
+    """The denominators: sums of weights over the whole step, before it is cut into parts."""
 
     def total(*weights):
-        present = [jnp.sum(w) for w in weights if w is not None]
-        return jnp.maximum(sum(present, jnp.float32(0)), 1e-8)
+        present = [count(weight, Reduction.TOKEN_MEAN) for weight in weights if weight is not None]
+        return sum(present, jnp.float32(0))
 
     return {
         "policy": total(batch.policy_weight, batch.distill_weight),
@@ -67,6 +70,7 @@ def objective(
     *,
     model: DecoderConfig,
     settings: Objective,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, dict[str, dict[str, Array]]]:
     """Loss of a (micro-)batch and its metrics.
 
@@ -75,62 +79,58 @@ def objective(
       batch: arrays [B, T].
       denominators: from `totals` of the whole step.
       model, settings: static.
+      mesh: static, where parameters and rows are sharded; None leaves activations to the compiler.
 
     Returns:
-      loss: scalar float32; the losses of the micro-batches of a step add up to the loss of the step.
-      metrics: {"sum": …, "max": …}: how each is combined over micro-batches.
+      loss: scalar float32; the losses of a step's micro-batches add up to the loss of the step.
+      metrics: {"sum": …, "max": …, "min": …}: how each is combined over micro-batches.
     """
-    hidden = heads.hidden_states(
-        params, model, batch.tokens, batch.positions, batch.segment_ids
-    )
+    params, hidden = read(params, batch, model=model, mesh=mesh)
     loss = jnp.float32(0)
-    sums: dict[str, Array] = {}
-    maxima: dict[str, Array] = {}
+    metrics: dict[str, dict[str, Array]] = {"sum": {}, "max": {}, "min": {}}
 
     def term(name: str, values: Array, weight: Array, denominator: str) -> Array:
-        # where, not only ×: an inf at a token of weight 0 must not become a NaN.
-        sums[name] = jnp.sum(jnp.where(weight != 0, values * weight, 0)) / denominators[denominator]
-        return sums[name]
+        total = reduce(values, weight, Reduction.TOKEN_MEAN, denominator=denominators[denominator])
+        metrics["sum"][name] = total
+        return total
 
     scored = None
     if any(w is not None for w in (batch.policy_weight, batch.distill_weight, batch.nll_weight)):
         sampled = batch.policy_weight is not None
         scored = score_targets(
-            params, hidden, batch, temperature=settings.temperature if sampled else 1.0
+            params,
+            hidden,
+            batch,
+            temperature=settings.temperature if sampled else 1.0,
+            mesh=mesh,
         )
 
     if batch.policy_weight is not None:
         weight = batch.policy_weight
-        surrogate = {
-            "ppo": lambda: losses.clipped_surrogate(
+        low, high = settings.epsilon_low, settings.epsilon_high
+        if settings.surrogate == "reinforce":
+            surrogate = losses.reinforce(scored.logprobs, batch.advantages)
+        else:
+            clipped = {"ppo": losses.clipped_surrogate, "cispo": losses.cispo}[settings.surrogate]
+            surrogate = clipped(
                 scored.logprobs,
                 batch.old_logprobs,
                 batch.advantages,
-                epsilon_low=settings.epsilon_low,
-                epsilon_high=settings.epsilon_high,
-            ),
-            "cispo": lambda: losses.cispo(
-                scored.logprobs,
-                batch.old_logprobs,
-                batch.advantages,
-                epsilon_low=settings.epsilon_low,
-                epsilon_high=settings.epsilon_high,
-            ),
-            "reinforce": lambda: losses.reinforce(scored.logprobs, batch.advantages),
-        }[settings.surrogate]()
+                epsilon_low=low,
+                epsilon_high=high,
+            )
         loss += term("policy_loss", surrogate, weight, "policy")
-        term("entropy", scored.entropy, weight, "value")
-        log_ratio = scored.logprobs - batch.old_logprobs
-        ratio = jnp.exp(jnp.where(weight != 0, log_ratio, 0))
-        clipped = (ratio < 1 - settings.epsilon_low) | (ratio > 1 + settings.epsilon_high)
-        term("ratio", ratio, weight, "value")
-        term("clip_fraction", clipped, weight, "value")
-        term("kl_sampler_trainer", kl.k3(batch.old_logprobs, scored.logprobs), weight, "value")
-        maxima["ratio_max"] = jnp.max(ratio)
-        maxima["negative_ratio_min"] = jnp.max(-ratio)
         if settings.kl_coefficient:
             penalty = kl.k3(scored.logprobs, batch.ref_logprobs)
             loss += settings.kl_coefficient * term("kl", penalty, weight, "policy")
+        ratio = losses.importance_ratio(scored.logprobs, batch.old_logprobs)
+        term("ratio", ratio, weight, "value")
+        term("clip_fraction", (ratio < 1 - low) | (ratio > 1 + high), weight, "value")
+        term("kl_sampler_trainer", kl.k3(batch.old_logprobs, scored.logprobs), weight, "value")
+        term("entropy", scored.entropy, weight, "value")
+        counted = weight != 0
+        metrics["max"]["ratio_max"] = jnp.max(ratio, where=counted, initial=-jnp.inf)
+        metrics["min"]["ratio_min"] = jnp.min(ratio, where=counted, initial=jnp.inf)
 
     if batch.returns is not None:
         predicted = heads.values(params, hidden)
@@ -171,12 +171,33 @@ def objective(
         right = jnp.argmax(logits, -1) - 1 == labels
         term("span_accuracy", right, batch.span_weight, "span")
 
-    sums["loss"] = loss
-    return loss, {"sum": sums, "max": maxima}
+    metrics["sum"]["loss"] = loss
+    return loss, metrics
+
+
+def read(
+    params: heads.Params, batch: Batch, *, model: DecoderConfig, mesh: Mesh | None = None
+) -> tuple[heads.Params, Array]:
+    """Hidden states [B, T, D] of a batch, and the parameters as its heads are to read them."""
+    params = as_read(params, mesh)
+    hidden = heads.hidden_states(
+        params,
+        model,
+        batch.tokens,
+        batch.positions,
+        batch.segment_ids,
+        sharding=None if mesh is None else batch_sharding(mesh),
+    )
+    return params, hidden
 
 
 def score_targets(
-    params: heads.Params, hidden: Array, batch: Batch, *, temperature: float
+    params: heads.Params,
+    hidden: Array,
+    batch: Batch,
+    *,
+    temperature: float,
+    mesh: Mesh | None = None,
 ) -> logprobs.LogProbs:
     """Log-probability [B, T] of each target under the distribution that it was sampled from.
 
@@ -188,5 +209,10 @@ def score_targets(
         scale = jnp.where(batch.policy_weight != 0, temperature, 1.0)
     kernel = heads.lm_kernel(params).astype(hidden.dtype)
     return logprobs.from_hidden(
-        hidden, kernel, batch.targets, temperature=scale, cutoff=batch.cutoffs
+        hidden,
+        kernel,
+        batch.targets,
+        temperature=scale,
+        cutoff=batch.cutoffs,
+        vocab_shards=vocab_shards(kernel.shape[1], mesh),
     )

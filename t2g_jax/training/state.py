@@ -11,8 +11,7 @@ from t2g_jax.config import OptimizerConfig
 from t2g_jax.models.heads import Params
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Parameters, optimizer state and what a method carries on (e.g. an adaptive KL coefficient).
 
     `step` counts optimizer updates.
@@ -71,10 +70,14 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
             mask=decayed,
         )
     else:
-        core = optax.adafactor(
-            schedule,
-            multiply_by_parameter_scale=False,
-            weight_decay_rate=config.weight_decay or None,
-            weight_decay_mask=decayed,
+        # With a learning rate of its own it would decay weights by the whole rate at every update.
+        core = optax.chain(
+            optax.adafactor(
+                None,
+                multiply_by_parameter_scale=False,
+                weight_decay_rate=config.weight_decay or None,
+                weight_decay_mask=decayed,
+            ),
+            optax.scale_by_schedule(schedule),
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), core)

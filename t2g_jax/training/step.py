@@ -16,8 +16,8 @@ from t2g_jax import logprobs
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.training.batch import Batch
-from t2g_jax.training.objective import Objective, objective, score_targets, totals
-from t2g_jax.training.sharding import batch_sharding, state_shardings
+from t2g_jax.training.objective import Objective, objective, read, score_targets, totals
+from t2g_jax.training.sharding import batch_sharding, state_shardings, vocab_shards
 from t2g_jax.training.state import TrainState
 
 Array = jax.Array
@@ -40,33 +40,30 @@ def make_update(
       state: the state to come, or its abstract shapes; only its structure is read.
 
     Returns:
-      update: takes a batch with arrays [M, B, T], M micro-batches whose gradients add up; it donates
-        the state. Metrics are scalars.
+      update: takes a batch with arrays [M, B, T], M micro-batches whose gradients add up; it
+        donates the state. Metrics are scalars.
     """
     shardings = state_shardings(state, mesh)
+    gradient = jax.value_and_grad(
+        functools.partial(objective, model=model, settings=settings, mesh=mesh), has_aux=True
+    )
 
     def update(state: TrainState, batch: Batch):
         denominators = totals(batch)
 
         def accumulate(carry, micro: Batch):
             grads, metrics = carry
-            (_, fresh), micro_grads = jax.value_and_grad(objective, has_aux=True)(
-                state.params, micro, denominators, model=model, settings=settings
-            )
+            (_, fresh), micro_grads = gradient(state.params, micro, denominators)
             return (jax.tree.map(jnp.add, grads, micro_grads), _combine(metrics, fresh)), None
 
         first, rest = jax.tree.map(lambda x: x[0], batch), jax.tree.map(lambda x: x[1:], batch)
-        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
-            state.params, first, denominators, model=model, settings=settings
-        )
+        (_, metrics), grads = gradient(state.params, first, denominators)
         if batch.tokens.shape[0] > 1:
             (grads, metrics), _ = jax.lax.scan(accumulate, (grads, metrics), rest)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        report = metrics["sum"] | metrics["max"]
-        if "negative_ratio_min" in report:
-            report["ratio_min"] = -report.pop("negative_ratio_min")
-        report["grad_norm"] = optax.global_norm(grads)
+        report = metrics["sum"] | metrics["max"] | metrics["min"]
+        report["grad_norm"] = optax.tree.norm(grads)
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, report
 
@@ -80,41 +77,42 @@ def make_update(
 
 
 def _combine(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "sum": jax.tree.map(jnp.add, a["sum"], b["sum"]),
-        "max": jax.tree.map(jnp.maximum, a["max"], b["max"]),
-    }
+    how = {"sum": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
+    return {kind: jax.tree.map(how[kind], a[kind], b[kind]) for kind in how}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "mesh"))
 def score(
-    params: heads.Params, batch: Batch, *, model: DecoderConfig, temperature: float = 1.0
+    params: heads.Params,
+    batch: Batch,
+    *,
+    model: DecoderConfig,
+    temperature: float = 1.0,
+    mesh: Mesh | None = None,
 ) -> dict[str, Array]:
-    """Scores rows [B, T] without gradients.
+    """Scores rows [B, T] without gradients; give the mesh that they are sharded over.
 
     Returns:
       "logprobs", "entropy" [B, T] of the targets; "values" [B, T] if there is a value head.
     """
-    hidden = heads.hidden_states(
-        params, model, batch.tokens, batch.positions, batch.segment_ids
-    )
-    scored = score_targets(params, hidden, batch, temperature=temperature)
+    params, hidden = read(params, batch, model=model, mesh=mesh)
+    scored = score_targets(params, hidden, batch, temperature=temperature, mesh=mesh)
     out = {"logprobs": scored.logprobs, "entropy": scored.entropy}
     if "value_head" in params:
         out["values"] = heads.values(params, hidden)
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def span_probabilities(params: heads.Params, batch: Batch, *, model: DecoderConfig) -> Array:
+@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+def span_probabilities(
+    params: heads.Params, batch: Batch, *, model: DecoderConfig, mesh: Mesh | None = None
+) -> Array:
     """p(poor), p(neutral), p(good) [B, T, 3] of each token of rows [B, T], on the token itself."""
-    hidden = heads.hidden_states(
-        params, model, batch.tokens, batch.positions, batch.segment_ids
-    )
+    params, hidden = read(params, batch, model=model, mesh=mesh)
     return jax.nn.softmax(heads.span_logits(params, hidden))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "mesh"))
 def full_kl(
     params: heads.Params,
     reference: heads.Params,
@@ -122,13 +120,20 @@ def full_kl(
     *,
     model: DecoderConfig,
     temperature: float = 1.0,
+    mesh: Mesh | None = None,
 ) -> Array:
-    """KL(policy ‖ reference) over the vocabulary for every slot of rows [B, T], both at `temperature`."""
+    """KL(policy ‖ reference) over the vocabulary for every slot of rows [B, T].
 
-    def hidden_and_kernel(p):
-        hidden = heads.hidden_states(p, model, batch.tokens, batch.positions, batch.segment_ids)
-        return hidden / temperature, heads.lm_kernel(p).astype(hidden.dtype)
+    Both distributions are those at `temperature`, not truncated.
+    """
 
-    return logprobs.full_kl_from_hidden(*hidden_and_kernel(params), *hidden_and_kernel(reference))
+    def hidden_and_kernel(p: heads.Params) -> tuple[Array, Array]:
+        p, hidden = read(p, batch, model=model, mesh=mesh)
+        return hidden, heads.lm_kernel(p).astype(hidden.dtype)
 
-
+    return logprobs.full_kl_from_hidden(
+        *hidden_and_kernel(params),
+        *hidden_and_kernel(reference),
+        temperature=temperature,
+        vocab_shards=vocab_shards(model.vocab_size, mesh),
+    )

@@ -57,17 +57,19 @@ def test_texts(answer, what, where):
 @pytest.mark.parametrize(
     ("answer", "quotes"),
     [
-        ("0 1 2\n1 2\n0 1 0", "0+ 1+ 2+ 1_2- 0- 1+ 0+"),
+        ("0 1 2\n1 2\n0 1 0", "0+ 1+ 2+ 1_2- 0- 1+ 0+ }+"),
         ("0 1 2\n1 2 1", "0+ 1+ 2+ 1+ 2+ 1+ }-"),
         ("0 1 2\n1 2 1\n2 1 0\n3 4 5", "0+ 1+ 2+ 1+ 2+ 1+ 2+ 1+ 0+ 3_4_5-"),
-        ("[[0, 1, 1], [1, 2, 1], [2, 1, 0]]", "0+ 1+ 1- 1+ 2+ 1+ 2+ 1+ 0+"),
-        ("0 1 1 1 2 1 2 1 0", "0+ 1+ 1- 1+ 2+ 1+ 2+ 1+ 0+"),
+        ("[[0, 1, 1], [1, 2, 1], [2, 1, 0]]", "0+ 1+ 1- 1+ 2+ 1+ 2+ 1+ 0+ }+"),
+        ("0 1 1 1 2 1 2 1 0", "0+ 1+ 1- 1+ 2+ 1+ 2+ 1+ 0+ }+"),
     ],
 )
 def test_quotes(answer, quotes):
     found = judge(answer).quotes
     signs = {1.0: "+", -1.0: "-"}
-    assert " ".join(q.text.replace(" ", "_") + signs[q.reward] for q in found) == quotes
+    said = [q.text.replace(" ", "_") + signs[q.reward] for q in found]
+    assert said[0] == "\\boxed{+"
+    assert " ".join(said[1:]) == quotes
 
 
 @given(
@@ -84,7 +86,10 @@ def test_cells_are_poor_where_they_are_wrong(matrix, changes, before):
     completion = f"{before}\\boxed{{\n{answer}\n}}\n1 0 2"
     critique = BinaryMatrixJudge(CritiqueLevel.WHERE).critique(example, completion)
 
-    spans = align(completion, critique.quotes).spans
+    opening, *spans, closing = align(completion, critique.quotes).spans
+    assert completion[opening.start : opening.end + 1] == "\\boxed{\n"
+    assert completion[closing.start :] == "}\n1 0 2"
+    assert opening.reward == closing.reward == 1.0
     first = completion.rindex("{") + 2
     assert [(span.start, span.end) for span in spans] == [
         (first + 2 * i, first + 2 * i + 1) for i in range(9)

@@ -1,0 +1,147 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tiny
+
+from t2g_jax.data.dataset import load_dataset, read_metadata
+from t2g_jax.data.journal import Quarantine
+from t2g_jax.data.records import AnnotationRecord
+from t2g_jax.errors import T2GError
+from t2g_jax.judges.base import Critique, JudgeError
+from t2g_jax.judges.binary_matrix import BinaryMatrixJudge
+from t2g_jax.phases import annotate
+from t2g_jax.phases.annotate import annotated, split
+from t2g_jax.phases.judgement import judge
+from t2g_jax.spans import Quote
+
+
+def both(workdir):
+    dataset = workdir / "annotate" / "dataset"
+    return {name: list(load_dataset(dataset, name)) for name in ("train", "held_out")}
+
+
+def everything(workdir):
+    return list(itertools.chain(*both(workdir).values()))
+
+
+def test_what_is_written(tiny_run):
+    splits = both(tiny_run.workdir)
+    summary = json.loads((tiny_run.workdir / "annotate" / "complete.json").read_text())
+    assert summary["records"] == {name: len(records) for name, records in splits.items()}
+    records = everything(tiny_run.workdir)
+    assert len(records) == 8 * 2
+    assert summary["tokens_generated"] == sum(len(r.completion_tokens) for r in records)
+    assert summary["unaligned"] == sum(len(r.unaligned) for r in records)
+    quotes = sum(len(r.span_rewards) + len(r.unaligned) for r in records)
+    assert summary["quotes"] == quotes > 0
+    assert summary["accuracy"] == np.mean([r.correct for r in records])
+    assert summary["quarantined"] == {}
+    facts = read_metadata(tiny_run.workdir / "annotate" / "dataset")
+    assert facts == {"judge": "binary_matrix", "config": summary["config"]}
+    prompts = [{record.prompt for record in records} for records in splits.values()]
+    assert not prompts[0] & prompts[1]
+
+
+def test_tokens_are_those_that_were_sampled(tiny_run, tiny_context):
+    for record in both(tiny_run.workdir)["train"]:
+        tokens = record.completion_tokens.tolist()
+        assert tiny_context.tokenizer.decode(tokens) == record.completion
+        assert len(record.completion_logprobs) == len(tokens)
+        assert record.prompt_tokens.tolist() == tiny_context.prompt(record.prompt)
+        assert record.judge == "binary_matrix"
+
+
+def test_judge_failures_are_quarantined_and_never_praise(tiny_run, tmp_path, monkeypatch):
+    critique = BinaryMatrixJudge.critique
+    calls = []
+
+    def now_and_then(self, example, completion):
+        calls.append(completion)
+        if len(calls) % 3 == 0:
+            raise JudgeError("no credit left")
+        return critique(self, example, completion)
+
+    monkeypatch.setattr(BinaryMatrixJudge, "critique", now_and_then)
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    summary = annotate.run(config, workdir)
+    assert summary["quarantined"] == {"judge: no credit left": 5}
+    with Quarantine(workdir / "annotate" / "quarantine.jsonl") as quarantine:
+        quarantined = {entry["id"]: entry["payload"]["completion"] for entry in quarantine}
+    assert list(quarantined.values()) == calls[2::3]
+    whole, rest = ({r.id: r for r in everything(d)} for d in (tiny_run.workdir, workdir))
+    assert rest.keys() == whole.keys() - quarantined.keys()
+    assert all(rest[id] == whole[id] for id in rest)
+
+
+def test_a_judge_that_always_fails_leaves_nothing_to_learn_from(tiny_run, tmp_path, monkeypatch):
+    def fail(*_):
+        raise JudgeError("no credit left")
+
+    monkeypatch.setattr(BinaryMatrixJudge, "critique", fail)
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", annotate__prompts=2)
+    with pytest.raises(T2GError, match=r"0 prompts could be .*{'judge: no credit left': 4}"):
+        annotate.run(config, workdir)
+    assert not (workdir / "annotate" / "complete.json").exists()
+
+
+def test_how_many_are_drawn(tiny_run, tmp_path):
+    values = {"prompts": 3, "samples_per_prompt": 1, "batch_size": 2, "held_out": 0.5}
+    changes = {f"annotate__{name}": value for name, value in values.items()}
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", **changes)
+    assert annotate.run(config, workdir)["records"] == {"train": 1, "held_out": 2}
+    # Two batches: batch, prompt, sample.
+    assert {r.id for r in everything(workdir)} == {"0-0-0", "0-1-0", "1-0-0"}
+
+
+@pytest.mark.parametrize(("held_out", "count"), [(0.01, 1), (0.5, 2), (0.99, 3)])
+def test_split_keeps_prompts_whole(held_out, count):
+    records = [record(f"{prompt}-{i}", prompt) for prompt in "abcd" for i in range(3)]
+    splits = split(records, held_out, {})
+    assert [r.id for r in splits["held_out"]] == [r.id for r in records[: 3 * count]]
+    assert [r.id for r in splits["train"]] == [r.id for r in records[3 * count :]]
+
+
+def test_split_goes_by_the_text_of_a_prompt():
+    records = [record("1", "a"), record("2", "b"), record("3", "a")]
+    assert [r.id for r in split(records, 0.5, {})["held_out"]] == ["1", "3"]
+
+
+def test_split_needs_two_prompts():
+    with pytest.raises(T2GError, match=r"1 prompts could .* raise annotate.prompts$"):
+        split([record("1", "a")], 0.5, {})
+
+
+def record(id, prompt):
+    tokens, nothing = np.array([1]), np.array([])
+    return AnnotationRecord(
+        id=id,
+        prompt_id=id,
+        prompt=prompt,
+        prompt_tokens=tokens,
+        completion="",
+        completion_tokens=tokens,
+        completion_logprobs=nothing,
+        critique="",
+        judge="",
+        reward=0,
+        correct=False,
+        span_starts=nothing,
+        span_ends=nothing,
+        span_rewards=nothing,
+    )
+
+
+def test_quotes_that_are_not_there_are_kept_with_the_reason(tiny_context, monkeypatch):
+    def critique(*_):
+        return Critique("Hm.", (Quote("1", 1.0), Quote("nowhere at all", -1.0)))
+
+    monkeypatch.setattr(BinaryMatrixJudge, "critique", critique)
+    turn = tiny.turn(tiny_context, "0 1")
+    made = annotated(tiny_context, "id", turn, judge(tiny_context, turn))
+    (unaligned,) = made.unaligned
+    assert unaligned.startswith("nowhere at all: the phrase is not in the text")
+    assert made.span_rewards.tolist() == [1.0]
+    start, end = made.span_starts[0], made.span_ends[0]
+    assert tiny_context.tokenizer.decode(made.completion_tokens[start:end].tolist()).strip() == "1"

@@ -1,0 +1,67 @@
+import pytest
+import tiny
+
+from t2g_jax.phases import policy
+from t2g_jax.phases.samples import read_samples
+from t2g_jax.phases.training import Collected
+from t2g_jax.report.contents import Sample
+from t2g_jax.training.state import TrainState
+
+SAMPLE = Sample("title", "prompt", "critique", None, 0.0, ())
+
+
+class Fake:
+    """A method that does nothing and shows a sample at its first step."""
+
+    params = learning = None
+
+    def __init__(self, name, context):
+        self.config = context.config.grpo
+
+    def collect(self, state, step):
+        return Collected([], {"reward": 1.0}, samples=() if step else (SAMPLE,))
+
+
+@pytest.fixture
+def collect(tiny_context, tmp_path, monkeypatch):
+    """collect(every): what is collected at six steps of a policy that is tested so often."""
+
+    def collect(every):
+        context = tiny.changed(tiny_context, grpo__eval_every=every)
+        found = []
+
+        def training(context, phase, params, collect, learning):
+            found.extend(collect(TrainState(0, {}, None), step) for step in range(6))
+            return params, {}
+
+        monkeypatch.setattr(policy, "make_method", Fake)
+        monkeypatch.setattr(policy, "run_training", training)
+        monkeypatch.setattr(policy, "test_accuracy", lambda context, params, step: step / 10)
+        monkeypatch.setattr(type(context.workspace), "phase", lambda *_: tmp_path)
+        policy.train(context, "grpo")
+        return found
+
+    return collect
+
+
+@pytest.mark.parametrize(
+    ("every", "tested"), [(0, {}), (1, {i: i / 10 for i in range(6)}), (4, {0: 0, 4: 0.4})]
+)
+def test_eval_every(collect, every, tested):
+    metrics = [collected.metrics for collected in collect(every)]
+    found = {i: line["test_accuracy"] for i, line in enumerate(metrics) if "test_accuracy" in line}
+    assert found == tested
+    assert all(line["reward"] == 1 for line in metrics)
+
+
+def test_samples_are_kept_by_step(collect, tmp_path):
+    collect(0)
+    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000000.json"]
+    assert read_samples(tmp_path) == [SAMPLE]
+
+
+def test_testing_is_not_counted_as_sampling(tiny_context):
+    context = tiny.changed(tiny_context)
+    accuracies = {policy.test_accuracy(context, context.params(), step) for step in (0, 0)}
+    assert len(accuracies) == 1
+    assert context.watch.lap() == {}

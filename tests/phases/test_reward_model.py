@@ -1,0 +1,234 @@
+"""The reward model: what its rows say, how it is trained, asked and measured."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import tiny
+
+from t2g_jax.data.dataset import load_dataset
+from t2g_jax.errors import T2GError
+from t2g_jax.phases import policy, reward_model
+from t2g_jax.phases.context import Context
+from t2g_jax.phases.reward_model import class_scores, record_labels, training_row
+from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
+from t2g_jax.training.metrics import read_metrics
+
+
+@pytest.fixture(scope="module")
+def records(tiny_run):
+    return list(load_dataset(tiny_run.workdir / "annotate" / "dataset", "train"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_context):
+    return RewardModel.load(tiny_context)
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "conditioned"])
+def context(tiny_context, request):
+    return tiny.changed(tiny_context, reward_model__critique_conditioned=request.param)
+
+
+def pieces(context, item):
+    """The row as pieces of text: (text, weight in the likelihood, weight among the labels)."""
+    weights = [item.fields[name].tolist() for name in ("nll_weight", "span_weight")]
+    tokens = zip(item.tokens.tolist(), *weights, strict=True)
+    for key, piece in itertools.groupby(tokens, lambda t: t[1:]):
+        yield (context.tokenizer.decode([t[0] for t in piece], skip_special=False), *key)
+
+
+def test_what_a_row_reads_and_learns(context, records):
+    record = next(r for r in records if r.correct is False and r.completion_tokens[-1] == 4)
+    prompt, answer = f"<|user|>{record.prompt}<|end|><|assistant|>", f"{record.completion}<|end|>"
+    request = "<|user|>Critique the answer.<|end|><|assistant|>"
+    critique = f"{record.critique}<|end|>"
+    found = list(pieces(context, training_row(context, record)))
+    if context.config.reward_model.critique_conditioned:
+        mark = "<|user|>Mark the answer.<|end|><|assistant|>"
+        assert found == [
+            (prompt + answer + request, 0, 0),
+            (critique, 1, 0),
+            (mark, 0, 0),
+            (answer, 0, 1),
+        ]
+    else:
+        assert found == [(prompt, 0, 0), (answer, 0, 1), (request, 0, 0), (critique, 1, 0)]
+
+
+def test_labels_sit_on_the_right_tokens(context, records):
+    for record in records:
+        item = training_row(context, record)
+        marked = item.fields["span_weight"] > 0
+        np.testing.assert_array_equal(item.tokens[marked], record.completion_tokens)
+        labels = item.fields["span_labels"]
+        np.testing.assert_array_equal(labels[marked], record_labels(record))
+        assert not labels[~marked].any()
+        for start, end, reward in zip(
+            record.span_starts, record.span_ends, record.span_rewards, strict=True
+        ):
+            assert (labels[marked][start:end] == np.sign(reward)).all()
+    assert any(record_labels(record).any() for record in records)
+
+
+def test_a_completion_that_was_cut_off_is_closed_first(tiny_context):
+    end = tiny_context.tokenizer.end_id
+    ended = reward_model_row(tiny_context, ([1, 2], [9, end]), critique=[end])
+    cut_off = reward_model_row(tiny_context, ([1, 2], [9, 9]), critique=[end])
+    assert cut_off.tokens[4] == end
+    assert cut_off.tokens[5:].tolist() == ended.tokens[4:].tolist()
+
+
+def test_without_a_critique_nothing_follows_the_completion(tiny_context):
+    item = reward_model_row(tiny_context, ([1, 2], [9, 9, 4]))
+    assert item.tokens.tolist() == [1, 2, 9, 9, 4]
+    assert item.fields["span_weight"].tolist() == [0, 0, 1, 1, 1]
+
+
+def test_severities_become_signs(records):
+    record = next(r for r in records if len(r.span_rewards) > 1)
+    mild = dataclasses.replace(record, span_rewards=record.span_rewards * 0.3)
+    np.testing.assert_array_equal(record_labels(mild), record_labels(record))
+
+
+def test_probabilities_are_of_each_token_and_do_not_depend_on_the_batch(model, records):
+    answers = [(record.prompt_tokens, record.completion_tokens) for record in records[:3]]
+    together = model.probabilities(answers)
+    for answer, expected in zip(answers, together, strict=True):
+        (alone,) = model.probabilities([answer])
+        assert alone.shape == (len(answer[1]), 3)
+        np.testing.assert_allclose(alone, expected, atol=1e-5)
+        np.testing.assert_allclose(alone.sum(-1), 1, rtol=1e-5)
+        (rewards,) = model.rewards([answer])
+        np.testing.assert_allclose(rewards, alone[:, 2] - alone[:, 0], atol=1e-6)
+
+
+def test_critiques_are_the_likeliest_and_end(model, records, tiny_context):
+    answers = [(record.prompt_tokens, record.completion_tokens) for record in records[:3]]
+    critiques = model.critiques(answers)
+    assert critiques == model.critiques(answers)
+    for critique in critiques:
+        assert critique[-1] == tiny_context.tokenizer.end_id
+        assert len(critique) <= tiny_context.config.sampling.max_new_tokens + 1
+
+
+def test_where_there_is_no_room_for_a_critique(context, model, records):
+    """A conditioned model cannot mark such a completion; a plain one needs no critique."""
+    model = RewardModel(context, model.params)
+    long = ([1] * context.config.model.context_length, [9, 9, 4])
+    short = (records[0].prompt_tokens, records[0].completion_tokens)
+    assert model.critiques([long]) == [None]
+    first, second = model.rewards([long, short])
+    assert (first is None) == context.config.reward_model.critique_conditioned
+    assert second.shape == (len(short[1]),)
+    assert [c is None for c in model.critiques([short, long])] == [False, True]
+
+
+class Oracle:
+    """A reward model that says what it is told."""
+
+    def __init__(self, classes):
+        self.classes = iter(classes)
+
+    def probabilities(self, answers):
+        return [np.eye(3)[next(self.classes)] for _ in answers]
+
+
+def test_class_scores_by_hand(records):
+    chosen = records[:3]
+    true = [record_labels(record).astype(int) + 1 for record in chosen]
+    assert class_scores(Oracle(true), chosen, 2) == [
+        {
+            "label": label,
+            "precision": float(support > 0),
+            "recall": float(support > 0),
+            "f1": pytest.approx(float(support > 0)),
+            "support": support,
+        }
+        for label, support in zip(
+            ("poor", "neutral", "good"),
+            np.bincount(np.concatenate(true), minlength=3).tolist(),
+            strict=True,
+        )
+    ]
+    # Everything called poor: recall 1 and the share of poor tokens as precision.
+    poor, neutral, _ = class_scores(Oracle([0 * labels for labels in true]), chosen, 2)
+    share = float(np.mean(np.concatenate(true) == 0))
+    assert (poor["precision"], poor["recall"]) == (pytest.approx(share), 1.0)
+    assert poor["f1"] == pytest.approx(2 * share / (share + 1))
+    assert (neutral["precision"], neutral["recall"], neutral["f1"]) == (0, 0, 0)
+
+
+def test_class_scores_leave_out_what_could_not_be_marked(records):
+    class Silent:
+        def probabilities(self, answers):
+            return [None] * len(answers)
+
+    assert {score["support"] for score in class_scores(Silent(), records[:2], 1)} == {0}
+
+
+def test_held_out_scores_are_in_the_summary(tiny_run):
+    summary = reward_model.run(tiny_run.config, tiny_run.workdir)
+    held_out = load_dataset(tiny_run.workdir / "annotate" / "dataset", "held_out")
+    supports = [score["support"] for score in summary["class_scores"]]
+    assert sum(supports) == sum(len(record.completion_tokens) for record in held_out)
+
+
+def test_settings_of_training(tiny_context, monkeypatch):
+    given = []
+
+    def training(*arguments):
+        given.append(arguments)
+        raise T2GError("enough")
+
+    monkeypatch.setattr(reward_model, "run_training", training)
+    optimizer = tiny.with_values(
+        tiny_context.config, reward_model__optimizer__b1=0.5
+    ).reward_model.optimizer
+    changes = {
+        "epochs": 2,
+        "batch_size": 3,
+        "micro_batches": 3,
+        "critique_weight": 0.25,
+        "span_weight": 2.0,
+        "class_weights": (3.0, 1.0, 2.0),
+        "optimizer": optimizer,
+    }
+    changes = {f"reward_model__{name}": value for name, value in changes.items()}
+    with pytest.raises(T2GError, match="enough"):
+        reward_model.train(tiny.changed(tiny_context, **changes))
+    (_, phase, _, collect, learning) = given[0]
+    assert phase == "reward_model"
+    assert (learning.steps, learning.micro_batches) == (2 * (12 // 3), 3)
+    assert learning.objective.nll_coefficient == 0.25
+    assert learning.objective.span_coefficient == 2.0
+    assert learning.objective.class_weights == (3.0, 1.0, 2.0)
+    assert learning.optimizer == optimizer
+    first, second = (collect(None, step).rows for step in (0, 1))
+    assert len(first) == len(second) == 3
+    again = collect(None, 0).rows  # whatever was asked for in between
+    assert [item.tokens.tolist() for item in again] == [item.tokens.tolist() for item in first]
+
+
+def test_critique_conditioned_from_training_to_policy(tiny_run, tmp_path):
+    workdir, config = tiny_run.branch(
+        tmp_path / "run",
+        "sft",
+        "annotate",
+        reward_model__critique_conditioned=True,
+        text2grad__steps=1,
+    )
+    summary = reward_model.run(config, workdir)
+    assert {score["label"] for score in summary["class_scores"]} == {"poor", "neutral", "good"}
+    assert 0 < summary["last"]["span_accuracy"] <= 1
+    plain = read_metrics(tiny_run.workdir / "reward_model")[0]
+    conditioned = read_metrics(workdir / "reward_model")[0]
+    assert conditioned["tokens_trained"] == plain["tokens_trained"]
+    assert conditioned["nll"] == pytest.approx(plain["nll"], rel=1e-4)  # critiques read the same
+    assert conditioned["span_loss"] != pytest.approx(plain["span_loss"], rel=1e-4)
+    policy.run(config, workdir, "text2grad")
+    (line,) = read_metrics(workdir / "text2grad")
+    assert line["judge_failures"] == 0
+    assert line["span_reward"] != 0
+    assert isinstance(RewardModel.load(Context.open(config, workdir)).params, dict)

@@ -1,0 +1,141 @@
+import dataclasses
+import itertools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from t2g_jax.phases import training
+from t2g_jax.phases.training import Collected, Learning, bucket, minibatches, run_training
+from t2g_jax.phases.workspace import Workspace
+from t2g_jax.training.batch import Row, row
+from t2g_jax.training.metrics import read_metrics
+from t2g_jax.training.objective import Objective
+
+
+def rows(count, length=10):
+    return [row(([1], {}), ([i] * length, {"nll_weight": 1.0})) for i in range(count)]
+
+
+@pytest.fixture
+def learning(tiny_context):
+    return Learning(
+        optimizer=tiny_context.config.sft.optimizer,
+        objective=Objective(),
+        fields=("nll_weight",),
+        steps=2,
+        epochs=2,
+        minibatches=3,
+        micro_batches=2,
+    )
+
+
+def test_each_epoch_has_each_row_once_in_an_order_of_its_own(tiny_context, learning):
+    batches = list(minibatches(tiny_context, "sft", learning, rows(12), 0))
+    assert len(batches) == 2 * 3
+    assert {batch.tokens.shape for batch in batches} == {(2, 8, 16)}  # 8 devices
+    contents = [sorted(set(np.unique(batch.tokens)) - {0, 1}) for batch in batches]
+    for epoch in (contents[:3], contents[3:]):
+        assert sorted(itertools.chain(*epoch)) == list(range(2, 12))
+    assert contents[:3] != contents[3:]
+    for step, same in ((0, True), (1, False)):
+        again = list(minibatches(tiny_context, "sft", learning, rows(12), step))
+        pairs = zip(batches, again, strict=True)
+        assert all((a.tokens == b.tokens).all() for a, b in pairs) == same
+
+
+def test_lengths_are_few():
+    lengths = {bucket(rows(1, n)) for n in range(1, 512)}
+    assert lengths == {16, 32, 48, 64, 96, 128, 192, 256, 384, 512}
+
+
+def test_tokens_that_count_in_any_term_are_counted_once():
+    item = Row(
+        np.arange(5),
+        {
+            "nll_weight": np.array([0, 0, 1, 1, 0]),
+            "span_weight": np.array([0, 1, 1, 0, 0]),
+            "advantages": np.array([1, 1, 1, 1, 1]),
+        },
+    )
+    assert training.weighed(item) == 3
+
+
+def test_metrics_of_a_step():
+    reports = [
+        {"loss": 1.0, "ratio_max": 1.1, "ratio_min": 0.9, "kl_sampler_trainer": 1e-9},
+        {"loss": 2.0, "ratio_max": 1.4, "ratio_min": 0.5, "kl_sampler_trainer": 0.3},
+    ]
+    assert training.summarise(reports) == {
+        "loss": 1.5,
+        "ratio_max": 1.4,
+        "ratio_min": 0.5,
+        "kl_sampler_trainer": 1e-9,
+    }
+
+
+def test_speed_by_stage():
+    seconds = {"sample": 2.0, "judge": 0.5, "evaluate": 1.0}
+    assert training.speed(seconds, {"sample": 10, "judge": 0, "update": 7}) == {
+        "seconds_sample": 2.0,
+        "seconds_judge": 0.5,
+        "seconds_evaluate": 1.0,
+        "tokens_per_second_sample": 5.0,
+    }
+
+
+@pytest.fixture
+def train(tiny_context, learning, tmp_path):
+    """train(collect, …): trains a phase of its own from the warm start, with changes to the
+    learning and, named with "__", to the config."""
+    start = tiny_context.params()
+    elsewhere = Workspace(tmp_path, tiny_context.config)
+
+    def train(collect, **changes):
+        values = {name: changes.pop(name) for name in list(changes) if "__" in name}
+        context = tiny.changed(tiny_context, **values)
+        context = dataclasses.replace(context, workspace=elsewhere)
+        chosen = dataclasses.replace(learning, **changes)
+        result = run_training(context, "own", start, collect, chosen)
+        return result, read_metrics(tmp_path / "own")
+
+    return train
+
+
+def test_the_carry_goes_from_step_to_step(train):
+    seen = []
+
+    def collect(state, step):
+        seen.append(float(state.carry["beta"]))
+        return Collected(rows(12), {"tokens_generated": 5}, {"beta": seen[-1] * 2})
+
+    (params, summary), lines = train(collect, carry={"beta": 0.5})
+    assert seen == [0.5, 1.0]
+    assert jax.tree.leaves(params)[0].shape
+    assert [line["step"] for line in lines] == [1, 2]
+    assert [line["tokens_trained"] for line in lines] == [2 * 12 * 10] * 2
+    assert (summary["tokens_trained"], summary["tokens_generated"]) == (2 * 2 * 12 * 10, 2 * 5)
+    assert summary["last"]["step"] == 2
+
+
+def test_learning_leaves_where_it_started_as_it_was(train, tiny_context):
+    before = jax.device_get(tiny_context.params())
+    (params, _), _ = train(lambda state, step: Collected(rows(12)), steps=1)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(tiny_context.params()))
+    assert any(
+        (a != b).any()
+        for a, b in zip(
+            jax.tree.leaves(before), jax.tree.leaves(jax.device_get(params)), strict=True
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "kept"), [(1, 1, ["3"]), (1, 2, ["2", "3"]), (2, 5, ["2", "3"])]
+)
+def test_checkpoints_are_made_and_kept(train, tmp_path, every, keep, kept):
+    values = {"checkpoint__every_steps": every, "checkpoint__keep_last": keep}
+    train(lambda state, step: Collected(rows(12)), steps=3, **values)
+    folder = tmp_path / "own" / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == kept

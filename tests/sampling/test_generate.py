@@ -1,0 +1,88 @@
+"""Sampling for lists of prompts: any number, any mesh, the same completions."""
+
+import jax
+import numpy as np
+import pytest
+
+from t2g_jax.config import MeshConfig
+from t2g_jax.errors import T2GError
+from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.sampling.generate import generate
+from t2g_jax.sampling.sampler import pad_prompts, sample
+from t2g_jax.training.sharding import make_mesh, state_shardings
+
+SAMPLING = Sampling(max_new_tokens=5, stop_ids=(1, 4), top_k=8)
+KEY = jax.random.key(7)
+
+
+@pytest.fixture(scope="module")
+def draw(model, params):
+    """draw(prompts, batch_size=…, mesh=(data, fsdp, tensor), context_length=…)"""
+
+    def draw(prompts, *, batch_size, mesh=(1, 1, 1), context_length=99):
+        mesh = make_mesh(MeshConfig(*mesh), jax.devices()[: np.prod(mesh)])
+        return generate(
+            jax.device_put(params, state_shardings(params, mesh)),
+            prompts,
+            KEY,
+            config=model,
+            sampling=SAMPLING,
+            mesh=mesh,
+            batch_size=batch_size,
+            context_length=context_length,
+        )
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def completions(draw, prompts):
+    return draw(prompts, batch_size=8)
+
+
+def assert_same(actual, expected):
+    assert len(actual) == len(expected)
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
+        np.testing.assert_allclose(a.cutoffs, b.cutoffs, atol=1e-5)
+        assert a.ended == b.ended
+
+
+def test_completions_are_cut_to_their_length(completions, model, params, prompts):
+    tokens, lengths = pad_prompts(prompts)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, np.arange(8))
+    out = jax.device_get(sample(params, tokens, lengths, keys, config=model, sampling=SAMPLING))
+    assert len({len(completion.tokens) for completion in completions}) > 1
+    for i, completion in enumerate(completions):
+        n = out.lengths[i]
+        np.testing.assert_array_equal(completion.tokens, out.tokens[i, :n])
+        np.testing.assert_array_equal(completion.logprobs, out.logprobs[i, :n])
+        np.testing.assert_array_equal(completion.cutoffs, out.cutoffs[i, :n])
+        assert completion.ended == (completion.tokens[-1] in SAMPLING.stop_ids)
+        assert completion.ended or len(completion.tokens) == 5
+
+
+@pytest.mark.parametrize("batch_size", [3, 100])
+def test_the_batch_size_does_not_matter(draw, prompts, completions, batch_size):
+    assert_same(draw(prompts, batch_size=batch_size), completions)
+
+
+@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+def test_the_mesh_does_not_matter(draw, prompts, completions, mesh):
+    assert_same(draw(prompts, batch_size=100, mesh=mesh), completions)
+
+
+def test_the_ith_completion_depends_on_the_ith_prompt(draw, prompts, completions):
+    changed = [[9, 9], *prompts[1:4], *[[2, 2, 2]] * 4]
+    assert_same(draw(changed, batch_size=8)[1:4], completions[1:4])
+
+
+def test_no_prompts(draw):
+    assert draw([], batch_size=4) == []
+
+
+def test_a_prompt_must_leave_room(draw, prompts):
+    with pytest.raises(T2GError, match=r"14 tokens and 5 new ones exceed model.context_length=18"):
+        draw(prompts, batch_size=8, context_length=18)
+    assert len(draw(prompts, batch_size=8, context_length=19)) == 8

@@ -1,0 +1,206 @@
+"""The table of shardings: complete, checked, and followed by the optimizer's moments."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from t2g_jax.config import MeshConfig, OptimizerConfig
+from t2g_jax.errors import T2GError
+from t2g_jax.models import heads
+from t2g_jax.training.sharding import (
+    AXES,
+    as_read,
+    batch_sharding,
+    make_mesh,
+    param_specs,
+    path_name,
+    state_shardings,
+    vocab_shards,
+)
+from t2g_jax.training.state import TrainState, make_optimizer
+
+BOTH = ("value_head", "span_head")
+
+
+def shapes(model, **kwargs):
+    return jax.eval_shape(lambda: heads.init_params(model, jax.random.key(0), **kwargs))
+
+
+def by_path(tree):
+    leaves = jax.tree.leaves_with_path(tree, is_leaf=lambda x: isinstance(x, P | NamedSharding))
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+# ------------------------------------------------------------------ meshes
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ((-1, 1, 1), (8, 1, 1)),
+        ((8, 1, 1), (8, 1, 1)),
+        ((1, -1, 1), (1, 8, 1)),
+        ((2, 2, -1), (2, 2, 2)),
+        ((1, 4, 2), (1, 4, 2)),
+        ((2, -1, 4), (2, 1, 4)),
+    ],
+)
+def test_meshes(asked, expected):
+    mesh = make_mesh(MeshConfig(*asked))
+    assert mesh.axis_names == AXES
+    assert mesh.devices.shape == expected
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 3
+
+
+def test_a_mesh_of_some_devices():
+    assert make_mesh(MeshConfig(), jax.devices()[:2]).devices.shape == (2, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ((2, 1, 1), "mesh data=2, fsdp=1, tensor=1 needs 2 devices, there are 8"),
+        ((4, 4, 1), "needs 16 devices, there are 8"),
+        ((-1, 3, 1), "mesh data=-1, fsdp=3, tensor=1 needs a multiple of 3 devices, there are 8"),
+        ((-1, 16, 1), "needs a multiple of 16 devices, there are 8"),
+    ],
+)
+def test_meshes_that_do_not_fit_say_how_many_devices(asked, message):
+    with pytest.raises(T2GError, match=message):
+        make_mesh(MeshConfig(*asked))
+
+
+# ------------------------------------------------------------------ parameters
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("names", [(), BOTH])
+def test_every_parameter_has_a_rule(model, tied, names):
+    model = dataclasses.replace(model, tie_embeddings=tied)
+    params = shapes(model, heads=names)
+    specs = by_path(param_specs(params))
+    assert specs.keys() == by_path(params).keys()
+    whole = {path for path, spec in specs.items() if not any(spec)}
+    assert all(path.endswith("/scale") or "_head/out/" in path for path in whole)
+    assert ("lm_head/kernel" in specs) == (not tied)
+
+
+def test_an_unmatched_parameter_is_named(model):
+    params = shapes(model) | {"adapter": {"kernel": jnp.zeros((3, 4))}}
+    with pytest.raises(T2GError, match=r"no sharding rule matches .* adapter/kernel .* \(3, 4\)"):
+        param_specs(params)
+
+
+@pytest.mark.parametrize(
+    "spec", [P("fsdp", "fsdp"), P(("data", "fsdp"), "fsdp"), P(None, None, "fsdp")]
+)
+def test_a_rule_that_does_not_fit_is_named(spec):
+    with pytest.raises(T2GError, match=r"rule 'kernel\$' .* does not fit dense/kernel"):
+        param_specs({"dense": {"kernel": jnp.zeros((8, 8))}}, rules=((r"kernel$", spec),))
+
+
+def test_the_first_rule_that_matches_wins():
+    rules = ((r"a/kernel$", P("fsdp")), (r"kernel$", P(None, "tensor")))
+    params = {"a": {"kernel": jnp.zeros((4, 4))}, "b": {"kernel": jnp.zeros((4, 4))}}
+    specs = by_path(param_specs(params, rules))
+    assert specs == {"a/kernel": P("fsdp"), "b/kernel": P(None, "tensor")}
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)])
+def test_large_parameters_are_spread_over_fsdp_and_tensor(model, mesh_of, shape):
+    mesh = mesh_of(*shape)
+    model = dataclasses.replace(model, heads=8, kv_heads=4, mlp_width=32, tie_embeddings=False)
+    params = shapes(model)
+    shardings = by_path(state_shardings(params, mesh))
+    for path, leaf in by_path(params).items():
+        parts = math.prod(leaf.shape) // math.prod(shardings[path].shard_shape(leaf.shape))
+        assert parts == (1 if path.endswith("/scale") else shape[1] * shape[2]), path
+
+
+def test_an_axis_that_does_not_divide_is_left_whole(model, mesh_of):
+    """Two key heads on four devices: each holds both."""
+    shardings = by_path(state_shardings(shapes(model), mesh_of(1, 2, 4)))
+    assert shardings["decoder/layers/attention/query/kernel"].spec == P(
+        None, "fsdp", "tensor", None
+    )
+    assert shardings["decoder/layers/attention/key/kernel"].spec == P(None, "fsdp", None, None)
+    odd = {"a": {"kernel": jnp.zeros((6, 8))}}
+    rules = ((r"kernel$", P(("data", "fsdp"), "tensor")),)
+    assert by_path(state_shardings(odd, mesh_of(1, 2, 4), rules))["a/kernel"].spec == P(
+        ("data", "fsdp"), "tensor"
+    )
+    assert by_path(state_shardings(odd, mesh_of(2, 2, 2), rules))["a/kernel"].spec == P(
+        None, "tensor"
+    )
+
+
+# ------------------------------------------------------------------ states
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+def test_moments_lie_as_their_parameters(model, mesh_of, name, shape):
+    optimizer = make_optimizer(OptimizerConfig(name=name), 10)
+    carry = {"kl_coefficient": jnp.float32(0.1)}
+    state = jax.eval_shape(
+        lambda params: TrainState.create(params, optimizer, carry), shapes(model, heads=BOTH)
+    )
+    placed = by_path(state_shardings(state, mesh_of(*shape)))
+    leaves = by_path(state)
+    assert placed.keys() == leaves.keys()
+    followed = set()
+    for path, leaf in leaves.items():
+        owner = next((p for p in leaves if p.startswith("params/") and path.endswith(p[6:])), None)
+        if owner is not None and leaf.shape == leaves[owner].shape:
+            assert placed[path] == placed[owner], path
+            followed |= {owner} - {path}
+        else:
+            assert placed[path].is_fully_replicated, path
+    assert followed == {path for path in leaves if path.startswith("params/")}
+    assert "carry/kl_coefficient" in placed
+
+
+def test_parameters_alone_lie_as_in_a_state(model, mesh_of):
+    mesh, params = mesh_of(2, 2, 2), shapes(model)
+    state = jax.eval_shape(
+        lambda params: TrainState.create(params, make_optimizer(OptimizerConfig(), 10)), params
+    )
+    assert state_shardings(params, mesh) == state_shardings(state, mesh).params
+
+
+# ------------------------------------------------------------------ batches
+
+
+def test_rows_are_spread_over_data_and_fsdp(mesh_of):
+    mesh = mesh_of(2, 2, 2)
+    rows = jax.device_put(np.zeros((8, 3)), batch_sharding(mesh))
+    assert rows.sharding.shard_shape((8, 3)) == (2, 3)
+    assert batch_sharding(mesh, micro_batched=True).shard_shape((5, 8, 3)) == (5, 2, 3)
+
+
+def test_what_is_read_whole(model, mesh_of):
+    model = dataclasses.replace(model, tie_embeddings=False)
+    mesh = mesh_of(2, 2, 2)
+    params = jax.tree.map(jnp.ones_like, shapes(model))
+    params = jax.device_put(params, state_shardings(params, mesh))
+    read = by_path(jax.jit(lambda p: as_read(p, mesh))(params))
+    assert read["decoder/embed/embedding"].sharding.spec[0] == "tensor"
+    assert read["decoder/embed/embedding"].sharding.shard_shape((16, 16)) == (8, 16)
+    assert read["lm_head/kernel"].sharding.shard_shape((16, 16)) == (16, 8)
+    for path, leaf in by_path(params).items():
+        if path not in ("decoder/embed/embedding", "lm_head/kernel"):
+            assert read[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
+    assert as_read(params, None) is params
+
+
+def test_vocabulary_shards(mesh_of):
+    assert vocab_shards(64, mesh_of(1, 2, 4)) == 4
+    assert vocab_shards(64, mesh_of(8, 1, 1)) == 1
+    assert vocab_shards(62, mesh_of(1, 2, 4)) == 1
+    assert vocab_shards(64, None) == 1

@@ -1,0 +1,211 @@
+"""The jitted steps: the same on any mesh, with any number of micro-batches."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from t2g_jax import kl
+from t2g_jax.models import heads
+from t2g_jax.training.batch import Batch, micro_batches, pad, row
+from t2g_jax.training.sharding import batch_sharding, state_shardings
+from t2g_jax.training.step import full_kl, score, span_probabilities
+
+MESHES = {"1": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
+
+
+def close(actual, expected, rtol=1e-5, atol=1e-6):
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, e, rtol=rtol, atol=atol)
+
+
+@pytest.fixture(scope="module")
+def ready(compiled_update, fresh_state, batches, mesh_of):
+    """ready(mesh, micro) → (the compiled update, a fresh state, the batches), all in place."""
+
+    def ready(mesh, micro=1):
+        mesh = mesh_of(*mesh)
+        state = fresh_state()
+        state = jax.device_put(state, state_shardings(state, mesh))
+        sharding = batch_sharding(mesh, micro_batched=True)
+        placed = [jax.device_put(micro_batches(batch, micro), sharding) for batch in batches]
+        return compiled_update(mesh, micro), state, placed
+
+    return ready
+
+
+@pytest.fixture(scope="module")
+def run(ready):
+    """run(mesh, micro) → the metrics of each step, and the last state."""
+
+    @functools.cache
+    def run(mesh, micro=1):
+        update, state, batches = ready(mesh, micro)
+        reports = []
+        for batch in batches:
+            state, report = update(state, batch)
+            reports.append(jax.device_get(report))
+        return reports, jax.device_get(state)
+
+    return run
+
+
+# ------------------------------------------------------------------ update
+
+
+@pytest.mark.parametrize(
+    ("name", "micro"), [("data", 1), ("fsdp", 1), ("all", 2)], ids=["data", "fsdp", "all"]
+)
+def test_one_device_and_eight_give_the_same_run(run, name, micro):
+    reports, state = run(MESHES["1"])
+    others, other = run(MESHES[name], micro)
+    for step, (report, theirs) in enumerate(zip(reports, others, strict=True)):
+        assert report.keys() == theirs.keys()
+        for metric, value in report.items():
+            np.testing.assert_allclose(
+                theirs[metric], value, rtol=1e-4, atol=1e-6, err_msg=f"{metric}, step {step}"
+            )
+    close(other.params, state.params, rtol=1e-3, atol=1e-5)
+    assert other.step == state.step == 5
+
+
+def test_what_an_update_reports(run):
+    reports, _ = run(MESHES["1"])
+    assert set(reports[0]) == {
+        *("loss", "policy_loss", "value_loss", "distill_loss", "nll", "span_loss", "kl"),
+        *("ratio", "ratio_min", "ratio_max", "clip_fraction", "kl_sampler_trainer"),
+        *("entropy", "distill_logprob", "span_accuracy", "grad_norm"),
+    }
+    assert all(np.shape(value) == () for value in reports[0].values())
+    assert reports[0]["ratio_min"] < reports[0]["ratio"] < reports[0]["ratio_max"]
+
+
+def test_an_update_follows_the_gradient(
+    ready, params, batches, settings, optimizer, gradient_of_loss
+):
+    """One step equals the optimizer applied to the gradient of the whole batch."""
+    update, state, placed = ready(MESHES["1"])
+    state, report = update(state, placed[0])
+    loss, gradients = gradient_of_loss(params, batches[0], settings)
+    change, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
+    close(state.params, jax.tree.map(np.add, params, change), atol=1e-5)
+    close(report["loss"], loss)
+    squares = sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients))
+    close(report["grad_norm"], np.sqrt(squares))
+    assert state.step == 1
+
+
+def test_the_state_is_donated(ready):
+    update, state, batches = ready(MESHES["data"])
+    new, _ = update(state, batches[0])
+    donated = [leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state))]
+    assert all(donated)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((new, batches[0])))
+
+
+def test_the_state_stays_in_place(ready, mesh_of):
+    update, state, batches = ready(MESHES["fsdp"])
+    expected = state_shardings(state, mesh_of(*MESHES["fsdp"]))
+    state, _ = update(state, batches[0])
+    for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(expected), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def test_activations_stay_in_rows(ready):
+    """With parameters sharded over fsdp no device holds the activations of all rows."""
+    text = ready(MESHES["fsdp"])[0].as_text()
+    assert "[1,32," in text
+    assert "[8,32," not in text
+
+
+# ------------------------------------------------------------------ scores
+
+
+@pytest.fixture(scope="module")
+def placed(params, batches, mesh_of):
+    """Parameters, batch and mesh, on all eight devices."""
+    mesh = mesh_of(2, 2, 2)
+    return (
+        jax.device_put(params, state_shardings(params, mesh)),
+        jax.device_put(batches[0], batch_sharding(mesh)),
+        mesh,
+    )
+
+
+@pytest.fixture(scope="module")
+def log_probs(params, batches, hidden_of):
+    """log_probs(temperature, params) → [B, T, V], whole."""
+
+    def log_probs(temperature, params=params):
+        logits = hidden_of(params, batches[0]) @ heads.lm_kernel(params)
+        return np.asarray(jax.nn.log_softmax(logits / temperature))
+
+    return log_probs
+
+
+def test_scores(params, model, batches, placed, log_probs):
+    batch = batches[0].replace(cutoffs=None)
+    scored = score(params, batch, model=model, temperature=0.7)
+    assert set(scored) == {"logprobs", "entropy", "values"}
+    policy = (batch.policy_weight > 0)[..., None]
+    expected = np.where(policy, log_probs(0.7), log_probs(1.0))
+    own = np.take_along_axis(expected, batch.targets[..., None], -1)[..., 0]
+    close(scored["logprobs"], own, atol=1e-5)
+    close(scored["entropy"], -(np.exp(expected) * expected).sum(-1), atol=1e-5)
+
+    sharded_params, sharded, mesh = placed
+    sharded = score(
+        sharded_params, sharded.replace(cutoffs=None), model=model, temperature=0.7, mesh=mesh
+    )
+    close(sharded, scored, atol=1e-5)
+
+
+def test_without_policy_tokens_all_are_scored_at_the_temperature(params, model, batches, log_probs):
+    structure = ("tokens", "targets", "positions", "segment_ids")
+    batch = Batch(**{name: getattr(batches[0], name) for name in structure})
+    scored = score(params, batch, model=model, temperature=1.3)
+    own = np.take_along_axis(log_probs(1.3), batch.targets[..., None], -1)[..., 0]
+    close(scored["logprobs"], own, atol=1e-5)
+
+
+def test_no_value_head_no_values(params, model, batches):
+    alone = {"decoder": params["decoder"]}
+    shapes = jax.eval_shape(lambda: score(alone, batches[0], model=model))
+    assert set(shapes) == {"logprobs", "entropy"}
+
+
+def test_full_kl(params, model, batches, placed, log_probs):
+    reference = jax.tree.map(lambda x: 0.8 * x, params)
+    divergence = full_kl(params, reference, batches[0], model=model, temperature=0.7)
+    close(divergence, kl.full(log_probs(0.7), log_probs(0.7, reference)), atol=1e-5)
+    assert np.asarray(divergence)[batches[0].policy_weight > 0].min() > 1e-4
+
+    sharded_params, batch, mesh = placed
+    reference = jax.device_put(reference, state_shardings(reference, mesh))
+    sharded = full_kl(sharded_params, reference, batch, model=model, temperature=0.7, mesh=mesh)
+    close(sharded, divergence, atol=1e-5)
+
+
+def test_span_probabilities(params, model, batches, placed, hidden_of):
+    batch = batches[0]
+    probabilities = span_probabilities(params, batch, model=model)
+    logits = heads.span_logits(params, hidden_of(params, batch))
+    close(probabilities, jax.nn.softmax(logits), atol=1e-5)
+    sharded_params, sharded, mesh = placed
+    close(span_probabilities(sharded_params, sharded, model=model, mesh=mesh), probabilities)
+
+
+def test_a_sharded_lm_head_is_never_gathered(model, mesh_of):
+    """A vocabulary larger than a chunk, its columns on two devices."""
+    large = dataclasses.replace(model, vocab_size=4608)
+    mesh = mesh_of(1, 1, 2)
+    params = jax.eval_shape(lambda: heads.init_params(large, jax.random.key(0)))
+    shardings = state_shardings(params, mesh)
+    params = jax.tree.map(lambda x, s: x.update(sharding=s), params, shardings)
+    batch = pad([row(([1, 2, 3], {}))], length=32)
+    text = score.lower(params, batch, model=large, mesh=mesh).compile().as_text()
+    assert "[2304,16]" in text
+    assert "4608]" not in text
+    assert "[4608" not in text
