@@ -46,7 +46,8 @@ def test_notebook_is_clean(path):
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
 def test_notebook_runs(path, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device, as in a notebook
+    # One device, as in a notebook, and quick compilation.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(NOTEBOOKS.parent)]))
     notebook = nbformat.read(path, as_version=4)
     parameters = [

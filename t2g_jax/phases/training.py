@@ -24,7 +24,7 @@ from t2g_jax.training.sharding import batch_sharding
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 
-SHOWN = ("loss", "accuracy", "span_accuracy", "test_accuracy")
+SHOWN = ("loss", "reward", "accuracy", "span_accuracy", "test_accuracy")
 """Metrics beside the progress bar."""
 
 LENGTH_BUCKET = 16

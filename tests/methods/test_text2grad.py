@@ -112,8 +112,8 @@ def generalised_advantages(rewards, values):
         ("k2", {}),
         ("k3", {}),
         ("abs", {}),
-        ("full", {"sampling__temperature": 0.7, "sampling__top_k": 20}),
-        ("k3", {"sampling__temperature": 0.7, "sampling__top_k": 20}),
+        ("full", {"sampling__temperature": 0.7, "sampling__top_k": 3}),
+        ("k3", {"sampling__temperature": 0.7, "sampling__top_k": 3}),
     ],
 )
 @pytest.mark.parametrize("whiten", [True, False])

@@ -95,6 +95,24 @@ def test_how_many_are_drawn(tiny_run, tmp_path):
     assert {r.id for r in everything(workdir)} == {"0-0-0", "0-1-0", "1-0-0"}
 
 
+def test_temperatures_take_turns_among_the_samples_of_a_prompt(tiny_run, tmp_path, monkeypatch):
+    sampled = []
+    attempt = annotate.attempt
+
+    def listening(*arguments, sampling, **options):
+        sampled.append((sampling.temperature, [example.id for example in arguments[2]]))
+        return attempt(*arguments, sampling=sampling, **options)
+
+    monkeypatch.setattr(annotate, "attempt", listening)
+    values = {"prompts": 2, "samples_per_prompt": 3, "temperatures": (1.0, 3.0)}
+    changes = {f"annotate__{name}": value for name, value in values.items()}
+    annotate.run(
+        *tiny_run.branch(tmp_path / "run", "sft", sampling__temperature=0.5, **changes)[::-1]
+    )
+    assert [temperature for temperature, _ in sampled] == [0.5, 1.5, 0.5]
+    assert len({tuple(ids) for _, ids in sampled}) == 1
+
+
 @pytest.mark.parametrize(("held_out", "count"), [(0.01, 1), (0.5, 2), (0.99, 3)])
 def test_split_keeps_prompts_whole(held_out, count):
     records = [record(f"{prompt}-{i}", prompt) for prompt in "abcd" for i in range(3)]

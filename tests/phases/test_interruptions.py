@@ -25,10 +25,10 @@ class Stopped(Exception):
 
 # Where each phase is stopped: a function it calls, and at which call. States are saved every other
 # step, so reward_model, text2grad and grpo go on from step 2, sft from 10, rltf-sd from nothing;
-# annotate has 8 completions to a batch.
+# annotate samples 4 completions at once.
 STOPS = {
     "sft": (sft, "demonstrations", 11),
-    "annotate": (annotate, "judge", 13),
+    "annotate": (annotate, "judge", 14),
     "reward_model": (BatchIterator, "__next__", 3),
     "text2grad": (Text2Grad, "collect", 3),
     "rltf-sd": (RLTFSelfDistillation, "collect", 2),
