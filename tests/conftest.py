@@ -76,15 +76,14 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def quick_compiles(tmp_path_factory):
-    """A context in which compiling is quick: few optimisations, and again from a cache on disk."""
+def compiled_once(tmp_path_factory):
+    """A context in which what was compiled before comes from a cache on disk."""
 
     @contextlib.contextmanager
-    def quick_compiles():
+    def compiled_once():
         from jax.experimental.compilation_cache import compilation_cache
 
         settings = {  # here, and JAX's default
-            "jax_disable_most_optimizations": (True, False),
             "jax_compilation_cache_dir": (str(_shared(tmp_path_factory) / "compiled"), None),
             "jax_persistent_cache_min_compile_time_secs": (0.1, 1.0),
         }
@@ -100,16 +99,16 @@ def quick_compiles(tmp_path_factory):
         finally:
             use(1)
 
-    return quick_compiles
+    return compiled_once
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory, quick_compiles):
+def tiny_run(tmp_path_factory, compiled_once):
     """A tiny run with all phases complete (see tests/support/tiny.py). To be read only."""
     import tiny
 
     folder = _shared(tmp_path_factory)
-    with open(folder / "lock", "w") as lock, quick_compiles():
+    with open(folder / "lock", "w") as lock, compiled_once():
         fcntl.flock(lock, fcntl.LOCK_EX)  # the first of pytest's processes makes it
         return tiny.run(folder / "tiny_run")
 

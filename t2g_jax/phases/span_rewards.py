@@ -93,7 +93,9 @@ class RewardModel:
         marked: list[np.ndarray | None] = [None] * len(answers)
         if rows:
             batch = padded(context, [Row(item.tokens, {}) for item in rows.values()])
-            found = jax.device_get(span_probabilities(self.params, batch, model=context.model))
+            found = jax.device_get(
+                span_probabilities(self.params, batch, model=context.model, mesh=context.mesh)
+            )
             for (i, item), p in zip(rows.items(), found, strict=False):  # found ends in padding
                 marked[i] = p[: len(item)][item.fields["span_weight"] > 0]
         return marked

@@ -107,7 +107,7 @@ def test_metrics_of_attempts_by_hand(tiny_context):
     }
 
 
-@pytest.mark.parametrize(("tokens", "ended"), [([4], True), ([9] * 24, False)])
+@pytest.mark.parametrize(("tokens", "ended"), [([4], True), ([], False), ([9] * 24, False)])
 def test_empty_and_cut_off_completions_are_rows_like_others(tiny_context, tokens, ended):
     turn = tiny.turn(tiny_context, tokens=tokens, ended=ended)
     item = completion_row(tiny_context, turn, policy_weight=1.0, advantages=0.5)

@@ -2,6 +2,6 @@ import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _quick_compiles(quick_compiles):
-    with quick_compiles():
+def _compiled_once(compiled_once):
+    with compiled_once():
         yield

@@ -108,9 +108,12 @@ def test_critiques_are_the_likeliest_and_end(model, records, tiny_context):
     answers = [(record.prompt_tokens, record.completion_tokens) for record in records[:3]]
     critiques = model.critiques(answers)
     assert critiques == model.critiques(answers)
-    for critique in critiques:
-        assert critique[-1] == tiny_context.tokenizer.end_id
-        assert len(critique) <= tiny_context.config.sampling.max_new_tokens + 1
+    assert {critique[-1] for critique in critiques} == {tiny_context.tokenizer.end_id}
+    short = tiny.changed(tiny_context, reward_model__max_critique_tokens=4)
+    for cut_off, whole in zip(
+        RewardModel(short, model.params).critiques(answers), critiques, strict=True
+    ):
+        assert cut_off == (whole if len(whole) <= 4 else [*whole[:4], whole[-1]])
 
 
 def test_where_there_is_no_room_for_a_critique(context, model, records):
