@@ -201,7 +201,7 @@ def pieces(tokenizer, text):
 def of_grids(tmp_path_factory):
     """A tokenizer that has seen grids, as a puzzle's has."""
     folder = tmp_path_factory.mktemp("grids")
-    texts = ["Answer:\n0 1 2\n3 4 5\n6 7 8\n9 O X\n* # O\nO O X\nX * #"] * 50
+    texts = ["Answer:\n0 1 2\n1 2 1\n3 4 5\n6 7 8\n9 O X\n* # O\nO O X\nX * #"] * 50
     train_tokenizer(texts, 400, folder / "tokenizer")
     return ChatTokenizer.load(folder / "tokenizer")
 
