@@ -16,6 +16,7 @@ from t2g_jax.phases.rollout import Turn, attempt
 from t2g_jax.phases.training import Collected, Learning, padded
 from t2g_jax.sampling.generate import Completion
 from t2g_jax.training.batch import Row, row
+from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import score
 
@@ -60,6 +61,38 @@ def policy_fields(context: Context) -> tuple[str, ...]:
     """The fields of `Batch` that a policy gradient needs."""
     fields = ("policy_weight", "advantages", "old_logprobs")
     return (*fields, "cutoffs") if context.sampling.truncates else fields
+
+
+def policy_learning(
+    context: Context,
+    config: PolicyConfig,
+    *,
+    fields: Sequence[str] = (),
+    carry: dict[str, float] | None = None,
+    **objective: Any,
+) -> Learning:
+    """How a method learns: what its section shares with the others, and what it adds.
+
+    Args:
+      fields: of `Batch`, beside those that every policy gradient needs.
+      carry: see `TrainState`.
+      objective: settings of `Objective`, beside the clip range and the sampler's temperature.
+    """
+    return Learning(
+        optimizer=config.optimizer,
+        objective=Objective(
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            temperature=context.config.sampling.temperature,
+            **objective,
+        ),
+        fields=(*policy_fields(context), *fields),
+        steps=config.steps,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        micro_batches=config.micro_batches,
+        carry=carry or {},
+    )
 
 
 def completion_row(context: Context, turn: Turn, **fields: float | np.ndarray) -> Row:

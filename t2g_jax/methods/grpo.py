@@ -16,14 +16,13 @@ from t2g_jax.methods.base import (
     attempt_metrics,
     completion_row,
     first_attempts,
-    policy_fields,
+    policy_learning,
     reference_logprobs,
     tokens_generated,
 )
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn
-from t2g_jax.phases.training import Collected, Learning
-from t2g_jax.training.objective import Objective
+from t2g_jax.phases.training import Collected
 from t2g_jax.training.state import TrainState
 
 
@@ -34,20 +33,11 @@ class GRPO:
         self.context = context
         self.config = config = context.config.grpo
         self.params = self.reference = context.params()
-        fields = policy_fields(context)
-        self.learning = Learning(
-            optimizer=config.optimizer,
-            objective=Objective(
-                epsilon_low=config.epsilon_low,
-                epsilon_high=config.epsilon_high,
-                temperature=context.config.sampling.temperature,
-                kl_coefficient=config.kl_coefficient,
-            ),
-            fields=(*fields, "ref_logprobs") if config.kl_coefficient else fields,
-            steps=config.steps,
-            epochs=config.epochs,
-            minibatches=config.minibatches,
-            micro_batches=config.micro_batches,
+        self.learning = policy_learning(
+            context,
+            config,
+            fields=("ref_logprobs",) if config.kl_coefficient else (),
+            kl_coefficient=config.kl_coefficient,
         )
 
     def collect(self, state: TrainState, step: int) -> Collected:

@@ -19,7 +19,7 @@ from t2g_jax.methods.base import (
     attempt_metrics,
     first_attempts,
     logprobs_of,
-    policy_fields,
+    policy_learning,
     reference_logprobs,
     sampled,
     step_key,
@@ -28,9 +28,8 @@ from t2g_jax.methods.base import (
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn, attempt
-from t2g_jax.phases.training import Collected, Learning
+from t2g_jax.phases.training import Collected
 from t2g_jax.training.batch import Row, row
-from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState
 
 
@@ -108,20 +107,12 @@ class RLTFSelfDistillation:
         self.context = context
         self.config = config = context.config.rltf_sd
         self.params = self.reference = context.params()
-        self.learning = Learning(
-            optimizer=config.optimizer,
-            objective=Objective(
-                epsilon_low=config.epsilon_low,
-                epsilon_high=config.epsilon_high,
-                temperature=context.config.sampling.temperature,
-                correction=config.correction,
-                logprob_floor=config.logprob_floor,
-            ),
-            fields=(*policy_fields(context), "distill_weight", "teacher_logprobs"),
-            steps=config.steps,
-            epochs=config.epochs,
-            minibatches=config.minibatches,
-            micro_batches=config.micro_batches,
+        self.learning = policy_learning(
+            context,
+            config,
+            fields=("distill_weight", "teacher_logprobs"),
+            correction=config.correction,
+            logprob_floor=config.logprob_floor,
         )
 
     def collect(self, state: TrainState, step: int) -> Collected:

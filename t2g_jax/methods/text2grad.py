@@ -19,7 +19,7 @@ from t2g_jax.methods.base import (
     attempt_metrics,
     completion_row,
     first_attempts,
-    policy_fields,
+    policy_learning,
     tokens_generated,
 )
 from t2g_jax.models import heads
@@ -28,10 +28,9 @@ from t2g_jax.phases.judgement import judge, token_labels
 from t2g_jax.phases.rollout import Turn
 from t2g_jax.phases.samples import sample_of
 from t2g_jax.phases.span_rewards import Answer, RewardModel
-from t2g_jax.phases.training import Collected, Learning, padded
+from t2g_jax.phases.training import Collected, padded
 from t2g_jax.report.contents import Sample
 from t2g_jax.training.batch import Batch
-from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl, score
 
@@ -57,21 +56,13 @@ class Text2Grad:
             RewardModel.load(context) if config.span_source == "reward_model" else None
         )
         self.temperature = context.config.sampling.temperature
-        self.learning = Learning(
-            optimizer=config.optimizer,
-            objective=Objective(
-                epsilon_low=config.epsilon_low,
-                epsilon_high=config.epsilon_high,
-                temperature=self.temperature,
-                value_coefficient=config.value_coefficient,
-                value_clip=config.value_clip,
-            ),
-            fields=(*policy_fields(context), "returns", "old_values"),
-            steps=config.steps,
-            epochs=config.epochs,
-            minibatches=config.minibatches,
-            micro_batches=config.micro_batches,
+        self.learning = policy_learning(
+            context,
+            config,
+            fields=("returns", "old_values"),
             carry={"kl_coefficient": config.kl_coefficient},
+            value_coefficient=config.value_coefficient,
+            value_clip=config.value_clip,
         )
 
     def collect(self, state: TrainState, step: int) -> Collected:
