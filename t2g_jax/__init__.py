@@ -6,20 +6,22 @@ name, `t2g_jax.models` and so on.
 """
 
 from t2g_jax import advantages, kl, logprobs, losses, reductions, spans
-from t2g_jax.advantages import first_turn, gae, group_centred, turn_returns, whiten
+from t2g_jax.advantages import first_turn, gae, group_centred, leave_one_out, turn_returns, whiten
 from t2g_jax.logprobs import LogProbs, full_kl_from_hidden, token_logprobs
 from t2g_jax.losses import (
     cispo,
     clipped_surrogate,
     clipped_value,
     feedback_nll,
+    gspo,
     importance_ratio,
     logit_distillation,
     reinforce,
     self_distillation,
+    sequence_ratio,
     span_reward_cross_entropy,
 )
-from t2g_jax.reductions import Reduction, masked_mean, masked_sum, reduce
+from t2g_jax.reductions import Reduction, masked_mean, masked_sum, reduce, sequence_sum
 from t2g_jax.spans import Quote, align, span_mask, to_token_spans, token_rewards
 
 __version__ = "0.1.0"
@@ -39,8 +41,10 @@ __all__ = [
     "full_kl_from_hidden",
     "gae",
     "group_centred",
+    "gspo",
     "importance_ratio",
     "kl",
+    "leave_one_out",
     "logit_distillation",
     "logprobs",
     "losses",
@@ -50,6 +54,8 @@ __all__ = [
     "reductions",
     "reinforce",
     "self_distillation",
+    "sequence_ratio",
+    "sequence_sum",
     "span_mask",
     "span_reward_cross_entropy",
     "spans",

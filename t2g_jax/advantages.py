@@ -148,6 +148,21 @@ def group_centred(returns: ArrayLike, mask: ArrayLike, *, scale_by_std: bool = F
     return lax.stop_gradient(jnp.where(keep, centred, 0))
 
 
+def leave_one_out(returns: ArrayLike, mask: ArrayLike) -> jax.Array:
+    """Returns minus the mean of the group's *other* trajectories.
+
+    Aᵢ = Rᵢ − 1/(n−1) Σ_{j≠i} Rⱼ = n/(n−1) (Rᵢ − mean_G R), n trajectories; 0 where there is one.
+
+    RLOO, "Back to Basics", Ahmadian et al., arXiv 2402.14740, Eq. 7: a baseline without bias.
+
+    Args, returns, raises: see `group_centred`.
+    """
+    returns, mask = same_shape(returns=returns, mask=mask)
+    centred = group_centred(returns, mask)
+    size = jnp.sum(mask != 0, axis=1, keepdims=True)
+    return centred * size / jnp.maximum(size - 1, 1)
+
+
 def first_turn(final_rewards: ArrayLike, first_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
     """Final rewards minus the group's mean first-turn reward, the baseline of RLTF-SD.
 

@@ -8,6 +8,7 @@ import enum
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from t2g_jax.numerics import check_same_shape, same_shape
@@ -74,8 +75,8 @@ def reduce(
       how: one of the three above.
       denominator: scalar to divide by instead. Pass `count` of the whole batch and the results of
         its micro-batches sum to the result of the batch; pass a constant to normalise by it.
-      segment_ids: [..., T] int, which sequence of a packed row each token belongs to. Without it
-        each row is one sequence.
+      segment_ids: [..., T] int, which sequence of a packed row each token belongs to; its tokens
+        lie side by side. Without it each row is one sequence.
 
     Returns:
       scalar.
@@ -83,9 +84,10 @@ def reduce(
     Raises:
       ValueError: shapes differ.
     """
-    check_same_shape(values=values, mask=mask)
+    values, mask = same_shape(values=values, mask=mask)
     if segment_ids is not None:
         check_same_shape(values=values, segment_ids=segment_ids)
+    mask = mask.astype(jnp.result_type(values, mask))  # shares as exact as what they weigh
     if denominator is None:
         denominator = count(mask, how, segment_ids=segment_ids)
     if how is Reduction.SEQUENCE_MEAN_TOKEN_MEAN:
@@ -114,16 +116,45 @@ def count(mask: ArrayLike, how: Reduction, *, segment_ids: ArrayLike | None = No
     return jnp.round(jnp.sum(_share_of_sequence(mask, segment_ids)))
 
 
+def sequence_sum(
+    values: ArrayLike, mask: ArrayLike, *, segment_ids: ArrayLike | None = None
+) -> jax.Array:
+    """Σ mask · values over the sequence that each token belongs to, told to all its tokens.
+
+    Args:
+      values, mask: [..., T] of one shape.
+      segment_ids: [..., T] int, see `reduce`; the tokens of a sequence lie side by side.
+
+    Returns:
+      [..., T].
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    values, mask = same_shape(values=values, mask=mask)
+    values = jnp.where(mask != 0, values, 0) * mask
+    if segment_ids is None:
+        return jnp.broadcast_to(jnp.sum(values, axis=-1, keepdims=True), values.shape)
+    check_same_shape(values=values, segment_ids=segment_ids)
+    changes = jnp.diff(jnp.asarray(segment_ids), axis=-1) != 0
+    border = jnp.ones_like(values[..., :1], dtype=bool)
+    first = jnp.concatenate([border, changes], axis=-1)
+    last = jnp.concatenate([changes, border], axis=-1)
+
+    def add(earlier, later):  # sums that begin anew where a sequence does
+        (began, total), (begins, value) = earlier, later
+        return began | begins, jnp.where(begins, value, total + value)
+
+    axis = values.ndim - 1
+    _, so_far = lax.associative_scan(add, (first, values), axis=axis)
+    _, to_come = lax.associative_scan(add, (last, values), reverse=True, axis=axis)
+    return so_far + to_come - values
+
+
 def _share_of_sequence(mask: ArrayLike, segment_ids: ArrayLike | None) -> jax.Array:
     """mask / (Σ mask over the token's sequence): sums to 1 over every sequence that has tokens."""
-    if segment_ids is None:
-        (mask,) = same_shape(mask=mask)
-        return _divide(mask, jnp.sum(mask, axis=-1, keepdims=True))
-    check_same_shape(mask=mask, segment_ids=segment_ids)
     (mask,) = same_shape(mask=mask)
-    segment_ids = jnp.asarray(segment_ids)
-    together = segment_ids[..., :, None] == segment_ids[..., None, :]
-    return _divide(mask, jnp.sum(together * mask[..., None, :], axis=-1))
+    return _divide(mask, sequence_sum(jnp.ones_like(mask), mask, segment_ids=segment_ids))
 
 
 def _divide(numerator: jax.Array, denominator: jax.Array) -> jax.Array:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import defined
+from t2g_jax.numerics import check_same_shape, defined
+from t2g_jax.reductions import sequence_sum
 
 # exp(20) ≈ 5e8: beyond any ratio that teaches, and far from overflow. No gradient flows past it.
 MAX_LOG_RATIO = 20.0
@@ -87,6 +88,75 @@ def cispo(
     ratio = jnp.clip(_ratio(logprobs, old_logprobs), 1 - epsilon_low, 1 + epsilon_high)
     weight = lax.stop_gradient(ratio * advantages)
     return jnp.where(ok, -weight * logprobs, jnp.nan)
+
+
+def gspo(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike,
+    advantages: ArrayLike,
+    mask: ArrayLike,
+    *,
+    segment_ids: ArrayLike | None = None,
+    epsilon_low: float = 3e-4,
+    epsilon_high: float = 4e-4,
+) -> jax.Array:
+    """max(−sA, −clip(s, 1−ε_low, 1+ε_high) A) with one ratio s for all tokens of a sequence.
+
+    A token's own gradient goes through sₜ = sg[s] π(yₜ) / sg[π(yₜ)]. With advantages that are equal
+    over a sequence and SEQUENCE_MEAN_TOKEN_MEAN this is GSPO, otherwise GSPO-token. "Group Sequence
+    Policy Optimization", arXiv 2507.18071, Eq. 5 and 14.
+
+    Args:
+      logprobs, old_logprobs, advantages: see `clipped_surrogate`.
+      mask, segment_ids: see `sequence_ratio`.
+      epsilon_low, epsilon_high: clip range; s is far closer to 1 than the ratio of a token.
+
+    Returns:
+      [B, T].
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    ok, logprobs, old_logprobs, advantages = defined(
+        logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages
+    )
+    advantages = lax.stop_gradient(advantages)
+    ratio = sequence_ratio(logprobs, old_logprobs, mask, segment_ids=segment_ids)
+    ratio = lax.stop_gradient(ratio) * jnp.exp(logprobs - lax.stop_gradient(logprobs))
+    clipped = jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
+    return jnp.where(ok, jnp.maximum(-ratio * advantages, -clipped * advantages), jnp.nan)
+
+
+def sequence_ratio(
+    logprobs: ArrayLike,
+    sampled_logprobs: ArrayLike,
+    mask: ArrayLike,
+    *,
+    segment_ids: ArrayLike | None = None,
+) -> jax.Array:
+    """s = exp(mean over the sequence of log π − log π_sampled), told to all its tokens.
+
+    Args:
+      logprobs, sampled_logprobs: [B, T] float, see `importance_ratio`.
+      mask: [B, T] bool or float, not 0 on the tokens that are averaged.
+      segment_ids: [B, T] int, which sequence of a packed row a token belongs to; its tokens lie
+        side by side. None: each row is one.
+
+    Returns:
+      [B, T]; 1 on sequences without tokens.
+
+    Raises:
+      ValueError: shapes differ.
+    """
+    given = {"mask": mask} if segment_ids is None else {"mask": mask, "segment_ids": segment_ids}
+    check_same_shape(logprobs=logprobs, **given)
+    ok, logprobs, sampled = defined(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
+    log_ratio = logprobs - lax.stop_gradient(sampled)
+    counted = (jnp.asarray(mask) != 0).astype(log_ratio.dtype)
+    total = sequence_sum(log_ratio, counted, segment_ids=segment_ids)
+    length = sequence_sum(counted, counted, segment_ids=segment_ids)
+    mean = total / jnp.maximum(length, 1)
+    return jnp.where(ok, jnp.exp(jnp.clip(mean, -MAX_LOG_RATIO, MAX_LOG_RATIO)), jnp.nan)
 
 
 def reinforce(logprobs: ArrayLike, advantages: ArrayLike) -> jax.Array:
