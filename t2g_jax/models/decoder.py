@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from t2g_jax.numerics import matrix_product
+
 Array = jax.Array
 
 
@@ -40,7 +42,9 @@ class DecoderConfig:
     dtype: Any = jnp.float32
     """Of activations and matrix products; parameters stay float32."""
     remat: bool = False
-    """Recompute each layer in the backward pass instead of keeping its activations."""
+    """Recompute whole layers in the backward pass instead of keeping their matrix products."""
+    lora_alpha: float = 32.0
+    """Low-rank adapters, if the parameters have them, count alpha / rank; see `models.lora`."""
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
@@ -122,7 +126,9 @@ class Decoder(nn.Module):
             else (segment_ids[:, :, None] == cache.segment_ids[:, None, :])
             & (segment_ids[:, :, None] != 0)
         )
-        layer = nn.remat(Layer, prevent_cse=False) if config.remat else Layer
+        # Products are kept for the backward pass; what is cheap takes longer to keep than to redo.
+        kept = None if config.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        layer = nn.remat(Layer, prevent_cse=False, policy=kept)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -196,6 +202,25 @@ class SwiGLU(nn.Module):
         return _dense(config.width, config=config, name="down")(nn.silu(gate) * up)
 
 
+class Linear(nn.DenseGeneral):
+    """x W, and where the parameters have adapters x W + (α / r) (x A) B.
+
+    "LoRA", Hu et al., arXiv 2106.09685, Eq. 3. r is read from the adapters' shape.
+    """
+
+    lora_alpha: float = 32.0
+
+    @nn.compact
+    def __call__(self, x):
+        y = super().__call__(x)
+        if not self.has_variable("params", "lora_a"):
+            return y
+        a: Array = self.get_variable("params", "lora_a").astype(self.dtype)
+        b: Array = self.get_variable("params", "lora_b").astype(self.dtype)
+        narrow = matrix_product(x, a, axes=a.ndim - 1)
+        return y + self.lora_alpha / a.shape[-1] * matrix_product(narrow, b)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) · scale, computed in float32; Zhang & Sennrich, arXiv 1910.07467."""
 
@@ -231,11 +256,18 @@ def _scores(q: Array, k: Array, mask: Array) -> Array:
 
 
 def _dense(features, *, config: DecoderConfig, name: str, axis=-1):
-    return nn.DenseGeneral(
+    return Linear(
         features,
         axis=axis,
         use_bias=False,
         dtype=config.dtype,
         kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
+        dot_general=_product,
+        lora_alpha=config.lora_alpha,
         name=name,
     )
+
+
+def _product(x: Array, kernel: Array, dimensions, precision=None) -> Array:
+    """What `nn.DenseGeneral` calls to sum over the last axes of x and the first of the kernel."""
+    return matrix_product(x, kernel, axes=len(dimensions[0][1]), precision=precision)

@@ -24,11 +24,21 @@ RULES: Rules = (
     (r"decoder/layers/attention/out/kernel$", P(None, "tensor", None, "fsdp")),
     (r"decoder/layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"decoder/layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"decoder/layers/(attention/(query|key|value)|mlp/(gate|up))/lora_a$", P(None, "fsdp")),
+    (
+        r"decoder/layers/(attention/(query|key|value)|mlp/(gate|up))/lora_b$",
+        P(None, None, "tensor"),
+    ),
+    (r"decoder/layers/(attention/out|mlp/down)/lora_a$", P(None, "tensor")),
+    (r"decoder/layers/(attention/out|mlp/down)/lora_b$", P(None, None, "fsdp")),
     (r"_norm/scale$", P()),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
     (r"(value_head|span_head)/out/(kernel|bias)$", P()),
 )
-"""First match wins. Layers are stacked by `nn.scan`, so their first axis is the layer."""
+"""First match wins. Layers are stacked by `nn.scan`, so their first axis is the layer.
+
+Adapters lie as their kernels: inputs and outputs over the same axes, the rank whole.
+"""
 
 READ_WHOLE = {"decoder/embed/embedding": P("tensor"), "lm_head/kernel": P(None, "tensor")}
 """What lies whole over fsdp while a step reads it, see `as_read`."""
