@@ -5,7 +5,8 @@
 #   launch/local.sh CONFIG [--a.b VALUE ...]           another one, with values changed for this run
 #   EXTRAS=cuda13 launch/local.sh                      on a GPU; also cuda12, tpu
 #
-# A run that was stopped goes on when started again. PYTHON names the interpreter to use.
+# A run that was stopped goes on when started again; one that SIGTERM stopped in order is started
+# again here. PYTHON names the interpreter to use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,4 +31,4 @@ source launch/environment.sh
 prepare_environment tasks ${EXTRAS:-}
 # Large pages for large arrays: on Linux, a step on the CPU spends far less time in page faults.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
-exec t2g run "$config" "$@"
+exec launch/restart.sh t2g run "$config" "$@"

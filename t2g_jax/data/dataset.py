@@ -21,10 +21,15 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from t2g_jax import durable
 from t2g_jax.data.records import FLOATS, INTEGERS, TEXTS, AnnotationRecord, validate
 from t2g_jax.errors import T2GError
 
 VERSION = "1.0.0"
+
+
+class DatasetError(T2GError):
+    """A dataset that is not there, or is damaged."""
 
 
 class Records(Sequence[AnnotationRecord]):
@@ -102,7 +107,7 @@ def write_dataset(
         # TFDS reports a download and draws progress bars; there is none to report.
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             builder.download_and_prepare()
-        os.replace(builder.data_dir, directory)
+        durable.appear(builder.data_dir, directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory
@@ -118,16 +123,16 @@ def load_dataset(directory: str | os.PathLike[str], split: str) -> Records:
     if not (directory / "dataset_info.json").is_file():
         held = sorted(p.name for p in directory.iterdir())[:8] if directory.is_dir() else None
         found = f"the folder holds {held}" if held is not None else "there is no such folder"
-        raise T2GError(f"no dataset in {directory}: {found}; annotate first, or correct the path")
+        raise DatasetError(f"no dataset in {directory}: {found}; annotate first, or correct the path")
     with _damage_named(f"{directory / 'dataset_info.json'} or features.json"):
         builder = tfds.builder_from_directory(directory)
     if split not in builder.info.splits:
-        raise T2GError(f"no split {split!r} in {directory}; it has {sorted(builder.info.splits)}")
+        raise DatasetError(f"no split {split!r} in {directory}; it has {sorted(builder.info.splits)}")
     info = builder.info.splits[split]
     files = [os.fspath(file) for file in info.filepaths]
     for file in files:
         if not Path(file).is_file():
-            raise T2GError(f"{file} is missing; {_MEND}")
+            raise DatasetError(f"{file} is missing; {_MEND}")
     with _damage_named(", ".join(files)):
         source = builder.as_data_source(split)
         if len(source) != info.num_examples:
@@ -145,9 +150,9 @@ def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise T2GError(f"no dataset in {directory}; annotate first, or correct the path") from None
+        raise DatasetError(f"no dataset in {directory}; annotate first, or correct the path") from None
     except ValueError as error:
-        raise T2GError(f"{path} is damaged ({error}); {_MEND}") from error
+        raise DatasetError(f"{path} is damaged ({error}); {_MEND}") from error
 
 
 _MEND = "copy the dataset again, or delete the folder and annotate again"
@@ -218,4 +223,4 @@ def _damage_named(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise T2GError(f"{what} cannot be read ({reason}); {_MEND}") from error
+        raise DatasetError(f"{what} cannot be read ({reason}); {_MEND}") from error

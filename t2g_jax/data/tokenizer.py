@@ -17,6 +17,8 @@ import jinja2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from t2g_jax import durable
+
 Message = Mapping[str, str]
 
 SPECIAL_TOKENS = ("<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
@@ -198,7 +200,7 @@ class ChatTokenizer:
         partial = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}.partial")
         self.hugging_face.save_pretrained(partial)
         try:
-            partial.rename(directory)
+            durable.appear(partial, directory)
         except OSError:
             shutil.rmtree(partial)
             if not directory.exists():  # else another process was first

@@ -29,6 +29,7 @@ PREDICTION_FIELDS = {
     "cutoffs": -np.inf,
     "teacher_logprobs": 0.0,
     "ref_logprobs": 0.0,
+    "kl_weight": 0.0,
     "returns": 0.0,
     "old_values": 0.0,
 }
@@ -49,7 +50,7 @@ class Batch(struct.PyTreeNode):
     advantages: of the policy-gradient and self-distillation terms.
     old_logprobs, cutoffs: log-probability when sampled, and the truncation of the sampler.
     teacher_logprobs: log π(y₁|x₁) of self-distillation tokens.
-    ref_logprobs: under the reference policy, for a KL term in the loss.
+    ref_logprobs, kl_weight: under the reference policy, for a KL term in the loss, and its weight.
     returns, old_values: targets and old predictions of the value head.
     span_weight, span_labels: of the span-reward head; labels −1, 0, +1.
     """
@@ -66,6 +67,7 @@ class Batch(struct.PyTreeNode):
     cutoffs: jax.Array | None = None
     teacher_logprobs: jax.Array | None = None
     ref_logprobs: jax.Array | None = None
+    kl_weight: jax.Array | None = None
     returns: jax.Array | None = None
     old_values: jax.Array | None = None
     span_weight: jax.Array | None = None

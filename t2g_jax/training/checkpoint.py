@@ -10,16 +10,22 @@ import contextlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
 from t2g_jax.errors import T2GError
 
 MARKER = "t2g_checkpoints.json"
+DELETED = "deleted"
+"""Subfolder that old steps are moved to before they are deleted: half a step is never seen."""
 PyTree = Any
 
 
@@ -28,7 +34,8 @@ class Checkpoints:
 
     A checkpoint is a pytree of arrays (bfloat16 and typed PRNG keys included) and a JSON object
     about it: phase, config hash, parent, data cursor, controllers. A step appears whole or not at
-    all, and restores onto any mesh. All processes of a run make the same calls.
+    all, restores onto any mesh, and carries checksums that `restore` verifies. All processes of a
+    run make the same calls.
 
     Args:
       directory: local or remote (gs://…); made if missing, unless `read_only`.
@@ -73,6 +80,7 @@ class Checkpoints:
         for item, handler, arguments in (
             ("state", ocp.PyTreeCheckpointHandler(), (ocp.args.PyTreeSave, ocp.args.PyTreeRestore)),
             ("meta", ocp.JsonCheckpointHandler(), (ocp.args.JsonSave, ocp.args.JsonRestore)),
+            ("checksums", ocp.JsonCheckpointHandler(), (ocp.args.JsonSave, ocp.args.JsonRestore)),
         ):
             for argument in arguments:
                 registry.add(item, argument, handler)
@@ -84,10 +92,12 @@ class Checkpoints:
                     best_fn=self._quality if keep_best else None,
                     create=not read_only,
                     cleanup_tmp_directories=not read_only,
+                    todelete_subdir=None if read_only else DELETED,
                     enable_async_checkpointing=async_,
                 ),
                 handler_registry=registry,
             )
+        self._clear_deleted()
 
     @property
     def steps(self) -> list[int]:
@@ -125,7 +135,8 @@ class Checkpoints:
           metrics: what `keep_best` compares; without its metric the step is never the best.
 
         Raises:
-          T2GError: a leaf is no array or has no elements, meta is not JSON, or later steps exist.
+          T2GError: a leaf is no array or has no elements, meta is not JSON, later steps exist, or
+            this or the last step could not be written. Those before are as they were.
         """
         if self._read_only:
             raise T2GError(f"{self.directory} was opened read_only")
@@ -146,12 +157,23 @@ class Checkpoints:
             meta = json.loads(json.dumps(dict(meta), allow_nan=False))
         except (TypeError, ValueError) as error:
             raise T2GError(f"the meta of step {step} is not JSON: {error}") from error
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta)),
-            metrics=dict(metrics or {}) if self._keep_best else None,
-            force=True,
-        )
+        compared = None
+        if self._keep_best:
+            name, _ = self._keep_best
+            compared = {name: float(metrics[name])} if metrics and name in metrics else {}
+        with self._full_disk_named():
+            self._manager.wait_until_finished()
+            self._clear_deleted()
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(state),
+                    meta=ocp.args.JsonSave(meta),
+                    checksums=ocp.args.JsonSave({**_checksums(state), "meta": _checksum(meta)}),
+                ),
+                metrics=compared,
+                force=True,
+            )
         self._saved = step
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict]:
@@ -181,6 +203,7 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )
+            self._verify(step, {"meta": _checksum(restored["meta"])})
             return restored["meta"]
 
     def discard_after(self, step: int) -> None:
@@ -193,12 +216,20 @@ class Checkpoints:
         self._saved = None
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when all that was saved is on disk.
+
+        Raises:
+          T2GError: the last step could not be written.
+        """
+        with self._full_disk_named():
+            self._manager.wait_until_finished()
+        self._clear_deleted()
 
     def close(self) -> None:
-        """Waits, and frees the threads."""
-        self._manager.close()
+        """Waits, and frees the threads. Raises as `wait`."""
+        with self._full_disk_named():
+            self._manager.close()
+        self._clear_deleted()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -226,7 +257,8 @@ class Checkpoints:
                     meta=ocp.args.JsonRestore(),
                 ),
             )
-        state = restored["state"]
+            state = restored["state"]
+            self._verify(step, {**_checksums(state), "meta": _checksum(restored["meta"])})
         # On disk a typed key is its uint32 data, so only now can the two be told apart.
         dtypes = {path: str(leaf.dtype) for path, leaf in _leaves(state).items()}
         wanted = {path: str(leaf.dtype) for path, leaf in _leaves(abstract).items()}
@@ -248,6 +280,18 @@ class Checkpoints:
                 f"step {step} in {self.directory} does not fit: {'; '.join(wrong[:5])}{more}. "
                 f"Use the configuration that it was saved with"
             )
+
+    def _verify(self, step: int, found: Mapping[str, int]) -> None:
+        """Raises ValueError, naming the array, if what was read is not what was saved."""
+        if not (self.directory / str(step) / "checksums").exists():
+            return  # it was saved before there were any
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore())
+        )
+        saved = restored["checksums"]
+        wrong = [path for path, value in found.items() if saved.get(path) != value]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong[:5])}: the checksum is not that of what was saved")
 
     def _existing(self, step: int | None) -> int:
         self.wait()
@@ -292,13 +336,31 @@ class Checkpoints:
                 ) from error
             earlier = [s for s in self.steps if s < step]
             way_out = (
-                f"go back to step {earlier[-1]} with discard_after({earlier[-1]})"
+                f"delete {self.directory / str(step)} to go back to step {earlier[-1]}"
                 if earlier
-                else "no earlier step is left, delete the folder and start again"
+                else f"no earlier step is left, delete {self.directory} and start again"
             )
             raise T2GError(
                 f"step {step} in {self.directory} is damaged ({reason[:200]}); {way_out}"
             ) from error
+
+    @contextlib.contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            kept = self.steps if self.directory.exists() else []
+            raise T2GError(
+                f"a checkpoint could not be written to {self.directory} ({reason[:300]}); make "
+                f"room there, or make it writable, then run the same command again: it goes on "
+                f"from {f'step {kept[-1]}' if kept else 'the beginning of the phase'}"
+            ) from error
+
+    def _clear_deleted(self) -> None:
+        deleted = self.directory / DELETED
+        if not self._read_only and jax.process_index() == 0 and deleted.exists():
+            deleted.rmtree(missing_ok=True)
 
     def _quality(self, metrics: Mapping[str, float]) -> float:
         name, mode = self._keep_best
@@ -326,6 +388,38 @@ def load_params(
     """
     with Checkpoints(directory, read_only=True, async_=False, made_by=made_by) as checkpoints:
         return checkpoints.restore_params(abstract_params, step)
+
+
+def _checksums(tree: PyTree) -> dict[str, int]:
+    """Of each array by path; the same on any mesh."""
+    leaves = _leaves(tree)
+    # Shard by shard: programs with a collective each, many at a time, can block one another.
+    parts = [
+        [_bit_sum(shard.data) for shard in leaf.addressable_shards if shard.replica_id == 0]
+        if isinstance(leaf, jax.Array)
+        else [_bit_sum(leaf)]
+        for leaf in leaves.values()
+    ]
+    sums = np.array([sum(map(int, part)) % 2**32 for part in jax.device_get(parts)], np.uint32)
+    if jax.process_count() > 1:
+        sums = multihost_utils.process_allgather(sums).sum(0, dtype=np.uint32)
+    return dict(zip(leaves, sums.tolist(), strict=True))
+
+
+@jax.jit
+def _bit_sum(x: jax.Array) -> jax.Array:
+    """The sum of the elements' bits, read as whole numbers, modulo 2³²: no bit can flip alone."""
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if x.dtype == bool:
+        x = x.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
+    return jnp.sum(jax.lax.bitcast_convert_type(x, unsigned), dtype=jnp.uint32)
+
+
+def _checksum(value: Any) -> int:
+    """Of something JSON-able."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def _leaves(tree: PyTree) -> dict[str, Any]:

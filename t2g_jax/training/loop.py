@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
+from t2g_jax import preemption
+from t2g_jax.errors import T2GError
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import MetricsWriter
 from t2g_jax.training.sharding import state_shardings
 from t2g_jax.training.state import TrainState
 
 Advance = Callable[[TrainState, int], tuple[TrainState, dict[str, float]]]
+Measure = Callable[[TrainState, int], dict[str, float]]
 
 
 def train(
@@ -25,37 +28,117 @@ def train(
     checkpoints: Checkpoints,
     writer: MetricsWriter,
     every: int,
-    meta: dict[str, Any],
+    meta: Mapping[str, Any],
+    token_budget: int | None = None,
+    max_skipped_updates: int | None = None,
+    measure: Measure = lambda state, step: {},
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> TrainState:
     """Takes `state` to step `steps`, from the last checkpoint if there is one.
 
     `advance(state, i)` makes step i (from 0) and must depend on its arguments alone: data and
     random keys are functions of i. So a run that was stopped and started again equals one that was
-    not.
+    not. After SIGTERM the step under way is the last one, and is saved; before a T2GError of
+    `advance` leaves here, the step before is.
+
+    A state whose last update was skipped (see `make_update`) is not saved before the end: the last
+    checkpoint is a good one, and those before it are not pushed out.
 
     Args:
       state: at step 0.
       advance: one step; it may donate the state.
       steps: total.
       checkpoints, every: where, and after how many steps, the state is saved.
-      meta: saved beside the state.
+      meta: saved beside the state, with the data cursor "step" and, if tokens were,
+        "tokens_generated" so far.
+      token_budget: ends after the first step at which the sum of the metric "tokens_generated"
+        reaches it; the log has the sum as "tokens_generated_total".
+      max_skipped_updates: so many updates skipped in a row end the run.
+      measure: metrics of a state that is about to be saved, with those of its step what the best
+        checkpoint is chosen by.
       on_step: called after each step with the number of steps made and the metrics.
+
+    Raises:
+      T2GError: too many updates were skipped in a row; the last checkpoint is of another phase.
+      Preempted: SIGTERM came.
     """
     state = jax.device_put(state, state_shardings(state, mesh))
-    start = checkpoints.latest_step or 0
-    if start:
-        state, _ = checkpoints.restore(abstract(state))
-    for i in range(start, steps):
-        state, metrics = advance(state, i)
-        writer.write(i + 1, metrics)
-        on_step(i + 1, metrics)
-        if (i + 1) % every == 0 or i + 1 == steps:
-            checkpoints.save(i + 1, state, meta | {"step": i + 1})
-    checkpoints.wait()
+    step, generated = checkpoints.latest_step or 0, 0
+    if step:
+        state, saved = checkpoints.restore(abstract(state))
+        _require_ours(saved, meta, checkpoints)
+        generated = saved.get("tokens_generated", 0)
+
+    def unfinished() -> bool:
+        return step < steps and (token_budget is None or generated < token_budget)
+
+    def save(compared: Mapping[str, float] | None) -> None:
+        writer.sync()
+        about = {"step": step} | ({"tokens_generated": generated} if generated else {})
+        checkpoints.save(step, state, {**meta, **about}, metrics=compared)
+
+    with preemption.finishing():
+        while unfinished():
+            try:
+                state, metrics = advance(state, step)
+            except T2GError:  # as when the judge is down: the steps before it are not lost
+                if step > (checkpoints.latest_step or 0) and _is_good(state):
+                    save(None)
+                    checkpoints.wait()
+                raise
+            step += 1
+            if "tokens_generated" in metrics:
+                generated += int(metrics["tokens_generated"])
+                metrics = metrics | {"tokens_generated_total": generated}
+            writer.write(step, metrics)
+            on_step(step, metrics)
+            skipped = int(metrics.get("skipped_in_row", 0))
+            if max_skipped_updates is not None and skipped >= max_skipped_updates:
+                checkpoints.wait()
+                raise T2GError(_diverged(step, skipped, checkpoints))
+            stop = preemption.asked()
+            due = step % every == 0 or not unfinished()
+            if (due or stop) and not (unfinished() and int(state.skipped)):
+                # A step that nobody would have saved otherwise is not compared with the best.
+                save(metrics | measure(state, step) if due else None)
+            if stop:
+                break
+        checkpoints.wait()
     return state
 
 
 def abstract(tree: Any) -> Any:
     """Shapes, types and shardings of arrays, as `Checkpoints.restore` wants them."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def _is_good(state: TrainState) -> bool:
+    """Whether an update has neither taken the state with it nor been skipped."""
+    return not any(leaf.is_deleted() for leaf in jax.tree.leaves(state)) and not int(state.skipped)
+
+
+def _require_ours(
+    saved: Mapping[str, Any], meta: Mapping[str, Any], checkpoints: Checkpoints
+) -> None:
+    found, expected = saved.get("phase"), meta.get("phase")
+    if found != expected:
+        raise T2GError(
+            f"{checkpoints.directory} holds checkpoints of the phase {found!r}, not of "
+            f"{expected!r}; delete it, or put back what belongs there"
+        )
+
+
+def _diverged(step: int, skipped: int, checkpoints: Checkpoints) -> str:
+    good = checkpoints.latest_step
+    place = (
+        f"The last good checkpoint is {checkpoints.directory / str(good)}, of step {good}; the "
+        "same command goes on from it"
+        if good
+        else f"No checkpoint was made before; delete {checkpoints.directory} to begin anew"
+    )
+    return (
+        f"loss or gradients were not finite (NaN or Inf) in {skipped} updates in a row, the last "
+        f"at step {step}; their updates were skipped. {place}. Try a lower optimizer.learning_rate "
+        "of this phase, more warmup_steps, a lower clip_norm, or model.compute_dtype float32, with "
+        "--accept-changes; if it was bad already, delete that checkpoint to go back further"
+    )

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from t2g_jax import durable
 from t2g_jax.errors import T2GError
 
 FILE = "metrics.jsonl"
@@ -48,14 +49,11 @@ class MetricsWriter:
         self._file = None
         before = 0.0
         if enabled:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = []
             if resumed_step is not None and self.path.exists():
                 kept = [line for line in read_metrics(self.path) if line["step"] <= resumed_step]
             before = max((line["seconds"] for line in kept), default=0.0)
-            rewritten = self.path.with_suffix(".incomplete")
-            rewritten.write_text("".join(map(_line, kept)), "utf-8")
-            os.replace(rewritten, self.path)
+            durable.write_text(self.path, "".join(map(_line, kept)))
             self._file = open(self.path, "a", encoding="utf-8")
         self._began = time.monotonic() - before
 
@@ -82,6 +80,11 @@ class MetricsWriter:
             line[name] = _scalar(name, value)
         self._file.write(_line(line))
         self._file.flush()
+
+    def sync(self) -> None:
+        """Forces all lines to disk; a checkpoint must not outlive the lines before it."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file is not None:

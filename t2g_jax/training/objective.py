@@ -4,7 +4,8 @@
 
 Each term is a sum of weights × losses over its tokens, divided by the weights of the whole step,
 and is there when the batch has its fields. Policy-gradient and self-distillation tokens share one
-denominator, so that a distillation coefficient inside the advantages means what it says.
+denominator, so that a distillation coefficient inside the advantages means what it says; for them
+the reduction can be chosen.
 """
 
 from __future__ import annotations
@@ -30,15 +31,19 @@ Array = jax.Array
 class Objective:
     """Settings of the loss. Hashable: closed over by a jitted step."""
 
-    surrogate: Literal["ppo", "cispo", "reinforce"] = "ppo"
+    surrogate: Literal["ppo", "gspo", "cispo", "reinforce"] = "ppo"
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
+    reduction: Reduction = Reduction.TOKEN_MEAN
+    """Of the policy-gradient, self-distillation and KL terms."""
+    longest: int = 1
+    """What SEQUENCE_MEAN_TOKEN_SUM divides a sequence by: a constant, as in Dr. GRPO."""
     temperature: float = 1.0
-    """The sampler's, for policy tokens; other tokens are scored at temperature 1."""
+    """The sampler's, for policy and distilled tokens; other tokens are scored at temperature 1."""
     value_coefficient: float = 0.1
     value_clip: float = 0.2
-    kl_coefficient: float = 0.0
-    """Of k3 to `ref_logprobs` inside the loss (GRPO); Text2Grad has its KL inside the rewards."""
+    kl: str = "k3"
+    """Which of `KL_TERMS` to `ref_logprobs`, where there is a `kl_weight`."""
     correction: Literal["none", "importance", "ppo", "cispo"] = "none"
     logprob_floor: float | None = None
     nll_coefficient: float = 1.0
@@ -47,15 +52,22 @@ class Objective:
     """Of the span classes −1, 0, +1."""
 
 
-def totals(batch: Batch) -> dict[str, Array]:
+KL_TERMS = {"k2": kl.k2, "k3": kl.k3, "abs": kl.absolute}
+
+
+def totals(batch: Batch, settings: Objective) -> dict[str, Array]:
     """The denominators: sums of weights over the whole step, before it is cut into parts."""
 
-    def total(*weights):
-        present = [count(weight, Reduction.TOKEN_MEAN) for weight in weights if weight is not None]
-        return sum(present, jnp.float32(0))
+    def total(*weights, how=Reduction.TOKEN_MEAN):
+        present = [weight for weight in weights if weight is not None]
+        counts = [count(weight, how, segment_ids=batch.segment_ids) for weight in present]
+        return sum(counts, jnp.float32(0))
 
+    policy = total(batch.policy_weight, batch.distill_weight, how=settings.reduction)
+    if settings.reduction is Reduction.SEQUENCE_MEAN_TOKEN_SUM:
+        policy *= settings.longest
     return {
-        "policy": total(batch.policy_weight, batch.distill_weight),
+        "policy": policy,
         "value": total(batch.policy_weight),
         "distill": total(batch.distill_weight),
         "nll": total(batch.nll_weight),
@@ -90,7 +102,13 @@ def objective(
     metrics: dict[str, dict[str, Array]] = {"sum": {}, "max": {}, "min": {}}
 
     def term(name: str, values: Array, weight: Array, denominator: str) -> Array:
-        total = reduce(values, weight, Reduction.TOKEN_MEAN, denominator=denominators[denominator])
+        total = reduce(
+            values,
+            weight,
+            settings.reduction if denominator == "policy" else Reduction.TOKEN_MEAN,
+            denominator=denominators[denominator],
+            segment_ids=batch.segment_ids,
+        )
         metrics["sum"][name] = total
         return total
 
@@ -108,29 +126,21 @@ def objective(
     if batch.policy_weight is not None:
         weight = batch.policy_weight
         low, high = settings.epsilon_low, settings.epsilon_high
-        if settings.surrogate == "reinforce":
-            surrogate = losses.reinforce(scored.logprobs, batch.advantages)
-        else:
-            clipped = {"ppo": losses.clipped_surrogate, "cispo": losses.cispo}[settings.surrogate]
-            surrogate = clipped(
-                scored.logprobs,
-                batch.old_logprobs,
-                batch.advantages,
-                epsilon_low=low,
-                epsilon_high=high,
-            )
+        surrogate, ratio = surrogate_loss(scored.logprobs, batch, settings)
         loss += term("policy_loss", surrogate, weight, "policy")
-        if settings.kl_coefficient:
-            penalty = kl.k3(scored.logprobs, batch.ref_logprobs)
-            loss += settings.kl_coefficient * term("kl", penalty, weight, "policy")
-        ratio = losses.importance_ratio(scored.logprobs, batch.old_logprobs)
+        if batch.kl_weight is not None:
+            penalty = batch.kl_weight * KL_TERMS[settings.kl](scored.logprobs, batch.ref_logprobs)
+            loss += term("kl_loss", penalty, weight, "policy")
+        log_ratio = scored.logprobs - batch.old_logprobs
         term("ratio", ratio, weight, "value")
+        term("log_ratio", log_ratio, weight, "value")
         term("clip_fraction", (ratio < 1 - low) | (ratio > 1 + high), weight, "value")
         term("kl_sampler_trainer", kl.k3(batch.old_logprobs, scored.logprobs), weight, "value")
         term("entropy", scored.entropy, weight, "value")
-        counted = weight != 0
-        metrics["max"]["ratio_max"] = jnp.max(ratio, where=counted, initial=-jnp.inf)
-        metrics["min"]["ratio_min"] = jnp.min(ratio, where=counted, initial=jnp.inf)
+        for name, values in (("ratio", ratio), ("log_ratio", log_ratio)):
+            counted = weight != 0
+            metrics["max"][f"{name}_max"] = jnp.max(values, where=counted, initial=-jnp.inf)
+            metrics["min"][f"{name}_min"] = jnp.min(values, where=counted, initial=jnp.inf)
 
     if batch.returns is not None:
         predicted = heads.values(params, hidden)
@@ -154,6 +164,9 @@ def objective(
         )
         loss += term("distill_loss", distilled, batch.distill_weight, "policy")
         term("distill_logprob", scored.logprobs, batch.distill_weight, "distill")
+        if settings.logprob_floor is not None:
+            dropped = batch.old_logprobs < settings.logprob_floor
+            term("distill_dropped", dropped, batch.distill_weight, "distill")
 
     if batch.nll_weight is not None:
         nll = losses.feedback_nll(scored.logprobs)
@@ -173,6 +186,24 @@ def objective(
 
     metrics["sum"]["loss"] = loss
     return loss, metrics
+
+
+def surrogate_loss(logprobs: Array, batch: Batch, settings: Objective) -> tuple[Array, Array]:
+    """The policy-gradient loss and the ratio that it clips, [B, T] each."""
+    old, advantages = batch.old_logprobs, batch.advantages
+    clip = {"epsilon_low": settings.epsilon_low, "epsilon_high": settings.epsilon_high}
+    ratio = losses.importance_ratio(logprobs, old)
+    match settings.surrogate:
+        case "ppo":
+            return losses.clipped_surrogate(logprobs, old, advantages, **clip), ratio
+        case "cispo":
+            return losses.cispo(logprobs, old, advantages, **clip), ratio
+        case "gspo":
+            mask, segment_ids = batch.policy_weight, batch.segment_ids
+            ratio = losses.sequence_ratio(logprobs, old, mask, segment_ids=segment_ids)
+            loss = losses.gspo(logprobs, old, advantages, mask, segment_ids=segment_ids, **clip)
+            return loss, ratio
+    return losses.reinforce(logprobs, advantages), ratio
 
 
 def read(
@@ -201,12 +232,16 @@ def score_targets(
 ) -> logprobs.LogProbs:
     """Log-probability [B, T] of each target under the distribution that it was sampled from.
 
-    Policy tokens are scored at the sampler's temperature and truncation, others at temperature 1;
-    in a batch that does not tell them apart, all are scored at `temperature`.
+    Policy and distilled tokens are scored at the sampler's temperature, policy tokens with its
+    truncation, others at temperature 1; in a batch that does not tell them apart, all are scored at
+    `temperature`.
     """
     scale: Array | float = temperature
     if temperature != 1 and batch.policy_weight is not None:
-        scale = jnp.where(batch.policy_weight != 0, temperature, 1.0)
+        sampled = batch.policy_weight != 0
+        if batch.distill_weight is not None:
+            sampled |= batch.distill_weight != 0
+        scale = jnp.where(sampled, temperature, 1.0)
     kernel = heads.lm_kernel(params).astype(hidden.dtype)
     return logprobs.from_hidden(
         hidden,

@@ -14,13 +14,15 @@ from t2g_jax.models.heads import Params
 class TrainState(struct.PyTreeNode):
     """Parameters, optimizer state and what a method carries on (e.g. an adaptive KL coefficient).
 
-    `step` counts optimizer updates.
+    `step` counts optimizer updates; `skipped`, those left out in a row since the last one, as loss
+    or gradients were not finite. `params` are those that are trained, see `lora.split`.
     """
 
     step: jax.Array
     params: Params
     opt_state: optax.OptState
     carry: dict[str, jax.Array] = struct.field(default_factory=dict)
+    skipped: jax.Array = struct.field(default_factory=lambda: jnp.zeros((), jnp.int32))
 
     @classmethod
     def create(

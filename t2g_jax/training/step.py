@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t2g_jax import logprobs
-from t2g_jax.models import heads
+from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.training.batch import Batch
 from t2g_jax.training.objective import Objective, objective, read, score_targets, totals
@@ -21,7 +21,7 @@ from t2g_jax.training.sharding import batch_sharding, state_shardings, vocab_sha
 from t2g_jax.training.state import TrainState
 
 Array = jax.Array
-Update = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+Update = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 
 def make_update(
@@ -30,48 +30,65 @@ def make_update(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state: TrainState,
+    frozen: heads.Params | None = None,
 ) -> Update:
     """Compiles `update(state, batch) -> (state, metrics)` for one optimizer step.
+
+    With parameters that stay as they are, it is `update(state, batch, frozen)`: they get no
+    gradient and are not donated.
 
     Args:
       model, settings: static.
       optimizer: as used to create `state`.
       mesh: where the state and batches live.
       state: the state to come, or its abstract shapes; only its structure is read.
+      frozen: what its parameters lack to be whole, see `lora.split`; likewise.
 
     Returns:
       update: takes a batch with arrays [M, B, T], M micro-batches whose gradients add up; it
-        donates the state. Metrics are scalars.
+        donates the state. Metrics are scalars. If the loss or a gradient is not finite, parameters
+        and optimizer state stay as they are: "skipped_updates" is 1, and "skipped_in_row" counts.
     """
     shardings = state_shardings(state, mesh)
-    gradient = jax.value_and_grad(
-        functools.partial(objective, model=model, settings=settings, mesh=mesh), has_aux=True
-    )
 
-    def update(state: TrainState, batch: Batch):
-        denominators = totals(batch)
+    def update(state: TrainState, batch: Batch, frozen: heads.Params | None = None):
+        denominators = totals(batch, settings)
+
+        @functools.partial(jax.value_and_grad, has_aux=True)
+        def gradient(trained: heads.Params, micro: Batch):
+            params = lora.join(trained, frozen or {})
+            return objective(params, micro, denominators, model=model, settings=settings, mesh=mesh)
 
         def accumulate(carry, micro: Batch):
             grads, metrics = carry
-            (_, fresh), micro_grads = gradient(state.params, micro, denominators)
+            (_, fresh), micro_grads = gradient(state.params, micro)
             return (jax.tree.map(jnp.add, grads, micro_grads), _combine(metrics, fresh)), None
 
         first, rest = jax.tree.map(lambda x: x[0], batch), jax.tree.map(lambda x: x[1:], batch)
-        (_, metrics), grads = gradient(state.params, first, denominators)
+        (_, metrics), grads = gradient(state.params, first)
         if batch.tokens.shape[0] > 1:
             (grads, metrics), _ = jax.lax.scan(accumulate, (grads, metrics), rest)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         report = metrics["sum"] | metrics["max"] | metrics["min"]
         report["grad_norm"] = optax.tree.norm(grads)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        finite = jnp.isfinite(report["loss"]) & jnp.isfinite(report["grad_norm"])
+        moved = state.replace(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            skipped=jnp.zeros_like(state.skipped),
+        )
+        stayed = state.replace(skipped=state.skipped + 1)
+        state = jax.tree.map(functools.partial(jnp.where, finite), moved, stayed)
+        report |= {"skipped_updates": ~finite, "skipped_in_row": state.skipped}
         return state, report
 
-    replicated = NamedSharding(mesh, P())
+    frozen_shardings = (state_shardings(frozen, mesh),) if frozen else ()
     return jax.jit(
         update,
-        in_shardings=(shardings, batch_sharding(mesh, micro_batched=True)),
-        out_shardings=(shardings, replicated),
+        in_shardings=(shardings, batch_sharding(mesh, micro_batched=True), *frozen_shardings),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
         donate_argnums=0,
     )
 

@@ -14,7 +14,7 @@ from t2g_jax.config import Config, load_config, to_yaml
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn
 from t2g_jax.sampling.generate import Completion
-from t2g_jax.sections import Section
+from t2g_jax.sections import AnySection, Section
 from t2g_jax.tasks.base import Score
 from t2g_jax.training.metrics import Stopwatch
 
@@ -43,17 +43,17 @@ class Run:
         return workdir, config
 
 
-def with_values(config: Config, **values) -> Config:
+def with_values(config: AnySection, **values) -> AnySection:
     """The config with some values changed, by path with "__" for the dots."""
+    inside: dict[str, dict] = {}
     for path, value in values.items():
-        config = _replaced(config, path.split("__"), value)
-    return config
-
-
-def _replaced(section, path, value):
-    name, *rest = path
-    inner = _replaced(getattr(section, name), rest, value) if rest else value
-    return dataclasses.replace(section, **{name: inner})
+        name, _, rest = path.partition("__")
+        inside.setdefault(name, {})[rest] = value
+    changes = {
+        name: inner[""] if "" in inner else with_values(getattr(config, name), **inner)
+        for name, inner in inside.items()
+    }
+    return dataclasses.replace(config, **changes)  # at once: a section checks itself as a whole
 
 
 def changed(context: Context, **values) -> Context:

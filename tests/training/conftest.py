@@ -11,6 +11,7 @@ import pytest
 from t2g_jax.config import MeshConfig, OptimizerConfig
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.reductions import Reduction
 from t2g_jax.training.batch import (
     PREDICTION_FIELDS,
     TOKEN_FIELDS,
@@ -68,6 +69,7 @@ def rows():
             "old_logprobs": rng.uniform(-3.5, -1.5, count),
             "cutoffs": cutoffs,
             "ref_logprobs": rng.uniform(-4, -1, count),
+            "kl_weight": rng.uniform(0.1, 0.5, count),
             "returns": rng.normal(size=count),
             "old_values": rng.normal(0, 0.3, count),
         }
@@ -115,7 +117,7 @@ def loss_of():
         return objective(params, batch, denominators, model=MODEL, settings=settings)
 
     def loss_of(params, batch, settings=DEFAULT):
-        loss, metrics = jax.device_get(compiled(params, batch, totals(batch), settings))
+        loss, metrics = jax.device_get(compiled(params, batch, totals(batch, settings), settings))
         return loss, metrics["sum"] | metrics["max"] | metrics["min"]
 
     return loss_of
@@ -133,7 +135,7 @@ def gradient_of_loss():
         return jax.value_and_grad(loss)(params)
 
     def gradient_of_loss(params, batch, settings=DEFAULT, denominators=None):
-        denominators = totals(batch) if denominators is None else denominators
+        denominators = totals(batch, settings) if denominators is None else denominators
         return jax.device_get(compiled(params, batch, denominators, settings))
 
     return gradient_of_loss
@@ -151,8 +153,14 @@ def mesh_of():
 
 @pytest.fixture(scope="session")
 def settings() -> Objective:
-    """An objective in which every field of a batch counts."""
-    return Objective(temperature=0.7, kl_coefficient=0.1, correction="ppo", logprob_floor=-5.0)
+    """An objective in which every field of a batch counts, and which tokens are a sequence."""
+    return Objective(
+        surrogate="gspo",
+        reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN,
+        temperature=0.7,
+        correction="ppo",
+        logprob_floor=-5.0,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t2g_jax.errors import T2GError
-from t2g_jax.training.checkpoint import MARKER, Checkpoints, load_params, save_params
+from t2g_jax.training.checkpoint import MARKER, Checkpoints, _bit_sum, load_params, save_params
 
 
 @flax.struct.dataclass
@@ -337,7 +338,9 @@ def cut(path):
 def test_a_truncated_step_names_itself_and_the_one_before(copy, damaged):
     cut(damaged(copy / "5"))
     with Checkpoints(copy) as checkpoints:
-        with pytest.raises(T2GError, match=r"step 5 in .*copy is damaged.*discard_after\(3\)"):
+        with pytest.raises(
+            T2GError, match=r"step 5 in .*copy is damaged.*delete .*copy/5 to go back to step 3"
+        ):
             checkpoints.restore(make_state())
         checkpoints.discard_after(3)
         assert_same(checkpoints.restore(make_state())[0], make_state(3))
@@ -367,3 +370,94 @@ def test_read_only_changes_nothing(saved):
         with pytest.raises(T2GError, match="read_only"):
             checkpoints.discard_after(0)
     assert json.loads((saved / MARKER).read_text()) == {"format": 1}
+
+
+# --- What a disk does ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [3, 5])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_flipped_bit_is_noticed(saved, tmp_path, step):
+    """Anywhere in the largest file, or in the meta: either nothing changed, or it is refused."""
+    rng = np.random.default_rng(0)
+    expected = make_state(step)
+    refused = []
+    for name in ["state"] * 8 + ["meta"] * 4:
+        copy = shutil.copytree(saved, tmp_path / "copy")
+        path = largest(copy / str(step) / name)
+        content = bytearray(path.read_bytes())
+        content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        with Checkpoints(copy, read_only=True) as checkpoints:
+            try:
+                state, meta = checkpoints.restore(make_state(), step)
+            except T2GError as error:
+                refused.append(str(error))
+            else:
+                assert_same(state, expected)
+                assert meta["phase"] == ("sft" if step == 3 else "rltf")
+                assert meta == META | {"phase": meta["phase"]}
+        shutil.rmtree(copy)
+    assert len(refused) >= 6
+    assert all(f"step {step} in {tmp_path}/copy is damaged" in error for error in refused)
+    gc.collect()
+
+
+def test_every_bit_of_an_array_counts():
+    for dtype in (jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8):
+        x = np.asarray(jnp.arange(6, dtype=dtype))
+        bits = x.view(np.uint8).copy()
+        whole = int(_bit_sum(jnp.asarray(x)))
+        for i in range(bits.size * 8):
+            flipped = bits.copy()
+            flipped[i // 8] ^= 1 << (i % 8)
+            assert int(_bit_sum(jnp.asarray(flipped.view(x.dtype)))) != whole
+
+
+def test_checkpoints_without_checksums_are_read(copy):
+    shutil.rmtree(copy / "5" / "checksums")
+    with Checkpoints(copy, read_only=True) as checkpoints:
+        assert_same(checkpoints.restore(make_state())[0], make_state(5))
+
+
+@pytest.mark.parametrize("async_", [True, False])
+def test_a_full_disk_loses_nothing_that_was_saved(tmp_path, async_):
+    """A limit on the size of files stands for it: writes fail in the middle, as with no space."""
+    state = {"params": {"w": jax.random.normal(jax.random.key(0), (1 << 16,))}}
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state, {})
+
+    def save_another():
+        with Checkpoints(tmp_path / "c", async_=async_) as checkpoints:
+            checkpoints.save(2, jax.tree.map(lambda x: x + 1, state), {})
+            checkpoints.wait()
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(T2GError, match=r"could not be written to .*/c \(.*make room .*step 1$"):
+            save_another()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.steps == [1]
+        assert_same(checkpoints.restore(state)[0], state)
+        checkpoints.save(2, state, {})
+        assert checkpoints.steps == [1, 2]
+
+
+def test_half_deleted_steps_are_never_seen(tmp_path):
+    """Killed while an old step is deleted: it was moved away first."""
+    with Checkpoints(tmp_path / "c", keep_last=1) as checkpoints:
+        checkpoints.save(1, small(1), {})
+        checkpoints.wait()
+        checkpoints._clear_deleted = lambda: None  # the process is gone before it can
+        checkpoints.save(2, small(2), {})
+        checkpoints.wait()
+        assert [p.name for p in (tmp_path / "c" / "deleted").iterdir()] == ["1"]
+    shutil.rmtree(tmp_path / "c" / "deleted" / "1" / "meta")
+    with Checkpoints(tmp_path / "c", read_only=True) as checkpoints:
+        assert checkpoints.steps == [2]
+    with Checkpoints(tmp_path / "c", keep_best=("reward", "max")) as checkpoints:
+        assert checkpoints.steps == [2]
+    assert not (tmp_path / "c" / "deleted").exists()

@@ -9,6 +9,7 @@ import pytest
 
 from t2g_jax import kl, losses
 from t2g_jax.models import heads
+from t2g_jax.reductions import Reduction
 from t2g_jax.training.batch import (
     PREDICTION_FIELDS,
     TOKEN_FIELDS,
@@ -45,6 +46,7 @@ def hidden_of_tokens(params, rows, hidden_of):
 def oracle(params, rows, hidden_of_tokens, settings):
     """Loss and metrics from rows [n] laid end to end; the first token of each has weight 0."""
     before, own = hidden_of_tokens
+    places = np.split(np.arange(len(before)), np.cumsum([len(item) for item in rows])[:-1])
     tokens = np.concatenate([item.tokens for item in rows])
     f = {
         name: np.concatenate(
@@ -57,7 +59,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
     )
 
     logits = np.float64(before @ heads.lm_kernel(params))
-    logits /= np.where(policy > 0, settings.temperature, 1.0)[:, None]
+    logits /= np.where((policy > 0) | (distill > 0), settings.temperature, 1.0)[:, None]
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     mine = np.eye(logits.shape[-1], dtype=bool)[tokens]
     log_probs[(log_probs < f["cutoffs"][:, None]) & ~mine] = -np.inf
@@ -69,13 +71,37 @@ def oracle(params, rows, hidden_of_tokens, settings):
     def mean(values, weight, total):
         return float(np.sum(np.float64(values) * weight) / total)
 
-    epsilons = {"epsilon_low": settings.epsilon_low, "epsilon_high": settings.epsilon_high}
-    on_policy = (logprobs, f["old_logprobs"], f["advantages"])
+    def reduced(values, weight):
+        """Of policy and distilled tokens, which share their denominator."""
+        weighted, total = np.float64(values) * weight, policy.sum() + distill.sum()
+        if settings.reduction is not Reduction.TOKEN_MEAN:
+            total = sum(kind[where].any() for kind in (policy, distill) for where in places)
+        if settings.reduction is Reduction.SEQUENCE_MEAN_TOKEN_MEAN:
+            weighted = [weighted[w].sum() / weight[w].sum() for w in places if weight[w].any()]
+        elif settings.reduction is Reduction.SEQUENCE_MEAN_TOKEN_SUM:
+            total *= settings.longest
+        return float(np.sum(weighted) / total)
+
+    log_ratio = logprobs - f["old_logprobs"]
+    ratio = np.exp(log_ratio)
+    if settings.surrogate == "gspo":
+        for where in places:
+            if policy[where].any():
+                ratio[where] = np.exp(log_ratio[where][policy[where] > 0].mean())
+    clipped = np.clip(ratio, 1 - settings.epsilon_low, 1 + settings.epsilon_high)
     surrogate = {
-        "ppo": lambda: losses.clipped_surrogate(*on_policy, **epsilons),
-        "cispo": lambda: losses.cispo(*on_policy, **epsilons),
-        "reinforce": lambda: losses.reinforce(logprobs, f["advantages"]),
-    }[settings.surrogate]()
+        "ppo": np.maximum(-ratio * f["advantages"], -clipped * f["advantages"]),
+        "gspo": np.maximum(-ratio * f["advantages"], -clipped * f["advantages"]),
+        "cispo": -clipped * f["advantages"] * logprobs,
+        "reinforce": -f["advantages"] * logprobs,
+    }[settings.surrogate]
+    to_reference = f["ref_logprobs"] - logprobs
+    divergence = {
+        "k2": 0.5 * to_reference**2,
+        "k3": np.exp(to_reference) - 1 - to_reference,
+        "abs": np.abs(to_reference),
+    }[settings.kl]
+    epsilons = {"epsilon_low": settings.epsilon_low, "epsilon_high": settings.epsilon_high}
     distilled = losses.self_distillation(
         logprobs,
         f["advantages"],
@@ -94,40 +120,47 @@ def oracle(params, rows, hidden_of_tokens, settings):
         span_logits, f["span_labels"], class_weights=settings.class_weights
     )
 
-    both = policy.sum() + distill.sum()
-    ratio = np.exp(logprobs - f["old_logprobs"])
     outside = (ratio < 1 - settings.epsilon_low) | (ratio > 1 + settings.epsilon_high)
     metrics = {
-        "policy_loss": mean(surrogate, policy, both),
+        "policy_loss": reduced(surrogate, policy),
+        "kl_loss": reduced(f["kl_weight"] * divergence, policy),
         "value_loss": mean(value_loss, policy, policy.sum()),
-        "distill_loss": mean(distilled, distill, both),
+        "distill_loss": reduced(distilled, distill),
         "nll": mean(-logprobs, nll, nll.sum()),
         "span_loss": mean(span_loss, span, span.sum()),
         "entropy": mean(entropy, policy, policy.sum()),
         "ratio": mean(ratio, policy, policy.sum()),
         "ratio_min": ratio[policy > 0].min(),
         "ratio_max": ratio[policy > 0].max(),
+        "log_ratio": mean(log_ratio, policy, policy.sum()),
+        "log_ratio_min": log_ratio[policy > 0].min(),
+        "log_ratio_max": log_ratio[policy > 0].max(),
         "clip_fraction": mean(outside, policy, policy.sum()),
         "kl_sampler_trainer": mean(kl.k3(f["old_logprobs"], logprobs), policy, policy.sum()),
         "distill_logprob": mean(logprobs, distill, distill.sum()),
         "span_accuracy": mean(span_logits.argmax(-1) - 1 == f["span_labels"], span, span.sum()),
     }
-    loss = metrics["policy_loss"] + metrics["distill_loss"]
+    if settings.logprob_floor is not None:
+        dropped = f["old_logprobs"] < settings.logprob_floor
+        metrics["distill_dropped"] = mean(dropped, distill, distill.sum())
+    loss = metrics["policy_loss"] + metrics["kl_loss"] + metrics["distill_loss"]
     loss += settings.value_coefficient * metrics["value_loss"]
     loss += settings.nll_coefficient * metrics["nll"]
     loss += settings.span_coefficient * metrics["span_loss"]
-    if settings.kl_coefficient:
-        metrics["kl"] = mean(kl.k3(logprobs, f["ref_logprobs"]), policy, both)
-        loss += settings.kl_coefficient * metrics["kl"]
     return loss, metrics | {"loss": loss}
 
 
 CASES = {
     "default": Objective(),
     "cispo": Objective(surrogate="cispo", epsilon_low=0.1, epsilon_high=0.4, correction="cispo"),
+    "gspo": Objective(
+        surrogate="gspo", epsilon_high=0.3, reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN, kl="abs"
+    ),
     "reinforce": Objective(surrogate="reinforce", value_coefficient=0.7, value_clip=0.05),
-    "cool": Objective(temperature=0.6, kl_coefficient=0.3, correction="importance"),
+    "cool": Objective(temperature=0.6, kl="k2", correction="importance"),
     "hot": Objective(temperature=1.4, correction="ppo", logprob_floor=-4.0),
+    "sums": Objective(reduction=Reduction.SEQUENCE_MEAN_TOKEN_SUM, longest=7),
+    "sequences": Objective(reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN, temperature=0.8),
     "weighted": Objective(nll_coefficient=0.2, span_coefficient=3.0, class_weights=(2.0, 0.5, 1.5)),
 }
 
@@ -145,6 +178,26 @@ def test_terms_equal_the_oracle(params, rows, batch, hidden_of_tokens, loss_of, 
 def test_the_cases_vary_every_setting():
     for field in dataclasses.fields(Objective):
         assert len({getattr(case, field.name) for case in CASES.values()}) > 1, field.name
+
+
+def test_kl_weight_is_the_weight_of_the_divergence(params, batch, loss_of):
+    loss, metrics = loss_of(params, batch)
+    twice, more = loss_of(params, batch.replace(kl_weight=2 * batch.kl_weight))
+    np.testing.assert_allclose(more["kl_loss"], 2 * metrics["kl_loss"], rtol=1e-6)
+    np.testing.assert_allclose(twice, loss + metrics["kl_loss"], rtol=1e-6)
+    without, less = loss_of(params, batch.replace(kl_weight=None, ref_logprobs=None))
+    assert "kl_loss" not in less
+    np.testing.assert_allclose(without, loss - metrics["kl_loss"], rtol=1e-5)
+
+
+def test_distilled_tokens_are_scored_as_the_sampler_does(params, rows, loss_of):
+    """At its temperature, though nothing in the batch is learned by policy gradient."""
+    fields = ("distill_weight", "policy_weight", "advantages", "old_logprobs", "teacher_logprobs")
+    batch = pack(rows[3:5], length=LENGTH, fields=fields)
+    cool, hot = (
+        loss_of(params, batch, Objective(temperature=t))[1]["distill_logprob"] for t in (0.6, 1.4)
+    )
+    assert abs(cool - hot) > 0.01
 
 
 def test_only_what_a_batch_holds_is_learned(params, rows, loss_of):
@@ -166,18 +219,40 @@ def assert_close(a, b, tolerance=1e-6):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance)
 
 
-def test_micro_batches_add_up(params, rows, fields, gradient_of_loss, settings):
-    """Though they hold different numbers of tokens, and some hold none of a kind."""
+REDUCTIONS = {
+    "tokens": Objective(temperature=0.7, kl="abs", correction="ppo", logprob_floor=-5.0),
+    "sequences": Objective(surrogate="gspo", reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN),
+    "sums": Objective(
+        surrogate="cispo", reduction=Reduction.SEQUENCE_MEAN_TOKEN_SUM, longest=5, kl="k2"
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=REDUCTIONS.values(), ids=REDUCTIONS)
+def whole(request, params, rows, fields, gradient_of_loss):
+    """For each reduction: the settings, rows one to a batch row, their loss and gradients."""
     batch = pad(rows, length=LENGTH, fields=fields)
-    expected = gradient_of_loss(params, batch, settings)
-    parts = micro_batches(batch, 4)
+    return request.param, batch, gradient_of_loss(params, batch, request.param)
+
+
+def test_micro_batches_add_up(params, whole, gradient_of_loss):
+    """Though they hold different numbers of tokens, and some hold none of a kind."""
+    settings, batch, expected = whole
+    parts, denominators = micro_batches(batch, 4), totals(batch, settings)
     results = [
-        gradient_of_loss(params, jax.tree.map(lambda x, i=i: x[i], parts), settings, totals(batch))
+        gradient_of_loss(params, jax.tree.map(lambda x, i=i: x[i], parts), settings, denominators)
         for i in range(4)
     ]
     assert len({part.sum() for part in parts.policy_weight}) > 2
     assert any(part.sum() == 0 for part in parts.policy_weight)
     assert_close(functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), results), expected)
+
+
+def test_packed_rows_are_learned_as_unpacked_ones(params, whole, batch, gradient_of_loss):
+    settings, unpacked, expected = whole
+    assert batch.tokens.shape[0] < unpacked.tokens.shape[0]
+    assert batch.segment_ids.max() > 1
+    assert_close(gradient_of_loss(params, batch, settings), expected)
 
 
 def test_uniform_weights_are_the_plain_policy_gradient(params, batch, loss_of):
@@ -202,7 +277,8 @@ def test_the_ratio_is_one_before_the_first_update(params, model, batch, loss_of)
     for name in ("ratio", "ratio_min", "ratio_max"):
         np.testing.assert_allclose(metrics[name], 1, rtol=1e-6)
     assert metrics["clip_fraction"] == 0
-    np.testing.assert_allclose(metrics["kl_sampler_trainer"], 0, atol=1e-6)
+    for name in ("log_ratio", "log_ratio_min", "log_ratio_max", "kl_sampler_trainer"):
+        np.testing.assert_allclose(metrics[name], 0, atol=1e-6)
     total = batch.policy_weight.sum() + batch.distill_weight.sum()
     expected = -(batch.policy_weight * batch.advantages).sum() / total
     np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-5)
@@ -224,10 +300,16 @@ def test_empty_rows_change_nothing(params, rows, fields, gradient_of_loss, setti
     assert_close(gradient_of_loss(params, few, settings), gradient_of_loss(params, many, settings))
 
 
-def test_denominators_are_sums_of_weights(batch):
-    total = {name: float(value) for name, value in totals(batch).items()}
+@pytest.mark.parametrize("how", Reduction)
+def test_denominators_are_of_weights_or_sequences(batch, how):
+    settings = Objective(reduction=how, longest=7)
+    total = {name: float(value) for name, value in totals(batch, settings).items()}
     sums = {name: getattr(batch, f"{name}_weight").sum() for name in ("distill", "nll", "span")}
-    policy = batch.policy_weight.sum()
-    expected = sums | {"value": policy, "policy": policy + sums["distill"]}
-    assert total == pytest.approx(expected)
-    assert float(totals(batch.replace(nll_weight=None))["nll"]) == 0
+    tokens = batch.policy_weight.sum() + sums["distill"]
+    policy = {
+        Reduction.TOKEN_MEAN: tokens,
+        Reduction.SEQUENCE_MEAN_TOKEN_MEAN: 5,  # rows, the one with two turns is one of them
+        Reduction.SEQUENCE_MEAN_TOKEN_SUM: 5 * 7,
+    }[how]
+    assert total == pytest.approx(sums | {"value": batch.policy_weight.sum(), "policy": policy})
+    assert float(totals(batch.replace(nll_weight=None), settings)["nll"]) == 0

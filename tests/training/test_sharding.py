@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from t2g_jax.config import MeshConfig, OptimizerConfig
 from t2g_jax.errors import T2GError
-from t2g_jax.models import heads
+from t2g_jax.models import heads, lora
 from t2g_jax.training.sharding import (
     AXES,
     as_read,
@@ -121,6 +121,26 @@ def test_large_parameters_are_spread_over_fsdp_and_tensor(model, mesh_of, shape)
     for path, leaf in by_path(params).items():
         parts = math.prod(leaf.shape) // math.prod(shardings[path].shard_shape(leaf.shape))
         assert parts == (1 if path.endswith("/scale") else shape[1] * shape[2]), path
+
+
+def test_adapters_lie_as_their_kernels(model):
+    """Inputs of A and outputs of B as those of the kernel, the rank whole."""
+    params = shapes(model)
+    adapted = jax.eval_shape(lambda p: lora.add_adapters(p, jax.random.key(0), rank=3), params)
+    specs = by_path(param_specs(adapted))
+    leaves = by_path(adapted)
+    found = 0
+    for path, leaf in leaves.items():
+        if not path.endswith("/lora_a"):
+            continue
+        found += 1
+        kernel, a, b = (
+            [*specs[name], *[None] * leaves[name].ndim][: leaves[name].ndim]
+            for name in (path.replace("lora_a", other) for other in ("kernel", "lora_a", "lora_b"))
+        )
+        assert a == [*kernel[: leaf.ndim - 1], None], path
+        assert b == [None, None, *kernel[leaf.ndim - 1 :]], path
+    assert found == 7
 
 
 def test_an_axis_that_does_not_divide_is_left_whole(model, mesh_of):

@@ -2,16 +2,20 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t2g_jax import kl
-from t2g_jax.models import heads
+from t2g_jax.models import heads, lora
 from t2g_jax.training.batch import Batch, micro_batches, pad, row
-from t2g_jax.training.sharding import batch_sharding, state_shardings
-from t2g_jax.training.step import full_kl, score, span_probabilities
+from t2g_jax.training.objective import objective, totals
+from t2g_jax.training.sharding import batch_sharding, path_name, state_shardings
+from t2g_jax.training.state import TrainState
+from t2g_jax.training.step import full_kl, make_update, score, span_probabilities
 
 MESHES = {"1": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
 
@@ -118,6 +122,109 @@ def test_activations_stay_in_rows(ready):
     text = ready(MESHES["fsdp"])[0].as_text()
     assert "[1,32," in text
     assert "[8,32," not in text
+
+
+# ------------------------------------------------------------------ adapters
+
+
+@pytest.fixture(scope="module")
+def adapted(params):
+    """Trained and frozen parameters; B is not zero, so that A learns from the first step on."""
+    whole = lora.add_adapters(params, jax.random.key(0), rank=2)
+    trained, frozen = jax.device_get(lora.split(whole))
+    return jax.tree.map(lambda x: x if x.any() else x + np.float32(0.01), trained), frozen
+
+
+@pytest.fixture(scope="module")
+def ready_adapted(adapted, model, settings, optimizer, batches, mesh_of):
+    """ready_adapted(mesh, micro) → (the update, a state, the batches, frozen parameters)."""
+
+    @functools.cache
+    def compiled(mesh, micro):
+        trained, frozen = adapted
+        state = jax.eval_shape(lambda: TrainState.create(trained, optimizer))
+        update = make_update(model, settings, optimizer, mesh, state, frozen)
+        return update.lower(state, micro_batches(batches[0], micro), frozen).compile()
+
+    def ready_adapted(mesh, micro=1):
+        mesh = mesh_of(*mesh)
+        trained, frozen = adapted
+        state = TrainState.create(jax.tree.map(jnp.array, trained), optimizer)
+        state, frozen = (jax.device_put(x, state_shardings(x, mesh)) for x in (state, frozen))
+        sharding = batch_sharding(mesh, micro_batched=True)
+        placed = [jax.device_put(micro_batches(batch, micro), sharding) for batch in batches]
+        return compiled(mesh, micro), state, placed, frozen
+
+    return ready_adapted
+
+
+@pytest.fixture(scope="module")
+def run_adapted(ready_adapted):
+    """run_adapted(mesh, micro) → the metrics of each step, and the last state."""
+
+    @functools.cache
+    def run_adapted(mesh, micro=1):
+        update, state, batches, frozen = ready_adapted(mesh, micro)
+        reports = []
+        for batch in batches:
+            state, report = update(state, batch, frozen)
+            reports.append(jax.device_get(report))
+        return reports, jax.device_get(state)
+
+    return run_adapted
+
+
+def test_adapters_on_one_device_and_on_eight(run_adapted, adapted):
+    reports, state = run_adapted(MESHES["1"])
+    others, other = run_adapted(MESHES["all"], 2)
+    for report, theirs in zip(reports, others, strict=True):
+        for metric, value in report.items():
+            np.testing.assert_allclose(theirs[metric], value, rtol=1e-4, atol=1e-6, err_msg=metric)
+    close(other.params, state.params, rtol=1e-3, atol=1e-5)
+    moved = jax.tree.map(lambda new, old: (new != old).any(), state.params, adapted[0])
+    assert all(jax.tree.leaves(moved))
+
+
+def test_an_update_of_adapters_follows_their_gradient(
+    ready_adapted, adapted, batches, model, settings, optimizer
+):
+    trained, frozen = adapted
+
+    @jax.jit
+    @jax.value_and_grad
+    def gradient(trained):
+        whole = lora.join(trained, frozen)
+        batch = batches[0]
+        return objective(whole, batch, totals(batch, settings), model=model, settings=settings)[0]
+
+    loss, gradients = gradient(trained)
+    change, _ = jax.jit(optimizer.update)(gradients, optimizer.init(trained), trained)
+    update, state, placed, theirs = ready_adapted(MESHES["1"])
+    state, report = update(state, placed[0], theirs)
+    close(report["loss"], loss)
+    close(state.params, jax.tree.map(np.add, trained, change), atol=1e-5)
+    squares = sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients))
+    close(report["grad_norm"], np.sqrt(squares))
+
+
+def test_what_is_frozen_stays(ready_adapted, adapted):
+    """Neither changed nor donated, and no part of the state."""
+    update, state, batches, frozen = ready_adapted(MESHES["all"], 2)
+    held = {
+        path_name(path) for path, _ in jax.tree.leaves_with_path((state.params, state.opt_state))
+    }
+    assert not any("embed" in path or path.endswith("layers/mlp/up/kernel") for path in held)
+    new, _ = update(state, batches[0], frozen)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves((state.params, state.opt_state)))
+    assert jax.tree.structure(new.params) == jax.tree.structure(adapted[0])
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(frozen), adapted[1])
+
+
+def test_frozen_parameters_get_no_gradient(ready_adapted, ready):
+    """No product of the shape of an MLP's kernel is computed."""
+    product = re.compile(r"f32\[(16,24|24,16)\]\S* dot\(")
+    assert product.search(ready(MESHES["1"])[0].as_text())
+    assert not product.search(ready_adapted(MESHES["1"])[0].as_text())
 
 
 # ------------------------------------------------------------------ scores

@@ -1,0 +1,225 @@
+"""Copies of the log for TensorBoard and Weights & Biases, for those who ask for them.
+
+The JSON lines (`metrics`) are the log; a tracker is told the same numbers under the same names. The
+packages behind them are extras and imported only when asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import math
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from t2g_jax import durable
+from t2g_jax.config import Config
+from t2g_jax.errors import T2GError
+from t2g_jax.training import metrics
+
+
+class Tracker(Protocol):
+    """Where numbers go."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The numbers of a step; steps come in order."""
+
+    def close(self, *, failed: bool) -> None:
+        """Everything is written; `failed`: the phase was stopped by an exception."""
+
+
+@contextlib.contextmanager
+def opened(
+    config: Config,
+    workdir: Path,
+    folder: Path,
+    phase: str,
+    *,
+    resumed_step: int | None,
+    enabled: bool = True,
+) -> Iterator[Trackers]:
+    """The trackers that a config asks for, until the phase ends. To be opened before its log is.
+
+    Args:
+      folder: of the phase, with its `metrics.jsonl` if it goes on.
+      resumed_step: of the checkpoint that the phase goes on from, None if it begins.
+      enabled: False opens none, for all processes but the first.
+
+    Raises:
+      T2GError: the package of a tracker is missing, or it cannot begin; what to do is named.
+    """
+    settings = config.tracking
+    tensorboard, mode, project = settings.tensorboard, settings.wandb, settings.project
+    wanted: list[Tracker] = []
+    if enabled and tensorboard:
+        directory = workdir / "tensorboard" / folder.name
+        wanted.append(TensorBoard(directory, resumed_step=resumed_step or 0))
+    if enabled and mode != "disabled":
+        wanted.append(
+            WeightsAndBiases(
+                folder,
+                mode=mode,
+                project=project,
+                run=config.name,
+                phase=phase,
+                config=dataclasses.asdict(config),
+            )
+        )
+    trackers = Trackers(wanted)
+    failed = True
+    try:
+        yield trackers
+        failed = False
+    finally:
+        trackers.close(failed=failed)
+
+
+class Trackers:
+    """Several trackers as one. What is no finite number is not told: a gap in the curve."""
+
+    def __init__(self, trackers: Sequence[Tracker]):
+        self._trackers = trackers
+
+    def write(self, step: int, metrics: Mapping[str, Any]) -> None:
+        if not self._trackers:
+            return
+        numbers = {
+            name: number
+            for name, value in metrics.items()
+            if value is not None
+            and not isinstance(value, str)
+            and math.isfinite(number := float(value))
+        }
+        for tracker in self._trackers:
+            tracker.write(step, numbers)
+
+    def close(self, *, failed: bool) -> None:
+        with contextlib.ExitStack() as stack:  # one that fails does not keep the others open
+            for tracker in self._trackers:
+                stack.callback(tracker.close, failed=failed)
+
+
+class TensorBoard:
+    """Event files that TensorBoard reads: `tensorboard --logdir WORKDIR/tensorboard`.
+
+    Args:
+      directory: of a phase; made if missing.
+      resumed_step: what was written of later steps is not shown any more, as they come again.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, resumed_step: int = 0):
+        package = _package("tensorboardX", extra="tensorboard", key="tracking.tensorboard")
+        self._writer = package.SummaryWriter(
+            os.fspath(directory),
+            purge_step=resumed_step + 1,
+            # Two starts within a second would otherwise write to the same file.
+            filename_suffix=f".{resumed_step}.{os.getpid()}",
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self, *, failed: bool = False) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, which a phase that goes on continues.
+
+    The run's id is kept in the phase's folder. Steps that W&B has already are not sent again, since
+    it refuses them; a phase that goes on makes them again, equal. The API key is W&B's own affair:
+    `wandb login`, or the environment variable WANDB_API_KEY. Offline runs are uploaded by
+    `wandb sync FOLDER/wandb/offline-run-*`.
+
+    Args:
+      directory: of a phase, with its `metrics.jsonl` if it goes on.
+      mode: "online" or "offline"; the environment variable WANDB_MODE does not overrule it.
+      project, run, phase: the run is named "<run>-<phase>", and grouped by the name of `run`.
+      config: shown beside the run.
+
+    Raises:
+      T2GError: wandb is missing, nobody is logged in, or the server cannot be reached.
+    """
+
+    ID = "wandb_run.txt"
+
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        *,
+        mode: str,
+        project: str,
+        run: str,
+        phase: str,
+        config: Mapping[str, Any],
+    ):
+        directory = Path(directory)
+        if mode == "offline":
+            # Its own error reports would look for the network.
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+        wandb = _package("wandb", extra="wandb", key="tracking.wandb")
+        note = directory / self.ID
+        goes_on = note.exists()
+        if not goes_on:
+            durable.write_text(note, secrets.token_hex(8) + "\n")
+        try:
+            self._run = wandb.init(
+                mode=mode,
+                project=project,
+                group=run,
+                name=f"{run}-{phase}",
+                job_type=phase,
+                id=note.read_text("utf-8").strip(),
+                resume=None if mode == "offline" else "allow",
+                dir=directory,
+                config=dict(config),
+                # The log, and nothing of what is on the terminal or in the repository.
+                settings=wandb.Settings(
+                    console="off",
+                    disable_git=True,
+                    disable_code=True,
+                    disable_job_creation=True,
+                    silent=mode == "offline",
+                ),
+            )
+        except wandb.errors.Error as error:
+            raise T2GError(
+                f"tracking.wandb is {mode}, but Weights & Biases did not begin: {error}. Run "
+                "`wandb login`, set WANDB_API_KEY, or use --tracking.wandb offline"
+            ) from error
+        self._next = 0
+        if goes_on:
+            self._next = self._run.step if mode == "online" else _last_step(directory) + 1
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step < self._next:
+            return
+        self._run.log(dict(metrics), step=step)
+        self._next = step + 1
+
+    def close(self, *, failed: bool = False) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+def _last_step(directory: Path) -> int:
+    """Of the log as the phase left it."""
+    if not (directory / metrics.FILE).exists():
+        return 0
+    return max((line["step"] for line in metrics.read_metrics(directory)), default=0)
+
+
+def _package(name: str, *, extra: str, key: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        raise T2GError(
+            f"{key} needs the package {name}: `pip install 't2g_jax[{extra}]'`, or turn it off"
+        ) from error
