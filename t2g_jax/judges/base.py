@@ -24,11 +24,17 @@ class CritiqueLevel(enum.Enum):
 
 
 class JudgeError(Exception):
-    """No critique could be had. It is counted as a failure, never taken for praise."""
+    """No critique could be had. It is counted as a failure, never taken for praise.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
+    Args:
+      reason: short and from a small set, as failures are counted by it.
+      details: for whoever looks into one of them.
+    """
+
+    def __init__(self, reason: str, details: str = "") -> None:
+        super().__init__(f"{reason}: {details}" if details else reason)
         self.reason = reason
+        self.details = details
 
 
 @dataclass(frozen=True)

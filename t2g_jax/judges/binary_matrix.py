@@ -82,7 +82,10 @@ def _solution(example: Example) -> Grid:
     size = len(example.answer.splitlines())
     rows = parse(example.answer, size)
     if rows is None or any(len(row) != size for row in rows):
-        raise JudgeError(f"{example.id}: its answer is not a square matrix: {example.answer!r:.60}")
+        raise JudgeError(
+            "incomplete example",
+            f"{example.id}: its answer is not a square matrix: {example.answer!r:.60}",
+        )
     return values(rows)
 
 

@@ -18,7 +18,7 @@ from t2g_jax.tasks.knights_knaves import Claim, holds, parse, roles, says_true
 
 
 class KnightsKnavesJudge:
-    """Names the people whose words contradict the answer, and never says who is what.
+    """Names the people whose words contradict the answer, and the first whose role is wrong.
 
     Its quotes are the claims ("Emma is a knight"): good where the role is right, poor where not.
 
@@ -38,7 +38,9 @@ class KnightsKnavesJudge:
         puzzle = example.metadata
         for key in ("names", "role_names", "statements", "solution"):
             if key not in puzzle:
-                raise JudgeError(f"{example.id}: `{key}` is missing from its metadata")
+                raise JudgeError(
+                    "incomplete example", f"{example.id}: `{key}` is missing from its metadata"
+                )
         box = find_boxed(completion)
         if box is None:
             return Critique("No answer in \\boxed{}.", quote_last_line(completion, -1.0))
@@ -61,6 +63,7 @@ class KnightsKnavesJudge:
         names = puzzle["names"]
         missing = [name for name, role in zip(names, said, strict=True) if not role]
         double = [name for name, role in zip(names, said, strict=True) if len(role) > 1]
+        start = ""
         if missing or double:
             what = [f"{len(missing)} without a role."] * bool(missing)
             what += [f"{len(double)} with two roles."] * bool(double)
@@ -78,7 +81,10 @@ class KnightsKnavesJudge:
                 f"What {names[p]} says would be {str(says_true(puzzle, attempt, p)).lower()}."
                 for p in wrong
             ]
-        return phrase(self.level, what=" ".join(what), where=where, max_listed=self.max_listed)
+            astray = next(p for p, role in enumerate(puzzle["solution"]) if role != attempt[p])
+            start = f"Look again at {names[astray]}."
+        text = phrase(self.level, what=" ".join(what), where=where, max_listed=self.max_listed)
+        return f"{text} {start}" if start and self.level is CritiqueLevel.WHERE else text
 
 
 def _rewards(claims: Sequence[Claim], solution: Sequence[bool]) -> list[float]:

@@ -58,7 +58,10 @@ class ShortestPathJudge:
         """Raises JudgeError if the example does not come with its grid."""
         grid = example.metadata.get("grid")
         if not grid or find(grid, DESTINATION) is None:
-            raise JudgeError(f"{example.id}: its metadata has no `grid` with a {DESTINATION}")
+            raise JudgeError(
+                "incomplete example",
+                f"{example.id}: its metadata has no `grid` with a {DESTINATION}",
+            )
         box = find_boxed(completion)
         if box is None:
             return Critique("No answer in \\boxed{}.", quote_last_line(completion, -1.0))

@@ -28,22 +28,22 @@ def judge(answer: str, level=CritiqueLevel.WHERE, **options):
             (True, True, True),
             "3 said to tell the truth would lie.",
             "What Emma says would be false. What Liam says would be false. "
-            "What Noah says would be false.",
+            "What Noah says would be false. Look again at Liam.",
         ),
         (
             (False, False, True),
             "1 said to lie would tell the truth.",
-            "What Emma says would be true.",
+            "What Emma says would be true. Look again at Emma.",
         ),
         (
             (False, True, True),
             "2 said to tell the truth would lie.",
-            "What Liam says would be false. What Noah says would be false.",
+            "What Liam says would be false. What Noah says would be false. Look again at Emma.",
         ),
         (
             (True, False, False),
             "2 said to lie would tell the truth.",
-            "What Liam says would be true. What Noah says would be true.",
+            "What Liam says would be true. What Noah says would be true. Look again at Noah.",
         ),
     ],
 )
@@ -70,7 +70,7 @@ def test_people_without_a_role_or_with_two():
 def test_long_lists_are_cut():
     answer = to_text(ASKED.metadata, (True, True, True))
     text = judge(answer, max_listed=1).text
-    assert text == "What Emma says would be false. And 2 more errors."
+    assert text == "What Emma says would be false. And 2 more errors. Look again at Liam."
 
 
 def test_claims_are_poor_where_they_are_wrong_and_contradictions_are_named():
@@ -89,7 +89,9 @@ def test_claims_are_poor_where_they_are_wrong_and_contradictions_are_named():
                 for person, name in enumerate(puzzle["names"])
                 if not holds(puzzle, attempt, person)
             ]
-            # What is said follows from the attempt alone, so it cannot give the solution away.
+            astray = re.findall(r"Look again at (\w+)\.$", critique.text)
+            wrong = [quote.reward < 0 for quote in critique.quotes]
+            assert astray == [name for name, w in zip(puzzle["names"], wrong, strict=True) if w][:1]
             assert parse(critique.text, puzzle) is None
 
 

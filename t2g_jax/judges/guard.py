@@ -1,0 +1,180 @@
+"""What stands between a judge and a run: time limits, checks, and a stop when the judge is down."""
+
+from __future__ import annotations
+
+import collections
+import math
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from numbers import Real
+from typing import Any
+
+from t2g_jax.errors import T2GError
+from t2g_jax.judges.base import Critique, Judge, JudgeError
+from t2g_jax.spans.align import Quote
+from t2g_jax.tasks.base import Example
+
+MAX_CHARACTERS = 100_000
+"""Longest critique: its text and what it quotes."""
+
+MAX_REWARD = 100.0
+"""A quote's reward lies between minus this and this."""
+
+MAX_HUNG = 100
+"""Calls that may hang at once after they timed out, before the judge counts as down."""
+
+
+class Guard:
+    """Asks judges. Whatever one does comes back as a sound critique or as a `JudgeError`.
+
+    A judge may raise, hang, or return what is no critique; none of that is taken for praise, ends
+    the run, or keeps the process from exiting. But a judge that is down ends the run: else it would
+    go on for days without any feedback.
+
+    Args:
+      timeout_seconds: for one call. The thread of a call that takes longer is left behind.
+      max_failures_in_a_row: the run ends with this failure.
+      workers: calls at the same time. With more than one the judge must be thread-safe.
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout_seconds: float = 60.0,
+        max_failures_in_a_row: int = 50,
+        workers: int = 1,
+    ):
+        self.timeout_seconds = timeout_seconds
+        self.max_failures_in_a_row = max_failures_in_a_row
+        self.workers = workers
+        self._failures_in_a_row = 0
+        self._hung: list[threading.Thread] = []
+
+    def critiques(
+        self, judge: Judge, examples: Sequence[Example], completions: Sequence[str]
+    ) -> Iterator[Critique | JudgeError]:
+        """Yields one outcome for each completion, in their order, as soon as it is known.
+
+        Raises:
+          T2GError: too many failures in a row; the last of them is named, and not yielded.
+        """
+        waiting = collections.deque(enumerate(zip(examples, completions, strict=True)))
+        answers: queue.SimpleQueue[tuple[int, Critique | JudgeError]] = queue.SimpleQueue()
+        running: dict[int, tuple[float, threading.Thread]] = {}  # deadline first
+        known: dict[int, Critique | JudgeError] = {}
+
+        def ask(i: int, example: Example, completion: str) -> None:
+            answers.put((i, _outcome(judge, example, completion)))
+
+        for index in range(len(waiting)):
+            while index not in known:
+                while waiting and len(running) < self.workers:
+                    i, pair = waiting.popleft()
+                    thread = threading.Thread(target=ask, args=(i, *pair), daemon=True)
+                    running[i] = time.monotonic() + self.timeout_seconds, thread
+                    thread.start()
+                earliest = min(running, key=lambda i: running[i][0])
+                try:
+                    patience = max(running[earliest][0] - time.monotonic(), 0.0)
+                    i, outcome = answers.get(timeout=patience)
+                except queue.Empty:
+                    i, outcome = earliest, self._timed_out(judge, running[earliest][1])
+                if i in running:  # else it comes too late
+                    del running[i]
+                    known[i] = outcome
+            yield self._counted(judge, known.pop(index))
+
+    def _timed_out(self, judge: Judge, thread: threading.Thread) -> JudgeError:
+        self._hung = [other for other in self._hung if other.is_alive()] + [thread]
+        if len(self._hung) >= MAX_HUNG:
+            raise T2GError(
+                f"{len(self._hung)} calls of the judge {name_of(judge)!r} hang: let it give up by "
+                "itself, or raise judge.timeout_seconds. The same command goes on from here"
+            )
+        return JudgeError("timed out", f"no answer after {self.timeout_seconds:g} seconds")
+
+    def _counted(self, judge: Judge, outcome: Critique | JudgeError) -> Critique | JudgeError:
+        if isinstance(outcome, Critique):
+            self._failures_in_a_row = 0
+            return outcome
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= self.max_failures_in_a_row:
+            count, self._failures_in_a_row = self._failures_in_a_row, 0
+            raise T2GError(
+                f"the judge {name_of(judge)!r} failed {count} times in a row "
+                f"(judge.max_failures_in_a_row), the last time: {outcome}. See to the judge; the "
+                "same command goes on from here"
+            )
+        return outcome
+
+
+def checked(critique: Any) -> Critique:
+    """A critique that can be learned from.
+
+    Raises:
+      JudgeError: it is none, or its text is empty or too long, or a quote is no phrase with a
+        finite reward. Whether the phrases are in the completion is for `spans.align` to say.
+    """
+    if not isinstance(critique, Critique):
+        raise JudgeError("no critique", f"it returned {_shown(critique)}; return a Critique")
+    if not isinstance(critique.text, str) or not isinstance(critique.reasoning, str):
+        raise JudgeError("text is not a string", f"{_shown(critique.text)}")
+    if not critique.text.strip():
+        raise JudgeError("empty text")
+    if not isinstance(critique.quotes, tuple | list):
+        raise JudgeError("bad quote", f"quotes is {_shown(critique.quotes)}; give a tuple of Quote")
+    texts = [critique.text]
+    for quote in critique.quotes:
+        if not isinstance(quote, Quote):
+            raise JudgeError("bad quote", f"{_shown(quote)}; give a Quote")
+        phrases = [quote.text, quote.before, quote.after]
+        if not all(isinstance(phrase, str) for phrase in phrases):
+            raise JudgeError("bad quote", f"text, before or after of {_shown(quote)} is no string")
+        texts += phrases
+    if (size := sum(map(len, texts))) > MAX_CHARACTERS:
+        raise JudgeError("too long", f"{size} characters, more than {MAX_CHARACTERS}")
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise JudgeError("text is not Unicode", str(error)[:200]) from error
+    for quote in critique.quotes:
+        if not _is_reward(quote.reward):
+            limits = f"give a number from {-MAX_REWARD:g} to {MAX_REWARD:g}"
+            raise JudgeError("bad reward", f"{_shown(quote.reward)} of {_shown(quote)}; {limits}")
+    return Critique(critique.text, tuple(critique.quotes), critique.reasoning)
+
+
+def name_of(judge: Judge) -> str:
+    """The judge's own name, or that of its class."""
+    name = getattr(judge, "name", None)
+    return name if isinstance(name, str) and name else type(judge).__name__
+
+
+def _outcome(judge: Judge, example: Example, completion: str) -> Critique | JudgeError:
+    try:
+        return checked(judge.critique(example, completion))
+    except JudgeError as error:
+        if isinstance(error.reason, str) and len(error.reason) <= 60:
+            return error
+        return JudgeError("gave no critique", str(error)[:2000])  # not a reason to count by
+    except BaseException as error:  # `sys.exit` too: nothing that a judge does may end the run
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{frame.filename}, line {frame.lineno}"
+        return JudgeError(f"raised {type(error).__name__}", f"{str(error)[:2000]} ({where})")
+
+
+def _is_reward(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    return math.isfinite(value) and abs(value) <= MAX_REWARD
+
+
+def _shown(value: Any) -> str:
+    try:
+        return f"{type(value).__name__} {value!r:.60}"
+    except Exception:  # whose repr is broken too
+        return type(value).__name__

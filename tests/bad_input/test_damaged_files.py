@@ -1,0 +1,190 @@
+"""Files of a work directory that are damaged: named, with the way out, and nothing else is lost."""
+
+import json
+import shutil
+
+import pytest
+
+
+@pytest.fixture
+def annotated(tiny_run, tmp_path):
+    """A work directory with a warm start and annotations."""
+    return tiny_run.branch(tmp_path / "run", "sft", "annotate")
+
+
+@pytest.fixture
+def half_annotated(annotated):
+    """As if annotation had been stopped half way: its folder has the first ten records only."""
+    workdir, config = annotated
+    folder = workdir / "annotate"
+    shutil.rmtree(folder / "dataset")
+    (folder / "complete.json").unlink()
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(lines[:10]))
+    return workdir, config, folder / "journal.jsonl", lines
+
+
+@pytest.mark.parametrize(
+    ("damaged", "expected"),
+    [
+        ('{"id": "0-1-0", "prom\n', "journal.jsonl, line 3 is damaged ("),
+        ("[1, 2]\n", "journal.jsonl, line 3 is not a JSON object; delete the line"),
+        ('{"prompt": "?"}\n', 'journal.jsonl, line 3: the entry has no "id" text'),
+        ('{"id": "0-2-0"}\n', "journal.jsonl: the entry '0-2-0' is damaged ("),
+    ],
+)
+def test_line_of_the_journal(t2g, half_annotated, damaged, expected):
+    workdir, config, journal, lines = half_annotated
+    whole = lines[:2] + [damaged] + lines[3:10]
+    journal.write_text("".join(whole))
+    outcome = t2g("annotate", workdir, config)
+    assert outcome.status == 2
+    assert expected in outcome.error
+    assert journal.read_text() == "".join(whole)  # nothing was changed, and nothing was sampled
+    # What is advised works: the record is done again, the others are kept.
+    journal.write_text("".join(lines[:2] + lines[3:10]))
+    assert t2g("annotate", workdir, config).status == 0
+    again = journal.read_text().splitlines(keepends=True)
+    assert again[:9] == lines[:2] + lines[3:10]
+    assert sorted(again) == sorted(lines)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("reward", "good"),
+        ("completion_tokens", None),
+        ("completion_tokens", []),
+        ("span_rewards", [1e999]),
+        ("span_starts", [[0]]),
+        ("prompt", 3),
+        ("unaligned", 3),
+    ],
+)
+def test_values_of_the_journal(t2g, half_annotated, field, value):
+    workdir, config, journal, lines = half_annotated
+    entry = json.loads(lines[2]) | {field: value}
+    journal.write_text("".join([*lines[:2], json.dumps(entry) + "\n", *lines[3:10]]))
+    outcome = t2g("annotate", workdir, config)
+    assert outcome.status == 2
+    assert f"{journal}: the entry {entry['id']!r} is damaged (" in outcome.error
+    assert "delete its line" in outcome.error
+
+
+def test_a_last_line_that_was_cut_is_done_again(t2g, half_annotated):
+    workdir, config, journal, lines = half_annotated
+    journal.write_text("".join(lines[:9]) + lines[9][:40])
+    assert t2g("annotate", workdir, config).status == 0
+    assert sorted(journal.read_text().splitlines(keepends=True)) == sorted(lines)
+
+
+def test_line_of_the_quarantine(t2g, half_annotated):
+    workdir, config, journal, _ = half_annotated
+    journal.with_name("quarantine.jsonl").write_text("{}\n")
+    outcome = t2g("annotate", workdir, config)
+    assert outcome.status == 2
+    assert "quarantine.jsonl, line 1: the entry has no " in outcome.error
+
+
+def shard(dataset, split):
+    (found,) = dataset.glob(f"*{split}*.array_record*")
+    return found
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "missing", "overwritten"])
+def test_shard_of_the_dataset(t2g, annotated, how):
+    workdir, config = annotated
+    path = shard(workdir / "annotate" / "dataset", "train")
+    whole = path.read_bytes()
+    match how:
+        case "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        case "empty":
+            path.write_bytes(b"")
+        case "missing":
+            path.unlink()
+        case "overwritten":
+            third = len(whole) // 3
+            path.write_bytes(whole[:third] + b"\xff" * third + whole[2 * third :])
+    outcome = t2g("train-rm", workdir, config)
+    assert outcome.status == 2
+    assert str(path) in outcome.error
+    mend(t2g, workdir, config, outcome)
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", None])
+def test_metadata_of_the_dataset(t2g, annotated, name, text):
+    workdir, config = annotated
+    path = workdir / "annotate" / "dataset" / name
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    outcome = t2g("train-rm", workdir, config)
+    assert outcome.status == 2
+    assert str(path.parent) in outcome.error
+    assert name in outcome.error
+    mend(t2g, workdir, config, outcome)
+
+
+def mend(t2g, workdir, config, outcome):
+    """Does what the error says: the journal is there, so nothing is sampled or judged again."""
+    folder = workdir / "annotate"
+    assert f"Or delete {folder / 'dataset'} and {folder / 'complete.json'}" in outcome.error
+    assert "`t2g annotate" in outcome.error
+    journal = (folder / "journal.jsonl").read_bytes()
+    shutil.rmtree(folder / "dataset")
+    (folder / "complete.json").unlink()
+    assert t2g("annotate", workdir, config).status == 0
+    assert (folder / "journal.jsonl").read_bytes() == journal
+    assert t2g("train-rm", workdir, config).status == 0
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("sft/complete.json", "evaluate"),
+        ("sft/complete.json", "sft"),
+        ("sft/evaluation.json", "evaluate"),
+        ("sft/evaluation.json", "report"),
+    ],
+)
+def test_what_phases_leave(t2g, tiny_run, tmp_path, name, command, text):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    assert (workdir / name).exists()
+    (workdir / name).write_text(text)
+    outcome = t2g(command, workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith(f"{workdir / name} is damaged (")
+    assert "delete it" in outcome.error
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": "1.0"}'])
+def test_tokenizer(t2g, tiny_run, tmp_path, text):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    (workdir / "tokenizer" / "tokenizer.json").write_text(text)
+    outcome = t2g("evaluate", workdir, config)
+    assert outcome.status == 2
+    assert f"the tokenizer in {workdir / 'tokenizer'} cannot be read" in outcome.error
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples/00000000.json"])
+def test_what_the_report_reads(t2g, tiny_run, tmp_path, name):
+    workdir, config = tiny_run.branch(
+        tmp_path / "run", "sft", "annotate", "reward_model", "text2grad"
+    )
+    path = workdir / "text2grad" / name
+    path.write_text("{\n" + path.read_text())
+    outcome = t2g("report", workdir, config)
+    assert outcome.status == 2
+    assert str(path) in outcome.error
+
+
+def test_config_of_the_work_directory(t2g, tiny_run, tmp_path):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    (workdir / "config.yaml").write_text("name: [")
+    outcome = t2g("evaluate", workdir, config)
+    assert outcome.status == 2
+    assert f"{workdir / 'config.yaml'}, line 1: not valid YAML" in outcome.error

@@ -1,0 +1,193 @@
+"""Judges that raise, hang or return rubbish: counted, never praise, and nothing done is lost."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import bad_judges
+import pytest
+
+from t2g_jax.config import to_yaml
+from t2g_jax.data.dataset import load_dataset
+from t2g_jax.data.journal import Quarantine
+from t2g_jax.training.metrics import read_metrics
+
+BAD = {
+    "raises": "judge: raised KeyError",
+    "exits": "judge: raised SystemExit",
+    "hangs": "judge: timed out",
+    "nothing": "judge: no critique",
+    "a_string": "judge: no critique",
+    "text_of_bytes": "judge: text is not a string",
+    "empty_text": "judge: empty text",
+    "half_a_character": "judge: text is not Unicode",
+    "much_text": "judge: too long",
+    "quotes_of_text": "judge: bad quote",
+    "quote_of_none": "judge: bad quote",
+    "nan_reward": "judge: bad reward",
+    "huge_reward": "judge: bad reward",
+    "text_reward": "judge: bad reward",
+}
+
+
+@pytest.fixture
+def branch(tiny_run, tmp_path):
+    """branch("sft", judge="raises"): a work directory whose judge is one of the bad ones."""
+
+    def branch(*phases, judge, **values):
+        values = {"judge__name": f"bad_judges:{judge}", "judge__timeout_seconds": 0.3} | values
+        return tiny_run.branch(tmp_path / "run", *phases, **values)
+
+    return branch
+
+
+def summary(workdir, phase="annotate"):
+    return json.loads((workdir / phase / "complete.json").read_text())
+
+
+@pytest.mark.parametrize(("judge", "reason"), BAD.items())
+def test_annotate_quarantines(t2g, branch, judge, reason):
+    # Half of the prompts: these are many tests.
+    workdir, config = branch("sft", judge=judge, annotate__prompts=4)
+    assert t2g("annotate", workdir, config).status == 0
+    assert summary(workdir)["quarantined"] == {reason: 8 // 3}
+    assert sum(summary(workdir)["records"].values()) == 8 - 8 // 3
+    with Quarantine(workdir / "annotate" / "quarantine.jsonl") as quarantine:
+        assert all(len(json.dumps(entry)) < 5000 for entry in quarantine)
+        assert {entry["reason"] for entry in quarantine} == {reason}
+
+
+def test_where_it_raised_is_in_the_quarantine(t2g, branch):
+    workdir, config = branch("sft", judge="raises")
+    assert t2g("annotate", workdir, config).status == 0
+    with Quarantine(workdir / "annotate" / "quarantine.jsonl") as quarantine:
+        details = next(iter(quarantine))["payload"]["details"]
+    assert details.startswith("'choices' (")
+    assert "bad_judges.py, line " in details
+
+
+def test_quotes_of_what_is_not_there_are_counted_and_teach_nothing(t2g, branch):
+    workdir, config = branch("sft", judge="invented_quotes")
+    assert t2g("annotate", workdir, config).status == 0
+    assert summary(workdir)["unaligned"] >= 16 // 3
+    assert summary(workdir)["quarantined"] == {}
+    records = [
+        record
+        for split in ("train", "held_out")
+        for record in load_dataset(workdir / "annotate" / "dataset", split)
+    ]
+    invented = [record for record in records if record.critique == "Hm."]
+    assert len(invented) == 16 // 3
+    assert not any(len(record.span_rewards) for record in invented)
+    assert all("nowhere in any answer: " in record.unaligned[0] for record in invented)
+
+
+def test_a_judge_that_is_down_stops_the_run_and_loses_nothing(t2g, branch, monkeypatch):
+    workdir, config = branch("sft", judge="breaks_down", judge__max_failures_in_a_row=4)
+    outcome = t2g("annotate", workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith("the judge 'bad' failed 4 times in a row (judge.max_failures")
+    assert "the last time: raised ConnectionError: connection refused" in outcome.error
+    journal = workdir / "annotate" / "journal.jsonl"
+    before = journal.read_bytes()
+    assert len(before.splitlines()) == 4
+    assert (workdir / "annotate" / "quarantine.jsonl").read_bytes() == b""
+
+    monkeypatch.setattr(bad_judges, "breaks_down", bad_judges.all_is_well)
+    assert t2g("annotate", workdir, config).status == 0
+    assert journal.read_bytes().startswith(before)
+    assert sum(summary(workdir)["records"].values()) == 16
+
+
+def test_a_judge_that_is_down_stops_training_and_loses_no_step(t2g, branch, monkeypatch):
+    workdir, config = branch(
+        "sft",
+        judge="breaks_down_later",
+        judge__max_failures_in_a_row=4,
+        checkpoint__every_steps=50,
+        rltf_sd__eval_every=0,
+    )
+    outcome = t2g("train-policy", workdir, config, "--method", "rltf-sd")
+    assert outcome.status == 2
+    assert "failed 4 times in a row" in outcome.error
+    assert not (workdir / "rltf_sd" / "complete.json").exists()
+    assert (workdir / "rltf_sd" / "checkpoints" / "1").exists()
+    before = (workdir / "rltf_sd" / "metrics.jsonl").read_text()
+    assert len(before.splitlines()) == 1
+
+    monkeypatch.setattr(bad_judges, "breaks_down_later", bad_judges.all_is_well)
+    assert t2g("train-policy", workdir, config, "--method", "rltf-sd").status == 0
+    after = (workdir / "rltf_sd" / "metrics.jsonl").read_text()
+    assert after.startswith(before)
+    assert len(after.splitlines()) == 3
+
+
+@pytest.mark.parametrize("method", ["rltf-sd", "rltf-fm", "text2grad"])
+def test_failures_are_in_the_log_of_every_method(t2g, branch, method):
+    values = {"steps": 1, "prompts_per_step": 4, "group_size": 2, "eval_every": 0}
+    section = method.replace("-", "_")
+    values = {f"{section}__{name}": value for name, value in values.items()}
+    workdir, config = branch("sft", judge="raises", text2grad__span_source="judge", **values)
+    assert t2g("train-policy", workdir, config, "--method", method).status == 0
+    lines = read_metrics(workdir / method.replace("-", "_"))
+    assert sum(line["judge_failures"] for line in lines) > 0
+
+
+def test_failures_are_counted_in_the_warm_start_and_the_evaluation(t2g, branch):
+    workdir, config = branch("sft", judge="raises", sft__steps=2, sft__repair_fraction=1.0)
+    (workdir / "sft").rename(workdir / "before")
+    assert t2g("sft", workdir, config).status == 0
+    assert sum(line["judge_failures"] for line in read_metrics(workdir / "sft")) > 0
+    assert t2g("evaluate", workdir, config).status == 0
+    assert json.loads((workdir / "sft" / "evaluation.json").read_text())["judge_failures"] > 0
+
+
+def test_a_judge_that_hangs_does_not_keep_the_process(branch, tmp_path):
+    """In a process of its own: threads that hang must not hold up its end either."""
+    workdir, config = branch("sft", judge="always_hangs", judge__max_failures_in_a_row=2)
+    given = tmp_path / "given.yaml"
+    given.write_text(to_yaml(config))
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "t2g_jax", "annotate", str(given), "--workdir", str(workdir)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert done.returncode == 2
+    assert "failed 2 times in a row" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert time.monotonic() - began < 200
+
+
+def test_several_critiques_at_a_time_change_nothing_but_the_time(t2g, branch, tiny_run):
+    workdir, config = branch("sft", judge="all_is_well", judge__workers=4)
+    assert t2g("annotate", workdir, config).status == 0
+    ours, whole = (
+        [json.loads(line) for line in (folder / "annotate" / "journal.jsonl").open()]
+        for folder in (workdir, tiny_run.workdir)
+    )
+    assert ours == [entry | {"judge": "bad"} for entry in whole]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("no_such_module:make", "judge.name: there is no module 'no_such_module': install it, or"),
+        ("bad_judges:rais", "judge.name: bad_judges has no 'rais'; did you mean 'raises'?"),
+        ("bad_judges:time", "name a function of (task, level)"),
+        ("math:sqrt", "judge.name: math:sqrt(task, level) failed: TypeError: "),
+        ("builtins:max", "judge.name: builtins:max(task, level) failed"),
+        ("builtins:isinstance", "judge.name: builtins:isinstance(task, level)"),
+        ("collections:ChainMap", "return an object with critique(example, completion)"),
+        ("raises", "judge: name is 'raises'; must be 'task', or 'package.module:factory'"),
+    ],
+)
+def test_a_judge_that_cannot_be_had(t2g, branch, name, expected):
+    workdir, config = branch("sft", judge="raises")
+    outcome = t2g("annotate", workdir.with_name("new"), config, "--judge.name", name)
+    assert outcome.status == 2
+    assert expected in outcome.error

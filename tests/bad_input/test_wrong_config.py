@@ -1,0 +1,56 @@
+"""Configurations that cannot be: file, key and fix are named, and no work directory is made."""
+
+import pytest
+
+from t2g_jax import cli
+
+
+@pytest.mark.parametrize("command", ["run", "sft", "annotate", "report"])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sft: {stps: 3}", "unknown key `sft.stps`; did you mean `sft.steps`?"),
+        ("jugde: {level: what}", "unknown key `jugde`; did you mean `judge`?"),
+        ("judge: {timeout: 3}", "unknown key `judge.timeout`; did you mean `judge.timeout_seconds`?"),
+        ("sft: {steps: '3'}", '`sft.steps` is "3"; must be a valid integer'),
+        ("judge: {workers: 0}", "`judge.workers` is 0; must be greater than 0"),
+        ("judge: {timeout_seconds: soon}", '`judge.timeout_seconds` is "soon"; must be a valid num'),
+        ("judge: {name: my judge}", "in `judge`: name is 'my judge'; must be 'task', or 'package"),
+        ("mesh: {data: 3, fsdp: 0}", "must be a positive number of devices, or -1"),
+    ],
+)
+def test_wrong_values(tmp_path, capsys, command, text, expected):
+    given = tmp_path / "mine.yaml"
+    given.write_text(text)
+    assert cli.main([command, str(given), "--workdir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"t2g: {given}: ")
+    assert expected in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("axes", "expected"),
+    [
+        ({"data": 3, "fsdp": 1, "tensor": 1}, "mesh data=3, fsdp=1, tensor=1 needs 3 devices"),
+        ({"data": -1, "fsdp": 5}, "mesh data=-1, fsdp=5, tensor=1 needs a multiple of 5 devices"),
+        ({"data": 16}, "mesh data=16, fsdp=1, tensor=1 needs 16 devices"),
+    ],
+)
+def test_impossible_mesh(t2g, tiny_run, tmp_path, axes, expected):
+    values = {f"mesh__{axis}": size for axis, size in axes.items()}
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", **values)
+    outcome = t2g("annotate", workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith(f"{expected}, there are 8: set mesh.data, mesh.fsdp and")
+
+
+def test_a_mesh_that_was_wrong_at_first_can_be_mended(t2g, tiny_run, tmp_path):
+    words = ["sft", tmp_path / "run", tiny_run.config, "--sft.steps", "2"]
+    assert t2g(*words, "--mesh.data", "3").status == 2
+    outcome = t2g(*words)
+    assert outcome.status == 2
+    assert "(mesh.data: 3 → -1)" in outcome.error
+    assert "--accept-changes" in outcome.error
+    assert t2g(*words, "--accept-changes").status == 0

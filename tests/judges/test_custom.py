@@ -1,0 +1,109 @@
+"""Judges of one's own: the example of docs/judges.md, and how a name becomes a judge."""
+
+import re
+import sys
+
+import pytest
+
+from t2g_jax.errors import T2GError
+from t2g_jax.judges import CritiqueLevel, JudgeError
+from t2g_jax.judges.binary_matrix import BinaryMatrixJudge
+from t2g_jax.judges.custom import make_judge
+from t2g_jax.judges.guard import Guard
+from t2g_jax.spans import Quote, align
+from t2g_jax.tasks import Example, make_task
+
+TASK = make_task("binary_matrix", preset="tiny", train_size=4, test_size=2, prompt_style="short")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """here("name", "code"): a module in the folder that the command is started in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    before = set(sys.modules)
+
+    def write(name, code):
+        (tmp_path / f"{name}.py").write_text(code)
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def make(name):
+    return make_judge(name, TASK, CritiqueLevel.WHAT)
+
+
+def test_the_tasks_own():
+    judge = make("task")
+    assert isinstance(judge, BinaryMatrixJudge)
+    assert judge.level is CritiqueLevel.WHAT
+
+
+def test_the_example_of_the_documentation(root, here):
+    (code,) = re.findall(r"```python\n(.*?)```", (root / "docs/judges.md").read_text(), re.DOTALL)
+    here("brief", code)
+    judge = make("brief:make")
+    example = Example("id", "?", "1 0\n0 1", {})
+
+    def said(completion, example=example):
+        (outcome,) = Guard().critiques(judge, [example], [completion])
+        return outcome
+
+    right, wrong = "\\boxed{1 0\n0 1}", "\\boxed{1 0\n1 1}"
+    assert said(right).text == "Correct."
+    assert said(wrong).text == "Look again at row 2."
+    assert said(wrong).quotes == (Quote("1 1", -1.0),)
+    (span,) = align(wrong, said(wrong).quotes).spans
+    assert wrong[span.start : span.end] == "1 1"
+    assert said("Hm.").text == "Put the answer in \\boxed{}."
+    failure = said(right, Example("id", "?", "", {}))
+    assert isinstance(failure, JudgeError)
+    assert (failure.reason, failure.details) == ("no answer to compare with", "id")
+
+
+def test_a_factory_within_a_class_of_a_package(here, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text("")
+    (tmp_path / "mine" / "judges.py").write_text(
+        "class Judge:\n"
+        "    name = 'mine'\n"
+        "    @classmethod\n"
+        "    def of(cls, task, level):\n"
+        "        self = cls()\n"
+        "        self.level = level\n"
+        "        return self\n"
+        "    def critique(self, example, completion): ...\n"
+    )
+    assert make("mine.judges:Judge.of").level is CritiqueLevel.WHAT
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import numppy", r"faulty cannot be imported: ModuleNotFoundError: .*'numppy'.*line 1\)"),
+        ("x = 1\nx = = 2", r"faulty cannot be imported: SyntaxError: .*faulty.py, line 2\)"),
+        ("x = 1 / 0", r"cannot be imported: ZeroDivisionError: .*faulty.py, line 1\)"),
+        ("def make(task, level):\n    return task['x']", r"\(task, level\) failed: TypeError.*line 2"),
+        ("def make(task): ...", r"\(task, level\) failed: TypeError: make\(\) takes 1"),
+        ("def make(task, level): ...", "returned NoneType None; return an object with critique"),
+        ("def mke(task, level): ...", "faulty has no 'make'; did you mean 'mke'"),
+        ("make = 3", "is 3; name a function of"),
+        (
+            "from t2g_jax.errors import T2GError\n"
+            "def make(task, level):\n    raise T2GError('set BRIEF_KEY first')",
+            "^set BRIEF_KEY first$",
+        ),
+    ],
+)
+def test_faulty_code(here, code, expected):
+    here("faulty", code)
+    with pytest.raises(T2GError, match=expected):
+        make("faulty:make")
+
+
+def test_no_such_module(here, tmp_path):
+    with pytest.raises(T2GError, match="no module 'nowhere': install it, or start t2g in") as caught:
+        make("nowhere.judges:make")
+    assert str(tmp_path) in str(caught.value)
