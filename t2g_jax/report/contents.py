@@ -113,8 +113,32 @@ class TokenCell(_Strict):
 
 
 @dataclasses.dataclass(frozen=True)
+class Retry(_Strict):
+    """A later attempt of a conversation, made after the critique of the one before.
+
+    Attributes:
+      critique: of this attempt; empty if nobody was asked.
+      predicted_critique: the reward model's, None if it was not asked.
+      correct: whether the answer is right, None if that is not known.
+    """
+
+    tokens: tuple[TokenCell, ...]
+    reward: float
+    critique: str = ""
+    predicted_critique: str | None = None
+    correct: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Sample(_Strict):
-    """A completion, the judge's critique of it and, if there is one, the reward model's."""
+    """A completion, the judge's critique of it and, if there is one, the reward model's.
+
+    Attributes:
+      critique: empty if nobody was asked.
+      correct: whether the answer is right, None if that is not known.
+      method, step: what the policy was being trained with, and for how many steps.
+      retries: the attempts after this one, if it is the first of a conversation.
+    """
 
     title: str
     prompt: str
@@ -122,6 +146,10 @@ class Sample(_Strict):
     predicted_critique: str | None
     reward: float
     tokens: tuple[TokenCell, ...]
+    correct: bool | None = None
+    method: str = ""
+    step: int | None = None
+    retries: tuple[Retry, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,6 +159,7 @@ class Report(_Strict):
     Attributes:
       title, subtitle: heading and one line below it.
       created: when the run ended, ISO 8601; None leaves it out (so equal runs give equal pages).
+      warnings: what a reader should look at first; see `collapse`.
       config_yaml: the configuration of the run, as written.
       environment: name -> version or description: jax, devices, commit, seed.
     """
@@ -138,6 +167,7 @@ class Report(_Strict):
     title: str
     subtitle: str = ""
     created: str | None = None
+    warnings: tuple[str, ...] = ()
     results: tuple[ResultRow, ...] = ()
     curves: tuple[Curve, ...] = ()
     phases: tuple[PhaseTime, ...] = ()
@@ -168,7 +198,7 @@ class Report(_Strict):
             raise ValueError(f"{source}: " + "; ".join(_complaints(error))) from None
 
 
-_RECORDS = (Curve, ResultRow, PhaseTime, ClassScore, TokenCell, Sample, Report)
+_RECORDS = (Curve, ResultRow, PhaseTime, ClassScore, TokenCell, Retry, Sample, Report)
 
 
 @functools.cache

@@ -20,8 +20,9 @@ from typing import Any
 import jinja2
 import markupsafe
 
+from t2g_jax import durable
 from t2g_jax.report import charts, formatting
-from t2g_jax.report.contents import Report, ResultRow, Sample
+from t2g_jax.report.contents import Report, ResultRow, Retry, Sample
 
 
 def render(report: Report) -> str:
@@ -66,10 +67,7 @@ def render(report: Report) -> str:
 def write(report: Report, path: str | os.PathLike) -> pathlib.Path:
     """Writes `render(report)` to `path`, whole or not at all; creates missing folders."""
     path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(render(report), encoding="utf-8")
-    unfinished.replace(path)
+    durable.write_text(path, render(report))
     return path
 
 
@@ -79,7 +77,8 @@ def advantage_scale(samples) -> float:
     sizes = sorted(
         abs(token.advantage)
         for sample in samples
-        for token in sample.tokens
+        for attempt in (sample, *sample.retries)
+        for token in attempt.tokens
         if token.advantage is not None and math.isfinite(token.advantage)
     )
     return (sizes[math.ceil(0.99 * len(sizes)) - 1] if sizes else 0.0) or 1.0
@@ -162,17 +161,26 @@ def _chart_data(chart: charts.Chart) -> dict[str, Any]:
 
 
 def _sample_data(sample: Sample) -> dict[str, Any]:
-    """Columns rather than one object a token: a third of the size."""
     return {
         "title": sample.title,
+        "method": sample.method,
+        "step": sample.step,
         "prompt": sample.prompt,
-        "critique": sample.critique,
-        "predictedCritique": sample.predicted_critique,
-        "reward": _number(sample.reward),
-        "text": [token.text for token in sample.tokens],
-        "predicted": _numbers(token.predicted for token in sample.tokens),
-        "true": _numbers(token.true for token in sample.tokens),
-        "advantage": _numbers(token.advantage for token in sample.tokens),
+        "attempts": [_attempt_data(attempt) for attempt in (sample, *sample.retries)],
+    }
+
+
+def _attempt_data(attempt: Sample | Retry) -> dict[str, Any]:
+    """Columns rather than one object a token: a third of the size."""
+    return {
+        "critique": attempt.critique,
+        "predictedCritique": attempt.predicted_critique,
+        "reward": _number(attempt.reward),
+        "correct": attempt.correct,
+        "text": [token.text for token in attempt.tokens],
+        "predicted": _numbers(token.predicted for token in attempt.tokens),
+        "true": _numbers(token.true for token in attempt.tokens),
+        "advantage": _numbers(token.advantage for token in attempt.tokens),
     }
 
 

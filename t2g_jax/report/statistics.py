@@ -83,6 +83,59 @@ def clustered_interval(correct, *, confidence: float = 0.95) -> tuple[float, flo
     return _score_interval(mean, effective, float(stdtrit(prompts - 1, tail)))
 
 
+def crossed_interval(correct, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for mean accuracy over several trainings that were tested on the same prompts.
+
+    Another seed would give another training, and other prompts another test: both are sampled. With
+    p̂ₖ the mean of training k, p̂ₚ that of prompt p, and rₖₚ = p̂ₖₚ − p̂ₖ − p̂ₚ + p̂,
+
+    v_K = Σₖ (p̂ₖ − p̂)² / (K (K−1)),   v_P = Σₚ (p̂ₚ − p̂)² / (P (P−1)),
+    v_KP = Σₖₚ rₖₚ² / (K P (K−1) (P−1)),   v = max(v_K + v_P − v_KP, v_K, v_P),
+
+    as each of the first two holds the third (two-way clustering). The rest is as for
+    `clustered_interval`, with v² / (v_K² / (K−1) + v_P² / (P−1)) degrees of freedom: trainings that
+    differ much count for few. With one training, or where trainings do not differ, it equals
+    `clustered_interval`.
+
+    "Robust Inference With Multiway Clustering", Cameron, Gelbach and Miller, J. Bus. Econ. Stat.
+    2011; degrees of freedom: Satterthwaite, Biometrics 1946.
+
+    Args:
+      correct: [K, P, S] bool or float in [0, 1]: training by prompt by sample.
+      confidence: probability that the interval covers the truth, in (0, 1).
+
+    Returns:
+      (low, high), containing the mean.
+
+    Raises:
+      ValueError: correct is not [K, P, S] with K, P, S ≥ 1, or has a value outside [0, 1].
+    """
+    correct = np.asarray(correct, dtype=np.float64)
+    if correct.ndim != 3 or correct.size == 0:
+        raise ValueError(
+            f"correct has shape {correct.shape}; expected [trainings, prompts, samples], none 0"
+        )
+    seeds, prompts = correct.shape[:2]
+    by_prompt = correct.transpose(1, 0, 2).reshape(prompts, -1)
+    means = correct.mean(axis=2)
+    mean = float(means.mean())
+    spread = mean * (1 - mean)
+    if seeds == 1 or prompts == 1 or spread <= 1e-12:
+        return clustered_interval(by_prompt, confidence=confidence)
+    tail = _upper_tail(confidence)
+    clustered_interval(by_prompt, confidence=confidence)  # raises if a value is outside [0, 1]
+    of_seed, of_prompt = means.mean(axis=1), means.mean(axis=0)
+    rest = means - of_seed[:, None] - of_prompt + mean
+    v_seeds, v_prompts = of_seed.var(ddof=1) / seeds, of_prompt.var(ddof=1) / prompts
+    v_both = (rest**2).sum() / (seeds * prompts * (seeds - 1) * (prompts - 1))
+    variance = max(v_seeds + v_prompts - v_both, v_seeds, v_prompts)
+    if not variance > 0:
+        return clustered_interval(by_prompt, confidence=confidence)
+    freedom = variance**2 / (v_seeds**2 / (seeds - 1) + v_prompts**2 / (prompts - 1))
+    effective = min(spread / variance, correct.size)
+    return _score_interval(mean, float(effective), float(stdtrit(freedom, tail)))
+
+
 def _score_interval(mean: float, trials: float, quantile: float) -> tuple[float, float]:
     shrink = quantile**2 / trials
     centre = mean + shrink / 2

@@ -197,6 +197,11 @@ class PhaseProgress:
         if due and step != self._shown_step:
             self._show(now)
 
+    def note(self, text: str) -> None:
+        """A line above the bar, or in its turn."""
+        if self._enabled:
+            self._print(f"{self.phase}: {_visible(text)}")
+
     def __exit__(self, kind, error, trace) -> None:
         now = self._clock()
         if self.step != self._shown_step:

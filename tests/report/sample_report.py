@@ -14,11 +14,15 @@ from t2g_jax.report.contents import (
     PhaseTime,
     Report,
     ResultRow,
+    Retry,
     Sample,
     TokenCell,
 )
 
-HOSTILE = "<script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">"
+HOSTILE = (
+    "<script>alert('pwned')</script><img src=x onerror=\"document.title='pwned'\">"
+    "<a href=javascript:alert(1)>&lt;</a>{{ 7 * 7 }}"
+)
 
 _MATRIX_PROMPT = """Given a square matrix, for every cell find the distance to the nearest 0.
 The distance between two adjacent cells is 1. Output the matrix of distances inside \\boxed{}.
@@ -70,6 +74,9 @@ def report(samples: int = 12, *, hostile: bool = True) -> Report:
         subtitle="Qwen2.5-0.5B-Instruct, programmatic critiques, 400 optimizer steps, 3 seeds. "
         "Invented numbers: an example of the page.",
         created="2026-02-11T09:30:00+00:00",
+        warnings=(
+            "GRPO, one turn, step 380: the accuracy (38.1 %) is no higher than the floor (38.5 %)",
+        ),
         results=_results(),
         curves=tuple(_curves(rng)),
         phases=(
@@ -152,19 +159,42 @@ def _curves(rng):
 
 def _samples(count, rng, hostile):
     for index in range(count):
+        where = {
+            "method": ("RLTF-SD", "Text2Grad")[index % 2],
+            "step": (1, 200, 400)[index * 3 // count],
+        }
         if index == 1 and hostile:
             yield _sample(f"hostile {HOSTILE}", HOSTILE, f"First, {HOSTILE}</script>\nthen \u202e.",
                           HOSTILE, {"pwned": -1}, -0.1, rng)  # fmt: skip
         elif index % 3 == 2:
-            yield _sample(f"slf5k {index}", _PROSE_PROMPT, _PROSE, _PROSE_CRITIQUE,
-                          {"my landlord is angry": -1, "do not want to lose the friendship": 1,
-                           "agreed to renew the lease": 1}, 0.4, rng)  # fmt: skip
+            sample = _sample(f"slf5k {index}", _PROSE_PROMPT, _PROSE, _PROSE_CRITIQUE,
+                             {"my landlord is angry": -1, "do not want to lose the friendship": 1,
+                              "agreed to renew the lease": 1}, 0.4, rng)  # fmt: skip
+            yield dataclasses.replace(sample, **where)
         else:
-            yield _sample(f"binary_matrix {index}", _MATRIX_PROMPT, _MATRIX, _MATRIX_CRITIQUE,
-                          {"1 0 1 1": -1, "1 1 2 3": 1}, (0.9, -1.0)[index % 2], rng)  # fmt: skip
+            right = index % 2 == 0
+            text = _MATRIX.replace("1 0 1 1", "1 0 1 2") if right else _MATRIX
+            spans = {"1 0 1 1": -1, "1 1 2 3": 1}
+            sample = _sample(f"binary_matrix {index}", _MATRIX_PROMPT, text, _MATRIX_CRITIQUE,
+                             spans, (0.9, -1.0)[index % 2], rng)  # fmt: skip
+            retries = () if right else (_retry(_MATRIX.replace("1 0 1 1", "1 0 1 2"), rng),)
+            yield dataclasses.replace(sample, correct=right, retries=retries, **where)
 
 
 def _sample(title, prompt, completion, critique, spans, reward, rng):
+    cells = _cells(completion, spans, rng)
+    guess = critique if rng.random() < 0.5 else "One row is wrong near its end; the rest holds."
+    return Sample(title, prompt, critique, guess, reward, cells)
+
+
+def _retry(completion, rng):
+    """The repaired attempt, which nobody was asked about."""
+    cells = [dataclasses.replace(cell, true=None) for cell in _cells(completion, {}, rng)]
+    cells[0] = dataclasses.replace(cells[0], predicted=None)
+    return Retry(tuple(cells), 1.0, correct=True)
+
+
+def _cells(completion, spans, rng):
     labels = [0] * len(completion)
     for quote, label in spans.items():
         start = completion.find(quote)
@@ -178,8 +208,7 @@ def _sample(title, prompt, completion, critique, spans, reward, rng):
         predicted = max(-1.0, min(1.0, 0.82 * true + rng.gauss(0, 0.16)))
         advantage = 0.7 * advantage + 1.1 * true + rng.gauss(0, 0.15)
         cells.append(TokenCell(text, round(predicted, 4), float(true), round(advantage, 4)))
-    guess = critique if rng.random() < 0.5 else "One row is wrong near its end; the rest holds."
-    return Sample(title, prompt, critique, guess, reward, tuple(cells))
+    return tuple(cells)
 
 
 def tokenise(text: str) -> list[str]:

@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from t2g_jax.report.contents import Curve, PhaseTime, Report, ResultRow, Sample, TokenCell
+from t2g_jax.report.contents import (
+    Curve,
+    PhaseTime,
+    Report,
+    ResultRow,
+    Retry,
+    Sample,
+    TokenCell,
+)
 
 
 def test_json_round_trip_gives_the_same_report(sample_report):
@@ -40,6 +48,21 @@ def test_missing_token_values_stay_missing():
     text = Report("r", samples=(sample,)).to_json()
     assert json.loads(text)["samples"][0]["tokens"][0] == {"text": " a"}
     assert Report.from_json(text).samples == (sample,)
+
+
+def test_conversations_survive_and_what_is_not_there_is_not_written():
+    retry = Retry((TokenCell("b"),), 1.0)
+    sample = Sample("s", "p", "c", None, 0.5, (), correct=False, retries=(retry,))
+    text = Report("r", samples=(sample,)).to_json()
+    (written,) = json.loads(text)["samples"]
+    assert written["retries"] == [{"tokens": [{"text": "b"}], "reward": 1.0}]
+    assert not {"method", "step"} & set(written)
+    assert Report.from_json(text).samples == (sample,)
+    for name in ("correct", "retries"):
+        del written[name]
+    assert Report.from_json(json.dumps({"title": "r", "samples": [written]})).samples == (
+        dataclasses.replace(sample, correct=None, retries=()),
+    )
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_report():

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from t2g_jax.report.contents import Curve, Report, ResultRow, Sample, TokenCell
+from t2g_jax.report.contents import Curve, Report, ResultRow, Retry, Sample, TokenCell
 from t2g_jax.report.html import advantage_scale, render, write
 
 ASSETS = importlib.resources.files("t2g_jax.report") / "assets"
@@ -101,7 +101,7 @@ def test_numbers_that_are_missing_are_dashes_not_nan():
     assert "floor not known" in text
     assert "not above the floor" not in text
     assert not re.search(r"\bnan\b", visible(text).lower())
-    assert Page(text).data()["samples"][0]["advantage"] == [None]
+    assert Page(text).data()["samples"][0]["attempts"][0]["advantage"] == [None]
 
 
 def test_sections_without_contents_are_left_out():
@@ -116,7 +116,7 @@ def test_sections_without_contents_are_left_out():
 def test_every_link_has_its_section(page):
     ids = {a["id"] for _, a in page.elements if "id" in a}
     links = {a["href"][1:] for a, _ in page.all("a")}
-    assert len(links) == 7
+    assert len(links) == 8
     assert links <= ids
 
 
@@ -176,12 +176,31 @@ def test_no_text_of_ours_or_a_models_becomes_markup(sample_report, hostile_text,
 
 
 def test_embedded_json_holds_the_samples_as_columns(page, sample_report):
-    sample, data = sample_report().samples[0], page.data()["samples"][0]
+    sample, data = sample_report().samples[0], page.data()["samples"][0]["attempts"][0]
     assert "".join(data["text"]) == "".join(token.text for token in sample.tokens)
     assert data["predicted"] == [token.predicted for token in sample.tokens]
     assert data["true"] == [token.true for token in sample.tokens]
     assert data["critique"] == sample.critique
     assert data["reward"] == sample.reward
+
+
+def test_embedded_json_holds_every_attempt_of_a_conversation():
+    retry = Retry((TokenCell("b", None, 1.0, 2.0),), 1.0, correct=True)
+    sample = Sample("s", "p", "c", None, 0.0, (TokenCell("a"),), False, "grpo", 3, (retry,))
+    (data,) = Page(render(Report("r", samples=(sample,)))).data()["samples"]
+    assert (data["method"], data["step"]) == ("grpo", 3)
+    first, second = data["attempts"]
+    assert (first["text"], first["critique"], first["correct"]) == (["a"], "c", False)
+    assert (second["text"], second["critique"], second["correct"]) == (["b"], "", True)
+    assert (second["true"], second["advantage"], second["reward"]) == ([1.0], [2.0], 1.0)
+    assert advantage_scale([sample]) == 2.0
+
+
+def test_warnings_stand_at_the_top():
+    row = ResultRow("m", "t", 0.25, (0.2, 0.3), 0.75, (0.7, 0.8), 0.5, "guess", 1, 2, 3.0)
+    text = render(Report("r", warnings=("entropy <fell>",), results=(row,)))
+    assert re.findall(r'<section id="([\w-]+)"', text)[:2] == ["warnings", "results"]
+    assert "entropy &lt;fell&gt;" in text
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path):

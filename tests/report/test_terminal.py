@@ -128,6 +128,17 @@ def test_silent_where_disabled():
     assert run(enabled=False, every_steps=1) == []
 
 
+def test_notes_stand_on_their_own_lines():
+    console = Console(file=io.StringIO(), width=40)
+    with PhaseProgress("rltf", 100, console=console) as bar:
+        bar.note("step 7: entropy \x1b[31mfell from 0.8 to 0.02 nats, and a long explanation")
+    (note, _) = console.file.getvalue().splitlines()
+    assert note == "rltf: step 7: entropy ␛[31mfell from 0.8 to 0.02 nats, and a long explanation"
+    with PhaseProgress("rltf", 100, console=console, enabled=False) as bar:
+        bar.note("nothing")
+    assert "nothing" not in console.file.getvalue()
+
+
 def test_an_error_ends_the_progress_and_passes_through():
     console = Console(file=io.StringIO(), width=200)
 

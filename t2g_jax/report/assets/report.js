@@ -110,7 +110,7 @@
       if (event.key === "Escape") hide();
       if (move === undefined) return;
       event.preventDefault();
-      show(tip.hidden ? at : move);
+      show(tip.hidden && event.key.startsWith("Arrow") ? at : move);
     });
   }
   document.querySelectorAll("[data-chart]").forEach((svg) => chartReader(svg, data.charts[svg.dataset.chart]));
@@ -120,7 +120,8 @@
   if (!cards) return;
   const samples = data.samples.map((sample, index) => ({ ...sample, index }));
   const NAMES = { predicted: "Predicted span reward", true: "True label", advantage: "Advantage" };
-  const has = (which) => samples.some((sample) => sample[which].some((value) => value !== null));
+  const has = (which) => samples.some((sample) => sample.attempts.some(
+    (attempt) => attempt[which].some((value) => value !== null)));
   const views = [
     ["both", "Predicted and true", has("predicted") && has("true") ? ["predicted", "true"] : null],
     ...["predicted", "true", "advantage"].map((which) => [which, NAMES[which], has(which) ? [which] : null]),
@@ -147,22 +148,22 @@
 
   // One block a line of text, so that a row of a matrix never wraps and a sentence does.
   const GRID = /^\s*\S{1,4}(\s+\S{1,4})+\s*$/;
-  function lines(sample, which) {
+  function lines(attempt, which) {
     const rows = [];
     let row;
     const begin = () => { row = make("div", "row"); row.dir = "auto"; rows.push(row); };
     const close = () => { if (GRID.test(row.textContent)) row.classList.add("grid-row"); };
     begin();
-    sample.text.forEach((text, index) => {
+    attempt.text.forEach((text, index) => {
       text.split("\n").forEach((piece, k) => {
         if (k > 0) {
-          const end = token("", index, sample[which][index], scaleOf(which));
+          const end = token("", index, attempt[which][index], scaleOf(which));
           end.classList.add("nl");
           row.append(end);
           close();
           begin();
         }
-        if (piece) row.append(token(harmless(piece), index, sample[which][index], scaleOf(which)));
+        if (piece) row.append(token(harmless(piece), index, attempt[which][index], scaleOf(which)));
       });
     });
     close();
@@ -170,12 +171,12 @@
     return rows;
   }
 
-  function pane(sample, which, readers) {
-    const box = make("div", "tokens", ...lines(sample, which));
+  function pane(attempt, which, readers) {
+    const box = make("div", "tokens", ...lines(attempt, which));
     box.tabIndex = 0;
     box.setAttribute("role", "group");
     box.setAttribute("aria-label",
-      `${NAMES[which]}, ${sample.text.length} tokens; left and right arrow keys read them`);
+      `${NAMES[which]}, ${attempt.text.length} tokens; left and right arrow keys read them`);
     let at = -1;
     const spans = (i) => box.querySelectorAll(`[data-i="${i}"]`);
     const mark = (i, on) => readers.forEach((reader) => reader(i, on));
@@ -183,17 +184,18 @@
     function leave() { if (at >= 0) mark(at, false); at = -1; hideTip(); }
     function read(i) {
       leave();
-      at = Math.max(0, Math.min(sample.text.length - 1, i));
+      at = Math.max(0, Math.min(attempt.text.length - 1, i));
       mark(at, true);
       const span = spans(at)[0];
       if (!span) return;
       const pairs = [];
       for (const key of ["predicted", "true", "advantage"]) {
-        if (sample[key][at] !== null) pairs.push([NAMES[key], signed(sample[key][at], Number.isInteger(sample[key][at]) ? 0 : 3)]);
+        const value = attempt[key][at];
+        if (value !== null) pairs.push([NAMES[key], signed(value, Number.isInteger(value) ? 0 : 3)]);
       }
-      const name = make("code", "", `“${visible(sample.text[at])}”`);
+      const name = make("code", "", `“${visible(attempt.text[at])}”`);
       showTip(() => span.getBoundingClientRect(), name,
-        [[`token ${at + 1} of ${sample.text.length}`, pairs.length ? "" : "no value"], ...pairs]);
+        [[`token ${at + 1} of ${attempt.text.length}`, pairs.length ? "" : "no value"], ...pairs]);
     }
     box.addEventListener("pointerover", (event) => {
       const span = event.target.closest("[data-i]");
@@ -204,10 +206,10 @@
     let last = -1;
     box.addEventListener("keydown", (event) => {
       if (event.key === "Escape") { leave(); return; }
-      const move = { ArrowLeft: last - 1, ArrowRight: last + 1, Home: 0, End: sample.text.length - 1 }[event.key];
+      const move = { ArrowLeft: last - 1, ArrowRight: last + 1, Home: 0, End: attempt.text.length - 1 }[event.key];
       if (move === undefined) return;
       event.preventDefault();
-      const target = Math.max(0, Math.min(sample.text.length - 1, move));
+      const target = Math.max(0, Math.min(attempt.text.length - 1, move));
       spans(target)[0]?.scrollIntoView({ block: "nearest", inline: "nearest" });
       read(target);
       last = target;
@@ -217,39 +219,64 @@
 
   function gap(sample) {
     let sum = 0, n = 0;
-    sample.predicted.forEach((value, i) => {
-      if (value !== null && sample.true[i] !== null) { sum += Math.abs(value - sample.true[i]); n += 1; }
+    for (const attempt of sample.attempts) attempt.predicted.forEach((value, i) => {
+      if (value !== null && attempt.true[i] !== null) { sum += Math.abs(value - attempt.true[i]); n += 1; }
     });
     return n ? sum / n : null;
   }
 
   function words(title, text) {
-    const body = make("p", "text" + (text ? "" : " absent"), harmless(text) || "none");
+    const body = make("p", "text" + (text ? "" : " absent"), harmless(text) || "(empty)");
     body.dir = "auto";
     return [make("h4", "", title), body];
   }
 
+  // An attempt and what was said of it; in a conversation the critique stands before the next one.
+  function turn(attempt, number, of) {
+    const readers = [];  // of this attempt: reading a token marks it in every pane
+    const known = (which) => attempt[which].some((value) => value !== null);
+    // Where there is nothing of what is asked for, what there is.
+    const [best = shown[0]] = [...shown, "advantage", "predicted", "true"].filter(known);
+    const panes = shown.some(known) ? shown.filter(known) : [best];
+    const body = make("div", "body",
+      make("div", "panes", ...panes.map((which) => pane(attempt, which, readers))));
+    const critique = make("div", "critique");
+    if (attempt.critique) critique.append(...words("Judge’s critique", attempt.critique));
+    if (attempt.predictedCritique !== null) {
+      critique.append(...words("Reward model’s critique", attempt.predictedCritique));
+    }
+    if (critique.hasChildNodes()) body.append(critique);
+    if (of === 1) return body;
+    const heading = make("h4", "attempt", `Attempt ${number} of ${of}`);
+    heading.append(...facts(attempt));
+    return make("section", "turn", heading, body);
+  }
+
+  function facts(attempt) {
+    const fact = (name, value) => make("span", "", `${name} `, make("b", "", value));
+    const all = [fact("reward", signed(attempt.reward, 2)), fact("tokens", String(attempt.text.length))];
+    if (attempt.correct !== null) all.unshift(make("span", "", make("b", "", attempt.correct ? "right" : "wrong")));
+    return all;
+  }
+
   function card(sample) {
+    const { attempts } = sample;
     const anchor = make("a", "anchor", `#${sample.index + 1}`);
     anchor.href = `#sample-${sample.index + 1}`;
     const header = make("header", "", make("h3", "", anchor, harmless(sample.title)));
-    const fact = (name, value) => header.append(make("span", "", `${name} `, make("b", "", value)));
-    fact("reward", signed(sample.reward, 2));
-    fact("tokens", String(sample.text.length));
+    if (attempts.length === 1) header.append(...facts(attempts[0]));
+    else header.append(make("span", "", "attempts ", make("b", "", String(attempts.length))));
     const distance = gap(sample);
-    if (distance !== null) fact("mean |predicted − true|", distance.toFixed(3));
+    if (distance !== null) {
+      header.append(make("span", "", "mean |predicted − true| ", make("b", "", distance.toFixed(3))));
+    }
     const prompt = make("div", "prompt text", harmless(sample.prompt));
     prompt.dir = "auto";
     prompt.tabIndex = 0;
     const details = make("details", "", make("summary", "", "Prompt"), prompt);
     details.open = sample.prompt.length <= 700;
-    const readers = [];
-    const critique = make("div", "critique", ...words("Judge’s critique", sample.critique));
-    if (sample.predictedCritique !== null) {
-      critique.append(...words("Reward model’s critique", sample.predictedCritique));
-    }
-    const panes = make("div", "panes", ...shown.map((which) => pane(sample, which, readers)));
-    const article = make("article", "card", header, details, make("div", "body", panes, critique));
+    const article = make("article", attempts.length > 1 ? "card conversation" : "card", header, details,
+      ...attempts.map((attempt, k) => turn(attempt, k + 1, attempts.length)));
     article.id = `sample-${sample.index + 1}`;
     return article;
   }
@@ -278,32 +305,65 @@
       make("span", "", "from half of full strength. Exact values: hover, or focus and use ← →"));
   }
 
+  // ---- Filters: one choice each, shown where samples differ in it
+  const first = (sample) => sample.attempts[0].correct, last = (sample) => sample.attempts.at(-1).correct;
+  const ANSWERS = {
+    "right at once": (sample) => first(sample) === true,
+    "wrong at first": (sample) => first(sample) === false,
+    "right after feedback": (sample) => first(sample) === false && last(sample) === true,
+  };
+  const filters = [
+    ["method", (sample, value) => sample.method === value, [...new Set(samples.map((s) => s.method))]],
+    ["step", (sample, value) => String(sample.step) === value,
+      [...new Set(samples.map((s) => s.step))].sort((a, b) => a - b).map(String)],
+    ["answer", (sample, value) => ANSWERS[value](sample),
+      Object.keys(ANSWERS).filter((name) => samples.some(ANSWERS[name]))],
+  ].map(([id, passes, options]) => {
+    const select = document.getElementById(id);
+    select.append(...["any", ...options].map((name, k) => {
+      const option = make("option", "", harmless(name));
+      option.value = k ? String(k) : "";
+      return option;
+    }));
+    select.closest("label").hidden = options.length < 2;
+    select.addEventListener("change", arrange);
+    return { select, passes: (sample) => !select.value || passes(sample, options[select.value - 1]) };
+  });
+
   function arrange() {
     const wanted = find.value.trim().toLowerCase();
     order = samples.filter((sample) => {
+      if (!filters.every((filter) => filter.passes(sample))) return false;
       if (!wanted) return true;
-      sample.haystack ??= [sample.title, sample.prompt, sample.text.join("")].join("\n").toLowerCase();
+      sample.haystack ??= [sample.title, sample.prompt, ...sample.attempts.flatMap(
+        (attempt) => [attempt.text.join(""), attempt.critique, attempt.predictedCritique])]
+        .join("\n").toLowerCase();
       return sample.haystack.includes(wanted);
     });
     const by = (key, sign) => order.sort((a, b) => {
       const [p, q] = [key(a), key(b)];
       return (p === null) - (q === null) || sign * (p - q) || a.index - b.index;
     });
-    if (sort.value === "low") by((sample) => sample.reward, 1);
-    if (sort.value === "high") by((sample) => sample.reward, -1);
+    if (sort.value === "low") by((sample) => sample.attempts[0].reward, 1);
+    if (sort.value === "high") by((sample) => sample.attempts[0].reward, -1);
     if (sort.value === "gap") by((sample) => (sample.gap ??= gap(sample)), -1);
     page = 0;
     draw();
   }
 
-  function turn(by) { page += by; draw(); toolbar.scrollIntoView({ block: "start" }); }
+  function leaf(by) { page += by; draw(); toolbar.scrollIntoView({ block: "start" }); }
 
   function follow() {
     const match = /^#sample-(\d+)$/.exec(location.hash);
     const index = match ? +match[1] - 1 : -1;
     if (!samples[index]) return;
     let position = order.indexOf(samples[index]);
-    if (position < 0) { find.value = ""; arrange(); position = order.indexOf(samples[index]); }
+    if (position < 0) {
+      find.value = "";
+      for (const { select } of filters) select.value = "";
+      arrange();
+      position = order.indexOf(samples[index]);
+    }
     if (Math.floor(position / PER_PAGE) !== page) { page = Math.floor(position / PER_PAGE); draw(); }
     document.getElementById(`sample-${index + 1}`)?.scrollIntoView();
   }
@@ -319,8 +379,8 @@
   toolbar.addEventListener("submit", (event) => event.preventDefault());
   sort.addEventListener("change", arrange);
   find.addEventListener("input", arrange);
-  previous.addEventListener("click", () => turn(-1));
-  next.addEventListener("click", () => turn(1));
+  previous.addEventListener("click", () => leaf(-1));
+  next.addEventListener("click", () => leaf(1));
   addEventListener("hashchange", follow);
   toolbar.hidden = false;
   draw();
