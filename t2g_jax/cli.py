@@ -1,18 +1,21 @@
 """The `t2g` command: one subcommand for each phase, and `run` for all of them."""
 
 import argparse
+import errno
 import os
 import pathlib
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from t2g_jax.config import METHODS, Config, load_config, print_options
 from t2g_jax.errors import T2GError
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+
+_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 _DESCRIPTION = """\
 Reinforcement learning from text feedback. Start here:
@@ -29,7 +32,19 @@ Any value of the configuration can be changed for one run, by its path in the fi
   t2g {command} {config} --workdir runs/wide --seed 1 --model.width 256
 
 `t2g {command} {config} --help` lists them all, with the values they have in that file.
-A work folder belongs to one configuration: give a changed one a --workdir of its own.
+A work folder belongs to one configuration: give a changed one a --workdir of its own, or go on
+with --accept-changes; what is complete stays as it is.
+"""
+
+_STUDY = """\
+Compare methods on several tasks and seeds, at equal numbers of generated tokens.
+
+  reads  the file of a study: tasks, seeds, and arms, which are methods with their settings
+  writes a work folder for each task, seed and arm; then, from what they measured, the page of
+         results that the file names, with its figures
+
+A study that was stopped goes on where it was when started again. A cell that fails leaves its log
+behind and stops no other; starting again tries it again.
 """
 
 _EXAMPLE_CONFIG = "configs/quickstart.yaml"
@@ -48,14 +63,33 @@ class _Command(NamedTuple):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status.
 
-    0: done. 2: something the user gave cannot be used; one line says what (`T2G_DEBUG=1` adds the
-    traceback). 130: interrupted.
+    0: done. 2: something the user gave cannot be used, or a disk cannot be written to; one line
+    says what (`T2G_DEBUG=1` adds the traceback). 75: SIGTERM came, as when a machine is about to be
+    taken away; the step under way was finished and saved, and launchers run the same command again.
+    130: interrupted (Ctrl-C), nothing was saved that was not before. A second signal ends the
+    process at once; whatever ends it, the same command goes on from the last checkpoint.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Only its tokenizers are used; it need not say that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from t2g_jax.preemption import EXIT_PREEMPTED, Preempted, watched
+
     try:
-        _dispatch(arguments)
+        with watched():
+            _dispatch(arguments)
+    except Preempted:
+        print("t2g: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
+        return EXIT_PREEMPTED
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE or os.environ.get("T2G_DEBUG") == "1":
+            raise
+        where = error.filename or "a file"
+        print(
+            f"t2g: cannot write {where}: {error.strerror}; make room there, or make it writable, "
+            "then run the same command again: it goes on from here",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     except T2GError as error:
         if os.environ.get("T2G_DEBUG") == "1":
             raise
@@ -74,6 +108,9 @@ def _dispatch(arguments: Sequence[str]) -> None:
         parser.print_help()
         return
     subparser = subparsers[known.command]
+    if known.command == "study":
+        _study(subparser, known, overrides)
+        return
     if known.config is None and not known.help:
         subparser.error(f"name a configuration file, e.g. {_EXAMPLE_CONFIG}")
     config = load_config(known.config, overrides) if known.config else None
@@ -81,6 +118,12 @@ def _dispatch(arguments: Sequence[str]) -> None:
         _print_help(subparser, config)
         return
     workdir = known.workdir or pathlib.Path("runs") / config.name
+    if known.accept_changes:
+        from t2g_jax.phases.context import say
+        from t2g_jax.phases.workspace import accept_changes
+
+        for change in accept_changes(workdir, config):
+            say(f"changed: {change}")
     _COMMANDS[known.command].action(config, workdir, known)
 
 
@@ -129,12 +172,54 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             help="where artifacts are read and written (runs/NAME, NAME being the config's name)",
         )
         subparser.add_argument(
+            "--accept-changes",
+            action="store_true",
+            help="go on in DIR with values that differ from those it began with",
+        )
+        subparser.add_argument(
             "-h", "--help", action="store_true", help="this page; with CONFIG, all its values too"
         )
         if command.arguments:
             command.arguments(subparser)
         subparsers[name] = subparser
+    subparsers["study"] = _add_study(commands)
     return parser, subparsers
+
+
+def _add_study(commands: Any) -> argparse.ArgumentParser:
+    study = commands.add_parser(
+        "study",
+        help="compare methods on several tasks and seeds, at equal numbers of generated tokens",
+        description=_STUDY,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="t2g study FILE [--jobs N] [--report-only] [--workdir DIR]",
+        allow_abbrev=False,
+        add_help=False,
+    )
+    study.add_argument("config", nargs="?", metavar="FILE", help="a YAML file of configs/study/")
+    study.add_argument(
+        "--jobs",
+        type=_positive,
+        metavar="N",
+        help="processes at a time (one for each core, at most 8; 1 where there is an accelerator)",
+    )
+    study.add_argument(
+        "--report-only", action="store_true", help="train nothing, only write the results"
+    )
+    study.add_argument(
+        "--workdir",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="where cells are kept (runs/NAME, NAME being the study's name)",
+    )
+    study.add_argument("-h", "--help", action="store_true", help="this page")
+    return study
+
+
+def _positive(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and int(word)):
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of processes, e.g. 2")
+    return int(word)
 
 
 def _describe(command: _Command) -> str:
@@ -147,6 +232,23 @@ def _describe(command: _Command) -> str:
 
 
 # --- Commands. What they need is imported when they run, so that `--help` is quick. -----------
+
+
+def _study(
+    subparser: argparse.ArgumentParser, known: argparse.Namespace, rest: Sequence[str]
+) -> None:
+    if known.help:
+        _print_help(subparser, None)
+        return
+    if known.config is None:
+        subparser.error("name the file of a study, e.g. configs/study/puzzles.yaml")
+    if rest:
+        raise T2GError(f"t2g study has no option `{rest[0]}`; what cells are, only the file says")
+    from t2g_jax.study import command, plan
+
+    study = plan.load_study(known.config)
+    root = known.workdir or pathlib.Path("runs") / study.file.name
+    command.run(study, root, at_once=known.jobs, report_only=known.report_only)
 
 
 def _run(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:

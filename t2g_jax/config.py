@@ -21,6 +21,7 @@ from t2g_jax import sections
 from t2g_jax.sections import (
     ConfigError,
     Section,
+    changes,
     config_hash,
     diff,
     print_options,
@@ -33,6 +34,7 @@ __all__ = [
     "METHODS",
     "Config",
     "ConfigError",
+    "changes",
     "config_hash",
     "diff",
     "load_config",
@@ -41,7 +43,9 @@ __all__ = [
 ]
 
 Fraction = typing.Annotated[float, annotated_types.Interval(ge=0.0, le=1.0)]
-Method = Literal["text2grad", "rltf-sd", "grpo"]
+Method = Literal[
+    "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
+]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
 
 
@@ -145,6 +149,20 @@ class ModelConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
+class LoRAConfig(Section):
+    """Low-rank adapters (arXiv 2106.09685) for the reward model and all methods; sft has none.
+
+    Only adapters and heads are trained and saved. Learning rates are best about ten times those of
+    full fine-tuning.
+    """
+
+    rank: NonNegativeInt = 0
+    """Rank of the adapters of every linear layer. 0: full fine-tuning."""
+    alpha: PositiveFloat = 32.0
+    """Adapters count alpha / rank."""
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
     """How devices are arranged: the product of the three. One may be -1: what the others leave."""
 
@@ -211,6 +229,20 @@ class JudgeConfig(Section):
 
     level: Literal["correctness", "what", "where"] = "where"
     """How much it says: right or wrong; what is wrong; or what and where, with quotes."""
+    name: str = "task"
+    """The puzzle's own program; or one of yours, `package.module:factory`, see docs/judges.md."""
+    timeout_seconds: PositiveFloat = 60.0
+    """Longest that one critique may take; then it counts as failed."""
+    max_failures_in_a_row: PositiveInt = 50
+    """The run ends with this failure: a judge that is down must not go unnoticed."""
+    workers: PositiveInt = 1
+    """Critiques asked for at the same time; more than one needs a judge that is thread-safe."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.name == "task" or re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.name) is not None,
+            f"name is {self.name!r}; must be 'task', or 'package.module:factory' for your own",
+        )
 
 
 # --- The phases, in the order they run -------------------------------------------------------
@@ -283,12 +315,14 @@ class RewardModelConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyConfig(Section):
-    """What the policy-gradient methods share."""
+class RolloutConfig(Section):
+    """What all methods share: rounds of sampling and learning."""
 
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: PositiveInt = 100
     """Rounds of sampling and learning."""
+    token_budget: PositiveInt | None = None
+    """End once so many tokens were generated, whatever `steps`; None: when `steps` are done."""
     prompts_per_step: PositiveInt = 16
     """Prompts a round."""
     group_size: PositiveInt = 8
@@ -301,10 +335,6 @@ class PolicyConfig(Section):
     """Parts that a minibatch is split into to save memory; the result is the same."""
     eval_every: NonNegativeInt = 20
     """Rounds between looks at the test accuracy, the first before any learning. 0: none."""
-    epsilon_low: Fraction = 0.2
-    """The probability ratio is clipped below at 1 − epsilon_low."""
-    epsilon_high: NonNegativeFloat = 0.2
-    """The probability ratio is clipped above at 1 + epsilon_high."""
 
     def __post_init__(self) -> None:
         require_multiple(
@@ -316,21 +346,71 @@ class PolicyConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Text2GradConfig(PolicyConfig):
-    """Text2Grad (arXiv 2505.22338): PPO on span rewards that come from critiques."""
+class PolicyConfig(RolloutConfig):
+    """What policy-gradient methods share: the surrogate loss, and a price for moving away."""
+
+    surrogate: Literal["ppo", "gspo", "cispo", "reinforce"] = "ppo"
+    """Clip each token's ratio (ppo), the sequence's (gspo), the weight (cispo); or no ratio."""
+    epsilon_low: Fraction = 0.2
+    """The probability ratio is clipped below at 1 − epsilon_low (gspo's authors: 3e-4)."""
+    epsilon_high: NonNegativeFloat = 0.2
+    """The ratio is clipped above at 1 + epsilon_high (DAPO: 0.28; gspo's authors: 4e-4)."""
+    reduction: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"] = (
+        "token_mean"
+    )
+    """What counts the same: each token (DAPO), each sequence (GRPO), or its sum (Dr. GRPO)."""
+    kl: Literal["k1", "k2", "k3", "abs", "full"] = "k3"
+    """Divergence from the SFT policy. In rewards, `full` blames a state, k1 the token chosen."""
+    kl_in: Literal["reward", "loss"] = "reward"
+    """Whether the divergence costs reward, or is a term of the loss."""
+    kl_coefficient: NonNegativeFloat = 0.0
+    """What one nat of divergence costs; where the adaptive controller starts."""
+    adaptive_kl_target: PositiveFloat | None = None
+    """Divergence that an adaptive controller steers to. None: the coefficient is fixed."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.kl_in == "reward" or self.kl in ("k2", "k3", "abs"),
+            f"kl ({self.kl}) cannot be a term of the loss: k1 has no gradient on average, full "
+            "would run the reference in every update; use k2, k3 or abs, or kl_in: reward",
+        )
+        require(
+            self.kl_in == "reward" or self.kl_coefficient > 0,
+            "kl_in: loss needs a kl_coefficient above 0: the term has no weight otherwise",
+        )
+        require(
+            self.adaptive_kl_target is None or self.kl_coefficient > 0,
+            "adaptive_kl_target needs a kl_coefficient above 0 to start from",
+        )
+        default = type(self)
+        require(
+            self.clips
+            or (self.epsilon_low, self.epsilon_high) == (default.epsilon_low, default.epsilon_high),
+            "epsilon_low and epsilon_high have no effect with surrogate: reinforce, which clips "
+            "nothing; leave them out, or choose another surrogate",
+        )
+
+    @property
+    def clips(self) -> bool:
+        """Whether any part of the loss clips a ratio."""
+        return self.surrogate != "reinforce"
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig(PolicyConfig):
+    """PPO with a value head; the task's reward comes at the last token."""
 
     group_size: PositiveInt = 4
     """Completions for each prompt."""
     minibatches: PositiveInt = 4
     """Optimizer steps that one pass over a round's rows is split into."""
     epochs: PositiveInt = 2
-    """Passes over a round's rows (PPO epochs; the paper's: 4)."""
-    kl: Literal["k1", "k2", "k3", "abs", "full"] = "full"
-    """Divergence from the SFT policy: `full` (the paper's) blames a state, k1 the token chosen."""
+    """Passes over a round's rows (PPO epochs)."""
+    kl: Literal["k1", "k2", "k3", "abs", "full"] = "k1"
+    """Divergence from the SFT policy. In rewards, `full` blames a state, k1 the token chosen."""
     kl_coefficient: NonNegativeFloat = 0.05
-    """What one nat of divergence costs in reward; where the adaptive controller starts."""
-    adaptive_kl_target: PositiveFloat | None = None
-    """Divergence that an adaptive controller steers to. None: the coefficient is fixed."""
+    """What one nat of divergence costs; where the adaptive controller starts."""
     gamma: Fraction = 1.0
     """Discount from token to token."""
     gae_lambda: Fraction = 0.95
@@ -339,44 +419,104 @@ class Text2GradConfig(PolicyConfig):
     """Weight of the value loss."""
     value_clip: PositiveFloat = 0.2
     """A new value may leave the old one by this much."""
-    span_source: Literal["reward_model", "judge"] = "reward_model"
-    """Who marks the spans during training: the trained reward model, or the judge itself."""
     whiten: bool = True
     """Scale advantages to mean 0 and variance 1 over a round."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RLTFSDConfig(PolicyConfig):
-    """RLTF-SD (arXiv 2602.02482): learn to say at once what feedback led to."""
+class Text2GradConfig(PPOConfig):
+    """Text2Grad (arXiv 2505.22338): PPO on span rewards that come from critiques."""
 
-    gamma: Fraction = 0.1
-    """Discount from turn to turn."""
-    distill_coefficient: NonNegativeFloat = 0.1
-    """Weight of the rows that teach the first prompt the repaired answer."""
-    correction: Literal["none", "importance", "ppo", "cispo"] = "none"
-    """How those rows allow for having been sampled after feedback."""
-    logprob_floor: float | None = -5.0
-    """Tokens less probable than this (log, given the first prompt) are left out. None: none."""
-    baseline: Literal["first_turn", "second_turn"] = "first_turn"
-    """Reward that a repaired answer is compared with: the mean of this turn."""
-    turns: typing.Annotated[int, annotated_types.Ge(2)] = 2
-    """Attempts a conversation may have; a correct one ends it."""
+    kl: Literal["k1", "k2", "k3", "abs", "full"] = "full"
+    """Divergence from the SFT policy: `full` (the paper's) blames a state, k1 the token chosen."""
+    span_source: Literal["reward_model", "judge"] = "reward_model"
+    """Who marks the spans during training: the trained reward model, or the judge itself."""
+    fade_after: NonNegativeInt | None = None
+    """Span rewards fade after so many tokens (the paper's summaries: 48). None: they do not."""
 
 
 @dataclasses.dataclass(frozen=True)
-class GRPOConfig(PolicyConfig):
-    """GRPO, the baseline that sees only the reward: advantages centred in each group."""
+class GroupConfig(PolicyConfig):
+    """What the methods share whose advantage is a comparison with the group."""
 
-    scale_by_std: bool = False
-    """Divide by the group's standard deviation too."""
-    kl_coefficient: NonNegativeFloat = 0.0
-    """Weight of the k3 divergence from the SFT policy in the loss."""
+    advantage: Literal["centred", "scaled", "leave_one_out"] = "centred"
+    """Reward minus the group's mean; divided by its deviation (GRPO); minus the others' (RLOO)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
             self.group_size >= 2, "group_size must be at least 2: a group of one teaches nothing"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOConfig(GroupConfig):
+    """GRPO, the baseline that sees only the reward; with its settings Dr. GRPO, RLOO, DAPO, …"""
+
+    resample_rounds: NonNegativeInt = 0
+    """Rounds of other prompts in place of groups whose rewards are all equal (DAPO). 0: keep."""
+    overlong_tokens: NonNegativeInt = 0
+    """Reward falls by up to 1 over the last so many tokens before the limit (DAPO). 0: never."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpisodeConfig(GroupConfig):
+    """What the methods share that try again after feedback."""
+
+    gamma: Fraction = 0.1
+    """Discount from turn to turn."""
+    turns: typing.Annotated[int, annotated_types.Ge(2)] = 2
+    """Attempts a conversation may have; a correct one ends it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GRPOMultiTurnConfig(EpisodeConfig):
+    """GRPO over conversations: the baseline that learns to use feedback, and to depend on it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RLTFSDConfig(EpisodeConfig):
+    """RLTF-SD (arXiv 2602.02482): learn to say at once what feedback led to."""
+
+    distill_coefficient: NonNegativeFloat = 0.1
+    """Weight of the rows that teach the first prompt the repaired answer."""
+    distill_schedule: Literal["constant", "linear"] = "constant"
+    """Whether that weight is there from the start, or grows from 0 to it over `steps`."""
+    correction: Literal["none", "importance", "ppo", "cispo"] = "none"
+    """How those rows allow for having been sampled after feedback."""
+    logprob_floor: float | None = -5.0
+    """Tokens less probable than this (log, given the first prompt) are left out. None: none."""
+    baseline: Literal["first_turn", "second_turn"] = "first_turn"
+    """Reward that a repaired answer is compared with: the mean of this turn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.distill_schedule == "constant" or self.distill_coefficient > 0,
+            "distill_schedule: linear needs a distill_coefficient above 0 to grow to",
+        )
+
+    @property
+    def clips(self) -> bool:
+        return super().clips or self.correction in ("ppo", "cispo")
+
+
+@dataclasses.dataclass(frozen=True)
+class RLTFFMConfig(EpisodeConfig):
+    """RLTF-FM (arXiv 2602.02482): learn to predict the feedback."""
+
+    feedback_coefficient: NonNegativeFloat = 0.1
+    """Weight of the critiques' negative log-likelihood."""
+    critique_correct: bool = True
+    """Learn what the judge says of right first attempts too, not only of wrong ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RejectionSamplingConfig(RolloutConfig):
+    """Supervised learning on the policy's own right answers, as answers to the first prompt."""
+
+    turns: PositiveInt = 2
+    """Attempts a conversation may have: 1, or more with feedback between them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -387,6 +527,8 @@ class EvaluateConfig(Section):
     """Completions for each test prompt."""
     batch_size: PositiveInt = 200
     """Prompts sampled at once."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which of a method's checkpoints is evaluated, and answers; best: by checkpoint.keep_best."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -397,6 +539,30 @@ class CheckpointConfig(Section):
     """Steps between two checkpoints."""
     keep_last: PositiveInt = 2
     """Checkpoints kept of each phase."""
+    keep_best: str | None = None
+    """Metric, e.g. test_accuracy: a method keeps its best checkpoint by it too. None: the last."""
+    best_is: Literal["max", "min"] = "max"
+    """Whether the best value is the largest or the smallest."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig(Section):
+    """What all training phases do when something goes wrong."""
+
+    max_skipped_updates: PositiveInt = 10
+    """Updates with a NaN or Inf in loss or gradients are skipped; so many in a row end the run."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrackingConfig(Section):
+    """Who gets a copy of the log of training phases, beside metrics.jsonl."""
+
+    tensorboard: bool = False
+    """Write event files to WORKDIR/tensorboard; needs the extra `tensorboard`."""
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Weights & Biases, at once or kept for `wandb sync`; needs the extra `wandb`."""
+    project: str = "t2g_jax"
+    """Project of Weights & Biases; each phase is a run in it, in a group named like this run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,6 +578,7 @@ class Config(Section):
     task: TaskConfig = TaskConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
+    lora: LoRAConfig = LoRAConfig()
     mesh: MeshConfig = MeshConfig()
     sampling: SamplingConfig = SamplingConfig()
     judge: JudgeConfig = JudgeConfig()
@@ -419,10 +586,16 @@ class Config(Section):
     annotate: AnnotateConfig = AnnotateConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
     text2grad: Text2GradConfig = Text2GradConfig()
+    ppo: PPOConfig = PPOConfig()
     rltf_sd: RLTFSDConfig = RLTFSDConfig()
+    rltf_fm: RLTFFMConfig = RLTFFMConfig()
     grpo: GRPOConfig = GRPOConfig()
+    grpo_multiturn: GRPOMultiTurnConfig = GRPOMultiTurnConfig()
+    rejection_sampling: RejectionSamplingConfig = RejectionSamplingConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    training: TrainingConfig = TrainingConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     def __post_init__(self) -> None:
         require(
@@ -439,9 +612,23 @@ class Config(Section):
             f"model.context_length ({self.model.context_length}): the prompt needs room too",
         )
         require(
+            (self.text2grad.fade_after or 0) < self.sampling.max_new_tokens,
+            f"text2grad.fade_after ({self.text2grad.fade_after}) must be less than "
+            f"sampling.max_new_tokens ({self.sampling.max_new_tokens}): no token comes after it",
+        )
+        require(
+            self.grpo.overlong_tokens <= self.sampling.max_new_tokens,
+            f"grpo.overlong_tokens ({self.grpo.overlong_tokens}) must not exceed "
+            f"sampling.max_new_tokens ({self.sampling.max_new_tokens}): it counts the last of them",
+        )
+        require(
             self.sft.examples <= self.task.train_size,
             f"sft.examples ({self.sft.examples}) must not exceed task.train_size "
             f"({self.task.train_size})",
+        )
+        require(
+            self.evaluate.checkpoint == "last" or self.checkpoint.keep_best is not None,
+            "evaluate.checkpoint is best, but no best checkpoint is kept: set checkpoint.keep_best",
         )
         require(
             self.annotate.prompts <= self.task.train_size,

@@ -74,6 +74,21 @@ def read(
     return _validate(kind, _apply_overrides(config, overrides), "command line")
 
 
+def changed(
+    config: AnySection, *layers: Mapping[str, Any], source: str | os.PathLike[str]
+) -> AnySection:
+    """`config`, changed by each layer in turn: mappings of sections, as a YAML file has them.
+
+    Args:
+      source: where the layers come from, for the message.
+
+    Raises:
+      ConfigError: source, key, and what is wrong with it; one line for each problem.
+    """
+    values = functools.reduce(_merge, layers, _plain(config))
+    return _validate(type(config), values, str(source))
+
+
 def to_yaml(config: Section) -> str:
     """Every value as YAML; `read` gives an equal configuration back."""
     return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
@@ -91,6 +106,16 @@ def diff(a: Section, b: Section) -> list[str]:
     old, new = dict(_leaves(left)), dict(_leaves(right))
     keys = dict(_leaves(_merge(left, right)))
     return [key for key in keys if old.get(key, absent) != new.get(key, absent)]
+
+
+def changes(old: Section, new: Section) -> list[str]:
+    """What `diff` names, with the values: "sft.steps: 30 → 40"."""
+    before, after = dict(_leaves(_plain(old))), dict(_leaves(_plain(new)))
+
+    def shown(values: Mapping[str, Any], key: str) -> str:
+        return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"
+
+    return [f"{key}: {shown(before, key)} → {shown(after, key)}" for key in diff(old, new)]
 
 
 def print_options(config: Section) -> None:

@@ -7,16 +7,32 @@ from collections.abc import Callable
 from t2g_jax.config import Method as MethodName
 from t2g_jax.methods.base import Method
 from t2g_jax.methods.grpo import GRPO
-from t2g_jax.methods.rltf import RLTFSelfDistillation
+from t2g_jax.methods.ppo import PPO
+from t2g_jax.methods.rejection_sampling import RejectionSampling
+from t2g_jax.methods.rltf import GRPOMultiTurn, RLTFFeedbackModelling, RLTFSelfDistillation
 from t2g_jax.methods.text2grad import Text2Grad
 from t2g_jax.phases.context import Context
 
-__all__ = ["GRPO", "Method", "RLTFSelfDistillation", "Text2Grad", "make_method"]
+__all__ = [
+    "GRPO",
+    "PPO",
+    "GRPOMultiTurn",
+    "Method",
+    "RLTFFeedbackModelling",
+    "RLTFSelfDistillation",
+    "RejectionSampling",
+    "Text2Grad",
+    "make_method",
+]
 
 _METHODS: dict[MethodName, Callable[[Context], Method]] = {
     "text2grad": Text2Grad,
+    "ppo": PPO,
     "rltf-sd": RLTFSelfDistillation,
+    "rltf-fm": RLTFFeedbackModelling,
     "grpo": GRPO,
+    "grpo-multiturn": GRPOMultiTurn,
+    "rejection-sampling": RejectionSampling,
 }
 
 

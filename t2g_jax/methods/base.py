@@ -1,4 +1,4 @@
-"""What a method is, and what the methods share: groups of attempts, their scores, their metrics."""
+"""What a method is, and what the methods share: attempts, their rows, scores and metrics."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from t2g_jax import kl
-from t2g_jax.config import PolicyConfig
+from t2g_jax.advantages import group_centred, leave_one_out
+from t2g_jax.config import PolicyConfig, RolloutConfig
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn, attempt
 from t2g_jax.phases.training import Collected, Learning, padded
+from t2g_jax.reductions import Reduction
 from t2g_jax.sampling.generate import Completion
 from t2g_jax.training.batch import Row, row
 from t2g_jax.training.objective import Objective
@@ -25,25 +26,32 @@ class Method(Protocol):
     """A way of learning from attempts."""
 
     params: Params
-    """Where it starts: the warm start and the heads it needs."""
+    """Where it starts: the warm start and the heads it needs, without adapters."""
     learning: Learning
 
     @property
-    def config(self) -> PolicyConfig:
+    def config(self) -> RolloutConfig:
         """Its section of the config."""
 
     def collect(self, state: TrainState, step: int) -> Collected:
         """The rows of a step; depends on the state and the step alone."""
 
 
+# --- Attempts -------------------------------------------------------------------------------------
+
+
 def first_attempts(
-    context: Context, params: Params, config: PolicyConfig, name: str, step: int
+    context: Context, params: Params, config: RolloutConfig, name: str, step: int, *, draw: int = 0
 ) -> list[Turn]:
-    """G attempts at each of P training prompts, those of a prompt side by side."""
-    drawn = context.train_examples(name, step, config.prompts_per_step)
+    """G attempts at each of P training prompts, those of a prompt side by side.
+
+    `draw` tells apart the rounds of a step that samples more than once.
+    """
+    purpose = f"{name}/{draw}" if draw else name
+    drawn = context.train_examples(purpose, step, config.prompts_per_step)
     examples = [example for example in drawn for _ in range(config.group_size)]
     prompts = [context.prompt(example.prompt) for example in examples]
-    key = step_key(context, name, step, 0)
+    key = step_key(context, purpose, step, 0)
     return attempt(context, params, examples, prompts, key, batch_size=len(examples))
 
 
@@ -51,48 +59,37 @@ def step_key(context: Context, name: str, step: int, turn: int) -> jax.Array:
     return jax.random.fold_in(jax.random.fold_in(context.key(name), step), turn)
 
 
-def sampled(completion: Completion, *, truncates: bool) -> dict[str, np.ndarray]:
-    """Fields about how a completion's tokens were sampled; `truncates`: see `Sampling`."""
-    fields = {"old_logprobs": completion.logprobs}
-    return fields | {"cutoffs": completion.cutoffs} if truncates else fields
+def attempt_metrics(turns: Sequence[Turn], group_size: int) -> dict[str, float]:
+    """How first attempts did, on average; `equal_groups`: the share that cannot be compared."""
+    lengths = [len(turn.completion.tokens) for turn in turns]
+    rewards = np.array([turn.score.reward for turn in turns]).reshape(-1, group_size)
+    return {
+        "accuracy": float(np.mean([turn.score.correct for turn in turns])),
+        "reward": float(rewards.mean()),
+        "formatted": float(np.mean([turn.score.formatted for turn in turns])),
+        "equal_groups": float(np.mean(np.ptp(rewards, axis=1) == 0)),
+        "completion_tokens": float(np.mean(lengths)),
+        "completion_tokens_max": max(lengths),
+        "cut_off": float(np.mean([not turn.completion.ended for turn in turns])),
+    }
 
 
-def policy_fields(context: Context) -> tuple[str, ...]:
-    """The fields of `Batch` that a policy gradient needs."""
-    fields = ("policy_weight", "advantages", "old_logprobs")
-    return (*fields, "cutoffs") if context.sampling.truncates else fields
+def tokens_generated(turns: Sequence[Turn]) -> int:
+    return sum(len(turn.completion.tokens) for turn in turns)
 
 
-def policy_learning(
-    context: Context,
-    config: PolicyConfig,
-    *,
-    fields: Sequence[str] = (),
-    carry: dict[str, float] | None = None,
-    **objective: Any,
-) -> Learning:
-    """How a method learns: what its section shares with the others, and what it adds.
+def compared(rewards: np.ndarray, took_place: np.ndarray, how: str, group_size: int) -> np.ndarray:
+    """Advantages of rewards [P · G, ...] over others of their group of G; see `GroupConfig`."""
+    shape = (-1, group_size, *rewards.shape[1:])
+    grouped = rewards.reshape(shape), took_place.reshape(shape)
+    if how == "leave_one_out":
+        advantages = leave_one_out(*grouped)
+    else:
+        advantages = group_centred(*grouped, scale_by_std=how == "scaled")
+    return np.asarray(advantages).reshape(rewards.shape)
 
-    Args:
-      fields: of `Batch`, beside those that every policy gradient needs.
-      carry: see `TrainState`.
-      objective: settings of `Objective`, beside the clip range and the sampler's temperature.
-    """
-    return Learning(
-        optimizer=config.optimizer,
-        objective=Objective(
-            epsilon_low=config.epsilon_low,
-            epsilon_high=config.epsilon_high,
-            temperature=context.config.sampling.temperature,
-            **objective,
-        ),
-        fields=(*policy_fields(context), *fields),
-        steps=config.steps,
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        micro_batches=config.micro_batches,
-        carry=carry or {},
-    )
+
+# --- Rows, about their own tokens -----------------------------------------------------------------
 
 
 def completion_row(context: Context, turn: Turn, **fields: float | np.ndarray) -> Row:
@@ -101,51 +98,87 @@ def completion_row(context: Context, turn: Turn, **fields: float | np.ndarray) -
     return row((turn.prompt, {}), (turn.tokens, about | fields))
 
 
-def logprobs_of(
-    context: Context, params: Params, rows: Sequence[Row], *, temperature: float = 1.0
-) -> list[np.ndarray]:
-    """Log-probability of each token of each row given those before it; 0 for the first."""
+def sampled(completion: Completion, *, truncates: bool) -> dict[str, np.ndarray]:
+    """Fields about how a completion's tokens were sampled; `truncates`: see `Sampling`."""
+    fields = {"old_logprobs": completion.logprobs}
+    return fields | {"cutoffs": completion.cutoffs} if truncates else fields
+
+
+def scored(context: Context, params: Params, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
+    """What a policy makes of each token of each row, given those before it; 0 for the first.
+
+    Returns:
+      For each row "logprobs" and "entropy" [n] at the sampler's temperature, not truncated, so that
+      divergences stay finite; and "values" [n] if there is a value head.
+    """
+    temperature = context.config.sampling.temperature
     with context.watch.stage("score"):
         batch = padded(context, [Row(item.tokens, {}) for item in rows])
-        scored = jax.device_get(
-            score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)[
-                "logprobs"
-            ]
+        found = jax.device_get(
+            score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
         )
     return [
-        np.concatenate([[0.0], values[: len(item) - 1]])
-        for item, values in zip(rows, scored, strict=False)  # the batch ends in padding
+        {name: about_tokens(values[i], len(item)) for name, values in found.items()}
+        for i, item in enumerate(rows)
     ]
 
 
-def reference_logprobs(
-    context: Context, reference: Params, turns: Sequence[Turn]
-) -> tuple[list[np.ndarray], float]:
-    """What the reference policy makes of sampled completions.
+def about_tokens(values: np.ndarray, length: int) -> np.ndarray:
+    """From the slots of a padded row, each about the next token, to the row's own tokens [n]."""
+    return np.concatenate([np.zeros(1, values.dtype), values[: length - 1]])
 
-    Returns:
-      Log-probabilities [n] of each completion's tokens, at the sampler's temperature and not
-      truncated, so that the divergence stays finite; and the mean k3 divergence of a token from
-      the distribution it was sampled from.
+
+# --- Learning -------------------------------------------------------------------------------------
+
+
+def policy_learning(
+    context: Context,
+    config: PolicyConfig,
+    *,
+    fields: Sequence[str] = (),
+    **objective: Any,
+) -> Learning:
+    """How a policy-gradient method learns: what its section shares with others, and what it adds.
+
+    Args:
+      fields: of `Batch`, beside those that every policy gradient needs.
+      objective: settings of `Objective`, beside those that all sections have.
     """
-    rows = [row((turn.prompt, {}), (turn.tokens, {})) for turn in turns]
-    temperature = context.config.sampling.temperature
-    whole = logprobs_of(context, reference, rows, temperature=temperature)
-    logprobs = [values[len(turn.prompt) :] for turn, values in zip(turns, whole, strict=True)]
-    sampled_logprobs = np.concatenate([turn.completion.logprobs for turn in turns])
-    return logprobs, float(np.mean(kl.k3(sampled_logprobs, np.concatenate(logprobs))))
+    in_loss = ("kl_weight", "ref_logprobs") if config.kl_in == "loss" else ()
+    truncation = ("cutoffs",) if context.sampling.truncates else ()
+    return learning(
+        config,
+        fields=("policy_weight", "advantages", "old_logprobs", *truncation, *in_loss, *fields),
+        carry={"kl_coefficient": config.kl_coefficient},
+        objective=Objective(
+            surrogate=config.surrogate,
+            epsilon_low=config.epsilon_low,
+            epsilon_high=config.epsilon_high,
+            reduction=Reduction(config.reduction),
+            longest=context.config.sampling.max_new_tokens,
+            temperature=context.config.sampling.temperature,
+            kl=config.kl,
+            **objective,
+        ),
+    )
 
 
-def attempt_metrics(turns: Sequence[Turn]) -> dict[str, float]:
-    """How first attempts did, on average."""
-    return {
-        "accuracy": float(np.mean([turn.score.correct for turn in turns])),
-        "reward": float(np.mean([turn.score.reward for turn in turns])),
-        "formatted": float(np.mean([turn.score.formatted for turn in turns])),
-        "completion_tokens": float(np.mean([len(turn.completion.tokens) for turn in turns])),
-        "cut_off": float(np.mean([not turn.completion.ended for turn in turns])),
-    }
-
-
-def tokens_generated(turns: Sequence[Turn]) -> int:
-    return sum(len(turn.completion.tokens) for turn in turns)
+def learning(
+    config: RolloutConfig,
+    *,
+    fields: Sequence[str],
+    objective: Objective,
+    carry: dict[str, float] | None = None,
+) -> Learning:
+    """How any method learns from the rows of its rounds."""
+    return Learning(
+        optimizer=config.optimizer,
+        objective=objective,
+        fields=tuple(fields),
+        steps=config.steps,
+        token_budget=config.token_budget,
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        micro_batches=config.micro_batches,
+        carry=carry or {},
+    )

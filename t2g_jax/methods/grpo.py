@@ -1,7 +1,8 @@
-"""GRPO: the reward of each attempt, centred in its group; no feedback is used.
+"""GRPO: the reward of each attempt, compared with its group; no feedback is used.
 
-"DeepSeekMath", Shao et al., arXiv 2402.03300; without division by the standard deviation it is
-Dr. GRPO, Liu et al., arXiv 2503.20783.
+"DeepSeekMath", Shao et al., arXiv 2402.03300. By its settings it is also Dr. GRPO (arXiv
+2503.20783), RLOO (arXiv 2402.14740), DAPO (arXiv 2503.14476), GSPO (arXiv 2507.18071) or CISPO
+(arXiv 2506.13585).
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t2g_jax.advantages import group_centred
-from t2g_jax.config import GRPOConfig
 from t2g_jax.methods.base import (
     attempt_metrics,
+    compared,
     completion_row,
     first_attempts,
     policy_learning,
-    reference_logprobs,
     tokens_generated,
 )
+from t2g_jax.methods.reference import Reference
+from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn
+from t2g_jax.phases.samples import chosen, episode_sample
 from t2g_jax.phases.training import Collected
 from t2g_jax.training.state import TrainState
 
@@ -32,35 +34,66 @@ class GRPO:
     def __init__(self, context: Context):
         self.context = context
         self.config = config = context.config.grpo
-        self.params = self.reference = context.params()
-        self.learning = policy_learning(
-            context,
-            config,
-            fields=("ref_logprobs",) if config.kl_coefficient else (),
-            kl_coefficient=config.kl_coefficient,
-        )
+        warm_start = context.params()
+        self.reference = Reference(context, config, warm_start)
+        self.params = warm_start
+        self.learning = policy_learning(context, config)
 
     def collect(self, state: TrainState, step: int) -> Collected:
-        turns = first_attempts(self.context, state.params, self.config, "grpo", step)
-        references, divergence = reference_logprobs(self.context, self.reference, turns)
-        fields = [{"advantages": advantage} for advantage in advantages(turns, self.config)]
-        if self.config.kl_coefficient:
-            for about, logprobs in zip(fields, references, strict=True):
-                about["ref_logprobs"] = logprobs
-        rows = [
-            completion_row(self.context, turn, policy_weight=1.0, **about)
-            for turn, about in zip(turns, fields, strict=True)
+        context, config = self.context, self.config
+        turns, metrics = self.attempts(state.params, step)
+        rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
+        charge = self.reference.charge(state, rows)
+        rewards = np.array(
+            [
+                turn.score.reward - self.overlong(turn) - cost.sum()
+                for turn, cost in zip(turns, charge.costs, strict=True)
+            ],
+            np.float32,
+        )
+        advantages = compared(rewards, np.ones_like(rewards), config.advantage, config.group_size)
+        for item, advantage in zip(rows, advantages, strict=True):
+            item.fields["advantages"] = advantage * item.fields["policy_weight"]
+        samples = [
+            episode_sample(
+                context, [turns[i]], method="grpo", step=step, advantages_per_turn=[advantages[i]]
+            )
+            for i in chosen(config, step, len(turns))
         ]
-        metrics = attempt_metrics(turns) | {
-            "kl": divergence,
-            "tokens_generated": tokens_generated(turns),
-        }
-        return Collected(rows, metrics)
+        return Collected(rows, metrics | charge.metrics, charge.carry, samples)
+
+    def attempts(self, params: Params, step: int) -> tuple[list[Turn], dict[str, float]]:
+        """P groups of attempts, and how those did that were sampled first.
+
+        With `resample_rounds`, groups whose rewards are all equal give way to others; if there are
+        not enough, fewer groups are left, but never none.
+        """
+        context, config = self.context, self.config
+        turns = first_attempts(context, params, config, "grpo", step)
+        metrics = attempt_metrics(turns, config.group_size)
+        metrics["tokens_generated"] = tokens_generated(turns)
+        if not config.resample_rounds:
+            return turns, metrics
+        kept = unequal(turns, config.group_size)
+        for draw in range(1, config.resample_rounds + 1):
+            if len(kept) >= len(turns):
+                break
+            more = first_attempts(context, params, config, "grpo", step, draw=draw)
+            metrics["tokens_generated"] += tokens_generated(more)
+            kept += unequal(more, config.group_size)
+        kept = kept[: len(turns)]
+        metrics["groups_kept"] = len(kept) // config.group_size
+        return kept or turns, metrics
+
+    def overlong(self, turn: Turn) -> float:
+        """DAPO's soft punishment, arXiv 2503.14476, Eq. 13: from 0 to 1 over the last tokens."""
+        if not self.config.overlong_tokens:
+            return 0.0
+        free = self.context.config.sampling.max_new_tokens - self.config.overlong_tokens
+        return max(len(turn.tokens) - free, 0) / self.config.overlong_tokens
 
 
-def advantages(turns: Sequence[Turn], settings: GRPOConfig) -> np.ndarray:
-    """Rewards [P · G] centred in groups of G."""
-    rewards = np.array([turn.score.reward for turn in turns], np.float32)
-    rewards = rewards.reshape(-1, settings.group_size)
-    everyone = np.ones_like(rewards)
-    return np.asarray(group_centred(rewards, everyone, scale_by_std=settings.scale_by_std)).ravel()
+def unequal(turns: Sequence[Turn], group_size: int) -> list[Turn]:
+    """The groups that teach something: not all of their rewards are equal."""
+    groups = [turns[i : i + group_size] for i in range(0, len(turns), group_size)]
+    return [turn for group in groups if len({t.score.reward for t in group}) > 1 for turn in group]

@@ -24,7 +24,7 @@ from t2g_jax.data.records import AnnotationRecord, validate
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases.context import Context, once
-from t2g_jax.phases.judgement import Judgement, judge
+from t2g_jax.phases.judgement import Judgement, aligned
 from t2g_jax.phases.rollout import Turn, attempt
 from t2g_jax.phases.workspace import ANNOTATE
 from t2g_jax.report.terminal import PhaseProgress
@@ -62,6 +62,7 @@ def annotate(context: Context) -> dict[str, Any]:
         "quotes": sum(len(record.span_rewards) for record in records) + unaligned,
         "unaligned": unaligned,
         "quarantined": quarantined,
+        "prompts_too_long": context.tally["prompts_too_long"],
     }
 
 
@@ -69,6 +70,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
     """The judged completions in the order they were drawn, and the number quarantined, by reason.
 
     A batch is sampled whole, so that its completions do not depend on where a run was stopped.
+    Failures of the judge are settled by its next success: if it is down, the next run asks again.
     """
     settings, folder = context.config.annotate, context.workspace.phase(ANNOTATE)
     policy = context.params()
@@ -82,7 +84,16 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
             enabled=jax.process_index() == 0,
         ) as progress,
     ):
+        records_of(journal)  # if a line is damaged, better said now than in the end
         settled = journal.done | quarantine.ids
+        failed: list[tuple[str, Turn, JudgeError]] = []
+
+        def settle_failures() -> None:
+            for id, turn, error in failed:
+                payload = {"completion": turn.text, "details": error.details}
+                quarantine.add(id, f"judge: {error.reason}", payload)
+            failed.clear()
+
         for batch in range(-(-settings.prompts // settings.batch_size)):
             examples = context.train_examples(ANNOTATE, batch, settings.batch_size)
             examples = examples[: settings.prompts - batch * settings.batch_size]
@@ -102,30 +113,50 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                         context.sampling, temperature=factor * context.sampling.temperature
                     ),
                 )
-                for id, turn in zip(ids, turns, strict=True):
-                    if id in settled:
+                left = [item for item in zip(ids, turns, strict=True) if item[0] not in settled]
+                said = context.critiques(
+                    [turn.example for _, turn in left], [turn.text for _, turn in left]
+                )
+                for (id, turn), critique in zip(left, said, strict=True):
+                    if isinstance(critique, JudgeError):
+                        failed.append((id, turn, critique))
                         continue
+                    settle_failures()
+                    record = annotated(context, id, turn, aligned(context, turn, critique))
                     try:
-                        record = annotated(context, id, turn, judge(context, turn))
                         validate(record)
-                        journal.append(record.to_json())
                     except T2GError as error:
-                        quarantine.add(id, str(error), {"completion": turn.text})
+                        payload = {"completion": turn.text, "details": str(error)}
+                        quarantine.add(id, "not a valid record", payload)
+                    else:
+                        journal.append(record.to_json())
             progress.update(len(journal) + len(quarantine), quarantined=len(quarantine))
-        records = [AnnotationRecord.from_example(entry) for entry in journal]
-        return records, dict(quarantine.counts)
+        settle_failures()
+        return records_of(journal), dict(quarantine.counts)
 
 
-def annotated(
-    context: Context, id: str, turn: Turn, judgement: Judgement | JudgeError
-) -> AnnotationRecord:
-    """The record of a judged completion.
+def records_of(journal: Journal) -> list[AnnotationRecord]:
+    """The records in a journal.
 
     Raises:
-      T2GError: the judge gave no critique.
+      T2GError: an entry is none.
     """
-    if isinstance(judgement, JudgeError):
-        raise T2GError(f"judge: {judgement.reason}")
+    records = []
+    for entry in journal:
+        try:
+            record = AnnotationRecord.from_example(entry)
+            validate(record)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise T2GError(
+                f"{journal.path}: the entry {entry['id']!r} is damaged ({error}); delete its line "
+                "to have that record done again"
+            ) from error
+        records.append(record)
+    return records
+
+
+def annotated(context: Context, id: str, turn: Turn, judgement: Judgement) -> AnnotationRecord:
+    """The record of a judged completion."""
     return AnnotationRecord(
         id=id,
         prompt_id=turn.example.id,
@@ -160,7 +191,12 @@ def split(
         raise T2GError(
             f"{len(prompts)} prompts could be annotated, and one must be held out: raise "
             f"annotate.prompts"
-            + (f", or see to what was quarantined: {dict(reasons)}" if reasons else "")
+            + (
+                f"; or see to what was quarantined: {dict(reasons)}, and delete quarantine.jsonl "
+                "to have it tried again"
+                if reasons
+                else ""
+            )
         )
     count = min(max(round(len(prompts) * held_out), 1), len(prompts) - 1)
     kept_apart = set(prompts[:count])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
+import functools
 import os
 import random
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence, Sized
+from typing import Any, Literal
 
 import grain
 import jax
@@ -18,16 +20,26 @@ from jax.sharding import Mesh
 
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
+from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, CritiqueLevel, Judge, JudgeError
-from t2g_jax.models import heads
+from t2g_jax.judges.custom import make_judge
+from t2g_jax.judges.guard import Guard
+from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
-from t2g_jax.phases.workspace import SFT, Workspace, command
+from t2g_jax.phases.workspace import SFT, Workspace, claimed, command
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
 from t2g_jax.tasks.base import Example, Task
-from t2g_jax.training.checkpoint import load_params
+from t2g_jax.training.checkpoint import Checkpoints, load_params
 from t2g_jax.training.metrics import Stopwatch
 from t2g_jax.training.sharding import make_mesh, state_shardings
+
+_TRIES = 1000
+"""Training examples that are looked at for one whose prompt is not too long."""
+
+
+def _nothing_amiss() -> collections.Counter[str]:
+    return collections.Counter(judge_failures=0, prompts_too_long=0, rows_too_long=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +47,8 @@ class Context:
     """A run's config and work directory, and the task, judge, tokenizer, model and mesh.
 
     `watch` times the stages of a step: "sample", "judge", "score" (log-probabilities, predicted
-    span rewards), "update" and "evaluate".
+    span rewards), "update" and "evaluate". `tally` counts what could not be used: critiques that
+    were not to be had, prompts that leave no room for a completion, rows longer than the context.
     """
 
     config: Config
@@ -45,12 +58,15 @@ class Context:
     tokenizer: ChatTokenizer
     model: DecoderConfig
     mesh: Mesh
+    guard: Guard = dataclasses.field(default_factory=Guard)
     watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
+    tally: collections.Counter[str] = dataclasses.field(default_factory=_nothing_amiss)
 
     @classmethod
     def open(cls, config: Config, workdir: str | os.PathLike[str]) -> Context:
         """Opens a work directory; the first time, trains the tokenizer on the task's own text."""
         workspace = Workspace(workdir, config)
+        mesh = make_mesh(config.mesh)
         task = make_task(
             config.task.name,
             preset=config.task.preset,
@@ -60,14 +76,24 @@ class Context:
             test_size=config.task.test_size,
             prompt_style=config.task.prompt_style,
         )
-        judge = task.judge(CritiqueLevel(config.judge.level))
+        level = CritiqueLevel(config.judge.level)
+        judge = make_judge(config.judge.name, task, level)
         if not workspace.tokenizer.exists():
             train_tokenizer(
-                _texts(task, judge, min(config.tokenizer.texts, config.task.train_size)),
+                # The puzzle's own judge: one that must be paid or waited for is not asked for this.
+                _texts(task, task.judge(level), min(config.tokenizer.texts, config.task.train_size)),
                 config.tokenizer.vocabulary_size,
                 workspace.tokenizer,
             )
-        tokenizer = ChatTokenizer.load(workspace.tokenizer)
+        try:
+            tokenizer = ChatTokenizer.load(workspace.tokenizer)
+        except Exception as error:  # of many kinds, from several libraries
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise T2GError(
+                f"the tokenizer in {workspace.tokenizer} cannot be read ({reason[:200]}); put it "
+                "back as it was, or begin anew in another --workdir: policies cannot be used "
+                "without the tokenizer that they were trained with"
+            ) from error
         return cls(
             config=config,
             workspace=workspace,
@@ -75,7 +101,12 @@ class Context:
             judge=judge,
             tokenizer=tokenizer,
             model=decoder_config(config, tokenizer.vocab_size),
-            mesh=make_mesh(config.mesh),
+            mesh=mesh,
+            guard=Guard(
+                timeout_seconds=config.judge.timeout_seconds,
+                max_failures_in_a_row=config.judge.max_failures_in_a_row,
+                workers=config.judge.workers,
+            ),
         )
 
     @property
@@ -94,43 +125,160 @@ class Context:
     def train_examples(
         self, purpose: str, step: int, count: int, *, among: int | None = None
     ) -> list[Example]:
-        """Batch `step` of an endless shuffled stream of training examples, or the first `among`."""
+        """Batch `step` of an endless shuffled stream of training examples, or the first `among`.
+
+        One whose prompt leaves no room for a completion is replaced by what has its place in a
+        later epoch, and counted in `tally`.
+
+        Raises:
+          T2GError: no prompt leaves room for a completion.
+        """
         source = self.task.split("train")
-        numbers = grain.MapDataset.range(len(source) if among is None else among)
-        order = numbers.shuffle(self.seed(purpose)).repeat()
-        return [source[order[i]] for i in range(step * count, (step + 1) * count)]
+        size = len(source) if among is None else among
+        order = grain.MapDataset.range(size).shuffle(self.seed(purpose)).repeat()
+
+        def fitting(i: int) -> Example:
+            shortest = None
+            for epoch in range(_TRIES):
+                example = source[order[i + epoch * size]]
+                prompt = self.prompt(example.prompt)
+                if self.has_room(prompt):
+                    return example
+                self.tally["prompts_too_long"] += 1
+                shortest = min(len(prompt), shortest or len(prompt))
+            assert shortest is not None
+            raise self.no_room("even the shortest training prompt", shortest)
+
+        return [fitting(i) for i in range(step * count, (step + 1) * count)]
+
+    def test_examples(self) -> list[Example]:
+        """The test examples whose prompts leave room for a completion; `tally` counts the others.
+
+        Raises:
+          T2GError: none of them does.
+        """
+        tests = list(self.task.split("test"))
+        prompts = [self.prompt(example.prompt) for example in tests]
+        fitting = [e for e, prompt in zip(tests, prompts, strict=True) if self.has_room(prompt)]
+        if not fitting:
+            raise self.no_room("even the shortest test prompt", min(map(len, prompts)))
+        self.tally["prompts_too_long"] += len(tests) - len(fitting)
+        return fitting
 
     def prompt(self, text: str) -> list[int]:
         """The tokens x₀ of a prompt, ready for the assistant's turn."""
         system = [{"role": "system", "content": self.task.system}] if self.task.system else []
         return self.tokenizer.render([*system, {"role": "user", "content": text}])
 
-    def has_room(self, prompt: Sequence[int], tokens: int | None = None) -> bool:
+    def has_room(self, prompt: Sized, tokens: int | None = None) -> bool:
         """Whether a prompt leaves the context room for so many tokens, or for a completion."""
         tokens = self.config.sampling.max_new_tokens if tokens is None else tokens
         return len(prompt) + tokens <= self.config.model.context_length
 
+    def no_room(self, what: str, tokens: int) -> T2GError:
+        """The error about a prompt for which `has_room` is false."""
+        whole, new = self.config.model.context_length, self.config.sampling.max_new_tokens
+        return T2GError(
+            f"{what} has {tokens} tokens, but model.context_length ({whole}) less "
+            f"sampling.max_new_tokens ({new}) leaves {whole - new}; shorten it, or raise "
+            "model.context_length"
+        )
+
     def critique(self, example: Example, text: str) -> Critique | JudgeError:
         """The judge's critique, or why there is none; a failure is never taken for praise."""
-        with self.watch.stage("judge"):
-            try:
-                return self.judge.critique(example, text)
-            except JudgeError as error:
-                return error
+        (outcome,) = self.critiques([example], [text])
+        return outcome
 
-    def params(self, phase: str = SFT, *, with_heads: Sequence[str] = ()) -> heads.Params:
-        """The parameters that a complete phase left, on the mesh, with the named heads.
+    def critiques(
+        self, examples: Sequence[Example], texts: Sequence[str]
+    ) -> Iterator[Critique | JudgeError]:
+        """Yields what `critique` returns for each text, in order; `judge.workers` at a time.
 
         Raises:
-          T2GError: the phase is not complete.
+          T2GError: the judge is down (`judge.max_failures_in_a_row`).
         """
+        outcomes = self.guard.critiques(self.judge, examples, texts)
+        while True:
+            with self.watch.stage("judge"):
+                outcome = next(outcomes, None)
+            if outcome is None:
+                return
+            self.tally["judge_failures"] += isinstance(outcome, JudgeError)
+            yield outcome
+
+    def params(
+        self, phase: str = SFT, *, with_heads: Sequence[str] = (), step: int | None = None
+    ) -> heads.Params:
+        """The parameters that a complete phase left, on the mesh, with the named heads.
+
+        They are its last, or those of a `step` whose checkpoint was kept (see `best_step`). With
+        LoRA they are the warm start, one copy for all phases, and what the phase trained.
+
+        Raises:
+          T2GError: the phase is not complete, or was trained with other adapters.
+        """
+        if self.config.lora.rank == 0:
+            return self._saved(phase, with_heads, step)
+        if phase == SFT and not with_heads:
+            return self._warm_start
+        return lora.join(self._saved(phase, with_heads, step), self._warm_start)
+
+    def best_step(self, phase: str) -> int | None:
+        """The step of a method that is to answer, if it is not the last: `evaluate.checkpoint`.
+
+        Raises:
+          T2GError: the method kept no best checkpoint.
+        """
+        if phase == SFT or self.config.evaluate.checkpoint == "last":
+            return None
         self.workspace.summary(phase)
-        shapes = jax.eval_shape(
-            lambda key: heads.init_params(self.model, key, heads=tuple(with_heads)),
-            jax.random.key(0),
-        )
+        directory, by = self.workspace.checkpoints(phase), best_by(self.config)
+        with Checkpoints(directory, read_only=True, keep_best=by) as checkpoints:
+            best = checkpoints.best_step
+        if best is None:
+            raise T2GError(
+                f"no checkpoint in {directory} has the metric "
+                f"{self.config.checkpoint.keep_best!r} (checkpoint.keep_best) to choose the best "
+                "by; set evaluate.checkpoint to last"
+            )
+        return best
+
+    @functools.cached_property
+    def _warm_start(self) -> heads.Params:
+        return self._saved(SFT, ())
+
+    def _saved(
+        self, phase: str, with_heads: Sequence[str], step: int | None = None
+    ) -> heads.Params:
+        """What a complete phase trained."""
+        rank = 0 if phase == SFT else self.config.lora.rank
+        found = self.workspace.summary(phase).get("lora_rank", 0)
+        if found != rank:
+            raise T2GError(
+                f"{self.workspace.phase(phase)} was trained with lora.rank {found}, the config has "
+                f"{rank}: set lora.rank to {found}, or train it again in another --workdir"
+            )
+
+        def shapes(key: jax.Array) -> heads.Params:
+            params = heads.init_params(self.model, key, heads=tuple(with_heads))
+            return lora.split(lora.add_adapters(params, key, rank=rank) if rank else params)[0]
+
+        abstract = self.placed(jax.eval_shape(shapes, jax.random.key(0)))
         directory = self.workspace.checkpoints(phase)
-        return load_params(directory, self.placed(shapes), made_by=command(phase))[0]
+        try:
+            return load_params(directory, abstract, step=step, made_by=command(phase))[0]
+        except T2GError as error:
+            raise T2GError(
+                f"{error}. {phase} counts as complete; to have it done again, delete "
+                f"{self.workspace.phase(phase)} and run `{command(phase)} CONFIG`"
+            ) from error
+
+    def with_adapters(self, params: heads.Params, phase: str) -> heads.Params:
+        """The parameters that a phase starts from, with fresh adapters if there is LoRA."""
+        rank = self.config.lora.rank
+        if rank == 0:
+            return params
+        return self.placed(lora.add_adapters(params, self.key(f"{phase}/lora"), rank=rank))
 
     def placed(self, params: heads.Params) -> heads.Params:
         """Parameters, or their shapes, with the shardings of the mesh."""
@@ -149,17 +297,24 @@ def once(
     work: Callable[[Context], dict[str, Any]],
 ) -> dict[str, Any]:
     """A phase's summary: of `work`, done now and recorded, or done before and not again."""
-    workspace = Workspace(workdir, config)
-    if workspace.is_complete(phase):
-        say(f"{phase}: complete, skipped")
-        return workspace.summary(phase)
-    return workspace.complete(phase, work(Context.open(config, workdir)))
+    with claimed(workdir):
+        workspace = Workspace(workdir, config)
+        if workspace.is_complete(phase):
+            say(f"{phase}: complete, skipped")
+            return workspace.summary(phase)
+        return workspace.complete(phase, work(Context.open(config, workdir)))
 
 
 def say(line: str) -> None:
     """A line for whoever watches, on stderr, by the first process only."""
     if jax.process_index() == 0:
         rich.console.Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:
+    """`Checkpoints.keep_best` of a config, for the phases of methods."""
+    name = config.checkpoint.keep_best
+    return None if name is None else (name, config.checkpoint.best_is)
 
 
 def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
@@ -177,6 +332,7 @@ def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
         tie_embeddings=model.tie_embeddings,
         dtype=jnp.dtype(model.compute_dtype),
         remat=model.remat,
+        lora_alpha=config.lora.alpha,
     )
 
 

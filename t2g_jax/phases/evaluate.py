@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from typing import Any
@@ -14,7 +13,7 @@ from t2g_jax.config import METHODS, Config
 from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases.context import Context, say
 from t2g_jax.phases.rollout import attempt
-from t2g_jax.phases.workspace import SFT, Workspace, write_json
+from t2g_jax.phases.workspace import SFT, Workspace, claimed, read_json, write_json
 from t2g_jax.report.statistics import clustered_interval
 
 
@@ -26,6 +25,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       T2GError: the warm start is not complete.
     """
+    with claimed(workdir):
+        return _run(config, workdir)
+
+
+def _run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     Workspace(workdir, config).summary(SFT)
     context = Context.open(config, workdir)
     done = [name for name in METHODS if context.workspace.is_complete(name)]
@@ -33,7 +37,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     for phase in (SFT, *done):
         path = context.workspace.phase(phase) / "evaluation.json"
         if path.exists():
-            scores[phase] = json.loads(path.read_text("utf-8"))
+            scores[phase] = read_json(path, made_by="t2g evaluate")
         else:
             scores[phase] = evaluate(context, phase)
             write_json(path, scores[phase])
@@ -45,15 +49,18 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     """Scores a phase's policy on the test split.
 
     Returns:
-      "accuracy" of first attempts with its 95 % "interval" (samples of a prompt are a cluster),
+      "step" of the checkpoint, if it is not the last, "accuracy" of first attempts with its 95 %
+      "interval" (samples of a prompt are a cluster),
       "second_turn": share solved after at most one critique, "judge_failures": first attempts that
-      got none, "no_room": those with no room in the context for a second, "floor" and
-      "floor_policy", "correct": [prompts][samples], "seconds".
+      got none, "no_room": those with no room in the context for a second, "prompts_too_long":
+      test prompts with no room for a first, which count for nothing, "floor" and "floor_policy",
+      "correct": [prompts][samples], "seconds".
     """
     began = time.monotonic()
     settings = context.config.evaluate
-    params = context.params(phase)
-    tests = list(context.task.split("test"))
+    step = context.best_step(phase)
+    params = context.params(phase, step=step)
+    tests = context.test_examples()
     examples = [example for example in tests for _ in range(settings.samples_per_prompt)]
     key = context.key("evaluate")
     rows = settings.batch_size * settings.samples_per_prompt
@@ -63,13 +70,15 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
 
     again: dict[int, list[int]] = {}
     failures = no_room = 0
-    for index in np.flatnonzero(~correct).tolist():
-        turn = first[index]
-        feedback = context.critique(turn.example, turn.text)
+    wrong = np.flatnonzero(~correct).tolist()
+    said = context.critiques(
+        [first[index].example for index in wrong], [first[index].text for index in wrong]
+    )
+    for index, feedback in zip(wrong, said, strict=True):
         if isinstance(feedback, JudgeError):
             failures += 1
             continue
-        prompt = turn.after_feedback(context, feedback.text)
+        prompt = first[index].after_feedback(context, feedback.text)
         if context.has_room(prompt):
             again[index] = prompt
         else:
@@ -88,12 +97,14 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     floor = context.task.floor(tests)
     return {
         "phase": phase,
+        "step": step,
         "accuracy": float(correct.mean()),
         "interval": list(clustered_interval(by_prompt)),
         "formatted": float(np.mean([turn.score.formatted for turn in first])),
         "second_turn": float(solved.mean()),
         "judge_failures": failures,
         "no_room": no_room,
+        "prompts_too_long": context.config.task.test_size - len(tests),
         "floor": floor.accuracy,
         "floor_policy": floor.policy,
         "correct": by_prompt.astype(int).tolist(),

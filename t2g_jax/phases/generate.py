@@ -14,7 +14,7 @@ from rich.text import Text
 from t2g_jax.config import Config, Method
 from t2g_jax.errors import T2GError
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context
+from t2g_jax.phases.context import Context, say
 from t2g_jax.phases.rollout import attempt, complete
 from t2g_jax.phases.samples import sample_of, token_cells
 from t2g_jax.phases.span_rewards import RewardModel, Tokens
@@ -49,7 +49,7 @@ def run(
       T2GError: that policy has not been trained; the prompt is empty or too long.
     """
     context = Context.open(config, workdir)
-    params = context.params(method)
+    params = context.params(method, step=context.best_step(method))
     trained = context.workspace.is_complete(REWARD_MODEL)
     model = RewardModel.load(context) if trained else None
     console = console or rich.console.Console(highlight=False)
@@ -73,11 +73,13 @@ def answers(
         cells = token_cells(context, completion.tokens.tolist(), predicted=predicted)
         yield Sample("", prompt, "", critique, math.nan, cells)
         return
-    examples = list(context.task.split("test"))[:EXAMPLES]
+    examples = context.test_examples()[:EXAMPLES]
+    if too_long := context.tally["prompts_too_long"]:
+        say(f"{too_long} test prompts leave no room for an answer and are passed over")
     prompts = [context.prompt(example.prompt) for example in examples]
     for turn in attempt(context, params, examples, prompts, key, batch_size=len(examples)):
         predicted, critique = _marks(context, model, turn.prompt, turn.tokens)
-        yield sample_of(context, turn, title="", predicted=predicted, predicted_critique=critique)
+        yield sample_of(context, turn, predicted=predicted, predicted_critique=critique)
 
 
 def show(console: rich.console.Console, sample: Sample) -> None:
@@ -112,11 +114,7 @@ def _checked(context: Context, prompt: str) -> list[int]:
         raise T2GError("--prompt is empty; write what to answer, or leave it out for test examples")
     tokens = context.prompt(prompt)
     if not context.has_room(tokens):
-        whole, new = context.config.model.context_length, context.config.sampling.max_new_tokens
-        raise T2GError(
-            f"--prompt has {len(tokens)} tokens, but model.context_length ({whole}) less "
-            f"sampling.max_new_tokens ({new}) leaves {whole - new}; shorten it"
-        )
+        raise context.no_room("--prompt", len(tokens))
     return tokens
 
 

@@ -25,11 +25,14 @@ class Judgement:
 def judge(context: Context, turn: Turn) -> Judgement | JudgeError:
     """The judge's critique of a completion with its quotes aligned, or why there is none."""
     feedback = context.critique(turn.example, turn.text)
-    if isinstance(feedback, JudgeError):
-        return feedback
-    alignment = align(turn.text, feedback.quotes)
+    return feedback if isinstance(feedback, JudgeError) else aligned(context, turn, feedback)
+
+
+def aligned(context: Context, turn: Turn, critique: Critique) -> Judgement:
+    """A critique of a completion with its quotes aligned."""
+    alignment = align(turn.text, critique.quotes)
     offsets = context.tokenizer.offsets(turn.tokens)
-    return Judgement(feedback, to_token_spans(alignment.spans, offsets), alignment.unaligned)
+    return Judgement(critique, to_token_spans(alignment.spans, offsets), alignment.unaligned)
 
 
 def token_labels(spans: Iterable[TokenSpan], length: int) -> np.ndarray:

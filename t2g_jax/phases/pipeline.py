@@ -9,7 +9,7 @@ from typing import Any
 
 from t2g_jax.config import Config
 from t2g_jax.phases import annotate, evaluate, policy, reporting, reward_model, sft
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, claimed
 from t2g_jax.report.contents import Report
 
 
@@ -24,7 +24,8 @@ def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Report:
     """Runs the phases that are not complete, evaluates, and writes the report."""
-    for phase in phases(config).values():
-        phase(config, workdir)
-    evaluate.run(config, workdir)
-    return reporting.run(config, workdir)
+    with claimed(workdir):
+        for phase in phases(config).values():
+            phase(config, workdir)
+        evaluate.run(config, workdir)
+        return reporting.run(config, workdir)

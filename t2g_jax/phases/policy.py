@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import os
@@ -43,17 +44,25 @@ def train(context: Context, method: Method) -> dict[str, Any]:
             write_samples(context.workspace.phase(method), step, collected.samples)
         return collected
 
-    _, summary = run_training(context, method, chosen.params, collect, chosen.learning)
+    def measure(params: Params, step: int) -> dict[str, float]:
+        if context.config.checkpoint.keep_best != "test_accuracy":
+            return {}
+        return {"test_accuracy": test_accuracy(context, params, step)}
+
+    params = context.with_adapters(chosen.params, method)
+    floor = context.task.floor(context.test_examples())
+    _, summary = run_training(
+        context, method, params, collect, chosen.learning, measure=measure, floor=floor
+    )
     return summary
 
 
 def test_accuracy(context: Context, params: Params, step: int) -> float:
     """Single-turn accuracy on the test split, one sample each: a point of the learning curve."""
-    examples = list(context.task.split("test"))
+    examples = context.test_examples()
     turns = attempt(
-        dataclasses.replace(
-            context, watch=Stopwatch()
-        ),  # not the sampling that the step learns from
+        # Not the sampling that the step learns from.
+        dataclasses.replace(context, watch=Stopwatch(), tally=collections.Counter()),
         params,
         examples,
         [context.prompt(example.prompt) for example in examples],

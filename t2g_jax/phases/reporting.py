@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +15,9 @@ import t2g_jax
 from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.phases.samples import read_samples
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, read_json
 from t2g_jax.report import html, terminal
+from t2g_jax.report.collapse import collapses
 from t2g_jax.report.contents import ClassScore, Curve, PhaseTime, Report, ResultRow
 from t2g_jax.report.formatting import duration
 from t2g_jax.training.metrics import read_metrics
@@ -25,13 +26,20 @@ CURVES = {
     "test_accuracy": "Single-turn accuracy, test prompts",
     "accuracy": "Single-turn accuracy, training prompts",
     "accuracy_turn_2": "Accuracy of second attempts",
+    "reward": "Reward",
     "span_reward": "Span reward (mean of a token)",
+    "equal_groups": "Groups with equal rewards (share)",
     "entropy": "Entropy (nats)",
     "kl": "KL to the warm start (nats)",
+    "kl_sampler_trainer": "KL of sampler and trainer (nats)",
     "clip_fraction": "Clip fraction",
     "completion_tokens": "Completion length (tokens)",
 }
 """Metrics of the policy phases that are drawn, and their titles."""
+
+BY_TOKENS = ("test_accuracy", "accuracy")
+"""Those that are drawn a second time, against the tokens generated before: what a step costs
+differs from method to method."""
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Report:
@@ -49,6 +57,8 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report:
     if report.class_scores:
         console.print(terminal.class_score_table(report))
     console.print(terminal.result_table(report))
+    for warning in report.warnings:
+        console.print(terminal.safe_text(f"Warning: {warning}"), style="yellow", soft_wrap=True)
     took = ", ".join(f"{time.phase} {duration(time.seconds)}" for time in report.phases)
     console.print(f"Time by phase: {took}", markup=False, highlight=False)
     console.print(f"Report: {workspace.report}", markup=False, highlight=False, soft_wrap=True)
@@ -64,7 +74,7 @@ def contents(workspace: Workspace) -> Report:
     summaries = {name: workspace.summary(name) for name in phases}
     methods = [name for name in METHODS if name in summaries]
     before = _evaluation(workspace, SFT)
-    results, curves, samples = [], [], []
+    results, curves, samples, warnings = [], [], [], []
     for name in methods:
         after = _evaluation(workspace, name)
         results.append(
@@ -83,16 +93,10 @@ def contents(workspace: Workspace) -> Report:
             )
         )
         lines = read_metrics(workspace.phase(name))
-        curves += [
-            Curve(
-                label=name,
-                metric=title,
-                x_label="steps",
-                steps=tuple(line["step"] for line in lines if metric in line),
-                values=tuple(line[metric] for line in lines if metric in line),
-            )
-            for metric, title in CURVES.items()
-            if any(metric in line for line in lines)
+        curves += drawn(name, lines)
+        warnings += [
+            f"{name}, step {sign.step}: {sign.text}"
+            for sign in collapses(lines, floor=after["floor"], floor_policy=after["floor_policy"])
         ]
         samples += read_samples(workspace.phase(name))
     scores = summaries.get(REWARD_MODEL, {}).get("class_scores", [])
@@ -104,6 +108,7 @@ def contents(workspace: Workspace) -> Report:
             f"{before['second_turn']:.0%} after one critique."
         ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        warnings=tuple(warnings),
         results=tuple(results),
         curves=tuple(curves),
         phases=tuple(PhaseTime(name, summaries[name]["seconds"]) for name in phases),
@@ -119,8 +124,27 @@ def contents(workspace: Workspace) -> Report:
     )
 
 
+def drawn(label: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
+    """The curves of a log: against steps and, where it counts them, against tokens generated."""
+    curves = []
+    for metric, title in CURVES.items():
+        points = [line for line in lines if metric in line]
+        counted = [line for line in points if "tokens_generated_total" in line]
+        values = tuple(line[metric] for line in points)
+        if points:
+            steps = tuple(line["step"] for line in points)
+            curves.append(Curve(label, title, "steps", steps, values))
+        if counted and metric in BY_TOKENS and counted == points:
+            # What is measured in a step is measured before it learns from that step's tokens.
+            before = tuple(
+                line["tokens_generated_total"] - line["tokens_generated"] for line in points
+            )
+            curves.append(Curve(label, title, "tokens generated", before, values))
+    return curves
+
+
 def _evaluation(workspace: Workspace, phase: str) -> dict[str, Any]:
     path = workspace.phase(phase) / "evaluation.json"
     if not path.exists():
         raise T2GError(f"{path} is missing: first run `t2g evaluate CONFIG`")
-    return json.loads(path.read_text("utf-8"))
+    return read_json(path, made_by="t2g evaluate")

@@ -14,15 +14,16 @@ from typing import Any
 import numpy as np
 
 from t2g_jax.config import Config
-from t2g_jax.data.dataset import load_dataset
+from t2g_jax.data.dataset import DatasetError, load_dataset
 from t2g_jax.data.pipeline import batches
 from t2g_jax.data.records import AnnotationRecord
+from t2g_jax.errors import T2GError
 from t2g_jax.models import heads
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import token_labels
 from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
 from t2g_jax.phases.training import Collected, Learning, run_training
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, Workspace
 from t2g_jax.spans import TokenSpan
 from t2g_jax.training.batch import Row
 from t2g_jax.training.objective import Objective
@@ -32,7 +33,14 @@ CLASSES = ("poor", "neutral", "good")
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains the reward model, unless that is done; returns its summary with the class scores."""
-    return once(REWARD_MODEL, config, workdir, train)
+    try:
+        return once(REWARD_MODEL, config, workdir, train)
+    except DatasetError as error:
+        folder = Workspace(workdir, config).phase(ANNOTATE)
+        raise T2GError(
+            f"{error}. Or delete {folder / 'dataset'} and {folder / 'complete.json'}, and run "
+            "`t2g annotate CONFIG`: it writes them from its journal, and judges nothing again"
+        ) from error
 
 
 def train(context: Context) -> dict[str, Any]:
@@ -70,7 +78,8 @@ def train(context: Context) -> dict[str, Any]:
         steps=settings.epochs * stream.batches_per_epoch,
         micro_batches=settings.micro_batches,
     )
-    params, summary = run_training(context, REWARD_MODEL, context.placed(params), collect, learning)
+    params = context.with_adapters(context.placed(params), REWARD_MODEL)
+    params, summary = run_training(context, REWARD_MODEL, params, collect, learning)
     model, held_out = (
         RewardModel(context, params),
         load_dataset(context.workspace.dataset, "held_out"),

@@ -7,19 +7,41 @@ from pathlib import Path
 
 import numpy as np
 
-from t2g_jax.judges.base import JudgeError
+from t2g_jax.config import RolloutConfig
+from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.phases.context import Context
-from t2g_jax.phases.judgement import judge, token_labels
+from t2g_jax.phases.judgement import Judgement, aligned, judge, token_labels
 from t2g_jax.phases.rollout import Turn
 from t2g_jax.phases.workspace import write_text
-from t2g_jax.report.contents import Report, Sample, TokenCell
+from t2g_jax.report.contents import Report, Retry, Sample, TokenCell
+
+SAMPLES = 6
+"""Completions shown in the report of a step whose completions are shown."""
+
+
+def chosen(config: RolloutConfig, step: int, count: int) -> range:
+    """Which of a step's completions (or episodes) to keep: the first of each of six groups.
+
+    At the first, the middle and the last step; others keep none. With a token budget the last step
+    is not known: whenever the test accuracy is looked at.
+
+    Args:
+      step: from 0.
+      count: completions of the step, those of a prompt side by side.
+    """
+    if config.token_budget is not None:
+        kept = step % config.eval_every == 0 if config.eval_every else step == 0
+    else:
+        kept = step in (0, config.steps // 2, config.steps - 1)
+    return range(0, count, config.group_size)[: SAMPLES if kept else 0]
 
 
 def sample_of(
     context: Context,
     turn: Turn,
     *,
-    title: str,
+    method: str = "",
+    step: int = 0,
     predicted: np.ndarray | None = None,
     advantages: np.ndarray | None = None,
     predicted_critique: str | None = None,
@@ -27,15 +49,12 @@ def sample_of(
     """A completion with the judge's labels and what a reward model and a method made of it.
 
     Args:
+      method, step: who sampled it and when, from 0; nobody who is known if `method` is empty.
       predicted, advantages: [n], one for each completion token.
     """
-    judgement = judge(context, turn)
-    if isinstance(judgement, JudgeError):
-        critique, true = f"(no critique: {judgement.reason})", None
-    else:
-        critique, true = judgement.critique.text, token_labels(judgement.spans, len(turn.tokens))
+    critique, true = _said(judge(context, turn), len(turn.tokens))
     return Sample(
-        title=title,
+        title=f"{method}, step {step + 1}" if method else "",
         prompt=turn.example.prompt,
         critique=critique,
         predicted_critique=predicted_critique,
@@ -43,6 +62,66 @@ def sample_of(
         tokens=token_cells(
             context, turn.tokens, predicted=predicted, true=true, advantages=advantages
         ),
+        correct=turn.score.correct,
+        method=method,
+        step=step + 1 if method else None,
+    )
+
+
+def episode_sample(
+    context: Context,
+    turns: Sequence[Turn],
+    critiques: Sequence[Critique | JudgeError | None] = (),
+    *,
+    method: str,
+    step: int,
+    advantages_per_turn: Sequence[float | np.ndarray] | None = None,
+) -> Sample:
+    """A conversation y₀, critique, y₁, …, or a single attempt; the judge is not asked.
+
+    Args:
+      turns: at least one.
+      critiques: of each turn; None, or beyond the end: nobody was asked.
+      method, step: who sampled it and when, from 0.
+      advantages_per_turn: for each turn, one number or one for each token [n].
+
+    Raises:
+      ValueError: more critiques than turns, or not one advantage for each turn.
+    """
+    missing = len(turns) - len(critiques)
+    if not turns or missing < 0:
+        raise ValueError(f"{len(critiques)} critiques of {len(turns)} turns; give at most one each")
+    attempts = []
+    for turn, critique, advantage in zip(
+        turns,
+        [*critiques, *[None] * missing],
+        [None] * len(turns) if advantages_per_turn is None else advantages_per_turn,
+        strict=True,
+    ):
+        n = len(turn.tokens)
+        marked = aligned(context, turn, critique) if isinstance(critique, Critique) else critique
+        text, true = _said(marked, n)
+        values = None if advantage is None else np.broadcast_to(advantage, (n,))
+        attempts.append(
+            Retry(
+                tokens=token_cells(context, turn.tokens, true=true, advantages=values),
+                reward=turn.score.reward,
+                critique=text,
+                correct=turn.score.correct,
+            )
+        )
+    first, *retries = attempts
+    return Sample(
+        title=f"{method}, step {step + 1}",
+        prompt=turns[0].example.prompt,
+        critique=first.critique,
+        predicted_critique=None,
+        reward=first.reward,
+        tokens=first.tokens,
+        correct=first.correct,
+        method=method,
+        step=step + 1,
+        retries=tuple(retries),
     )
 
 
@@ -85,3 +164,12 @@ def read_samples(folder: Path) -> list[Sample]:
         for file in files
         for sample in Report.from_json(file.read_bytes(), source=str(file)).samples
     ]
+
+
+def _said(judgement: Judgement | JudgeError | None, tokens: int) -> tuple[str, np.ndarray | None]:
+    """A critique in words and the labels [n] it gives, None where it gives none."""
+    if judgement is None:
+        return "", None
+    if isinstance(judgement, JudgeError):
+        return f"(no critique: {judgement.reason})", None
+    return judgement.critique.text, token_labels(judgement.spans, tokens)

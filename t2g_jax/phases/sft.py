@@ -12,7 +12,7 @@ import random
 from typing import Any
 
 from t2g_jax.config import Config
-from t2g_jax.judges.base import Critique
+from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.models import heads
 from t2g_jax.phases.context import Context, once
 from t2g_jax.phases.training import Collected, Learning, run_training
@@ -49,27 +49,45 @@ def train(context: Context) -> dict[str, Any]:
 
 def demonstrations(context: Context, step: int) -> list[Row]:
     """The rows of a step."""
-    sft = context.config.sft
+    sft, task = context.config.sft, context.task
     rng = random.Random(context.seed(f"sft/{step}"))
     examples = context.train_examples(SFT, step, sft.batch_size, among=sft.examples)
-    return [demonstration(context, example, rng) for example in examples]
+    drafts = [
+        (example, task.demonstrate(example, rng), rng.random() < sft.repair_fraction)
+        for example in examples
+    ]
+    poor = [
+        i
+        for i, (example, first, repair) in enumerate(drafts)
+        if repair and not task.score(example, first).correct
+    ]
+    said = context.critiques([drafts[i][0] for i in poor], [drafts[i][1] for i in poor])
+    feedback = dict(zip(poor, said, strict=True))
+    return [
+        demonstration(context, example, first, feedback.get(i))
+        for i, (example, first, _) in enumerate(drafts)
+    ]
 
 
-def demonstration(context: Context, example: Example, rng: random.Random) -> Row:
-    """A conversation to learn from; every token of the assistant's turns weighs the same."""
-    tokenizer, task = context.tokenizer, context.task
+def demonstration(
+    context: Context, example: Example, first: str, feedback: Critique | JudgeError | None
+) -> Row:
+    """A conversation to learn from; every token of the assistant's turns weighs the same.
+
+    It ends with the first attempt where there is no critique, or no room for what follows it.
+    """
+    tokenizer = context.tokenizer
     learn, given = {"nll_weight": 1.0}, {"nll_weight": 0.0}
-    first = task.demonstrate(example, rng)
     parts: list[Any] = [
         (context.prompt(example.prompt), given),
         ([*tokenizer.encode(first), tokenizer.end_id], learn),
     ]
-    repair = rng.random() < context.config.sft.repair_fraction
-    if repair and not task.score(example, first).correct:
-        feedback = context.critique(example, first)
-        if isinstance(feedback, Critique):
-            parts += [
-                (tokenizer.next_turn(feedback.text, ended=True), given),
-                ([*tokenizer.encode(task.solve(example)), tokenizer.end_id], learn),
-            ]
+    if isinstance(feedback, Critique):
+        repaired = [
+            *parts,
+            (tokenizer.next_turn(feedback.text, ended=True), given),
+            ([*tokenizer.encode(context.task.solve(example)), tokenizer.end_id], learn),
+        ]
+        if context.has_room([], sum(len(tokens) for tokens, _ in repaired)):
+            parts = repaired
     return row(*parts)

@@ -50,7 +50,7 @@ def reward_model_row(
     conditioned = context.config.reward_model.critique_conditioned
     parts: list[Any] = [(prompt, {}), (completion, {} if conditioned else labelled)]
     if critique is not None:
-        parts += [(_request(context, completion), {}), (critique, {"nll_weight": 1.0})]
+        parts += [(critique_request(context, completion), {}), (critique, {"nll_weight": 1.0})]
         if conditioned:
             parts += [
                 (context.tokenizer.next_turn(MARK_REQUEST, ended=True), {}),
@@ -103,7 +103,7 @@ class RewardModel:
     def critiques(self, answers: Sequence[Answer]) -> list[list[int] | None]:
         """The likeliest critiques: tokens, with the end token."""
         context = self.context
-        prompts = {i: [*x, *y, *_request(context, y)] for i, (x, y) in enumerate(answers)}
+        prompts = {i: [*x, *y, *critique_request(context, y)] for i, (x, y) in enumerate(answers)}
         longest = context.config.reward_model.max_critique_tokens
         prompts = {i: prompt for i, prompt in prompts.items() if context.has_room(prompt, longest)}
         written = complete(
@@ -121,6 +121,6 @@ class RewardModel:
         return critiques
 
 
-def _request(context: Context, completion: Tokens) -> list[int]:
+def critique_request(context: Context, completion: Tokens) -> list[int]:
     ended = len(completion) > 0 and int(completion[-1]) in context.tokenizer.stop_ids
     return context.tokenizer.next_turn(CRITIQUE_REQUEST, ended=ended)

@@ -11,17 +11,23 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t2g_jax.config import OptimizerConfig, config_hash
+from t2g_jax.errors import T2GError
+from t2g_jax.models import lora
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context
+from t2g_jax.phases.context import Context, best_by, say
+from t2g_jax.phases.workspace import SFT
+from t2g_jax.report import collapse
 from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import PhaseProgress
+from t2g_jax.tasks.base import Floor
+from t2g_jax.training import trackers
 from t2g_jax.training.batch import Batch, Row, micro_batches, pack, pad, round_up
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.loop import train
 from t2g_jax.training.metrics import MetricsWriter, read_metrics
 from t2g_jax.training.objective import Objective
 from t2g_jax.training.sharding import batch_sharding
-from t2g_jax.training.state import TrainState, make_optimizer
+from t2g_jax.training.state import TrainState, learning_rate, make_optimizer
 from t2g_jax.training.step import make_update
 
 SHOWN = ("loss", "reward", "accuracy", "span_accuracy", "test_accuracy")
@@ -36,8 +42,9 @@ compiled."""
 class Learning:
     """How a phase learns from the rows that it collects at each step.
 
-    steps: how often rows are collected. epochs, minibatches: passes over the rows of a step, and
-    optimizer updates of a pass. micro_batches: parts of a minibatch, to save memory.
+    steps: how often rows are collected, unless token_budget tokens were generated before.
+    epochs, minibatches: passes over the rows of a step, and optimizer updates of a pass.
+    micro_batches: parts of a minibatch, to save memory.
     fields: of `Batch`, that the rows fill. carry: see `TrainState`.
     """
 
@@ -45,6 +52,7 @@ class Learning:
     objective: Objective
     fields: tuple[str, ...]
     steps: int
+    token_budget: int | None = None
     epochs: int = 1
     minibatches: int = 1
     micro_batches: int = 1
@@ -66,20 +74,33 @@ class Collected:
 
 
 Collect = Callable[[TrainState, int], Collected]
+Measure = Callable[[Params, int], dict[str, float]]
 
 
 def run_training(
-    context: Context, phase: str, params: Params, collect: Collect, learning: Learning
+    context: Context,
+    phase: str,
+    params: Params,
+    collect: Collect,
+    learning: Learning,
+    *,
+    measure: Measure | None = None,
+    floor: Floor | None = None,
 ) -> tuple[Params, dict[str, Any]]:
     """Trains a phase to its end, from its last checkpoint if it was stopped.
 
     Args:
       phase: its name; the folder of checkpoints, metrics and parameters.
-      params: where it starts.
-      collect: the rows of a step; a function of the state and the step alone.
+      params: where it starts; if they have adapters, only these and the heads are trained.
+      collect: the rows of a step; a function of the state, whose parameters are whole, and the
+        step alone.
+      measure: metrics of parameters and their step, for `checkpoint.keep_best`; None: the phase
+        keeps its last checkpoints only.
+      floor: of the task's accuracy; a policy that ends up there is pointed out.
 
     Returns:
-      The parameters, and a summary: seconds, tokens, and the last metrics.
+      The parameters, and a summary: the rank of the adapters (0: none), seconds, tokens, and the
+      last metrics.
     """
     config, workspace = context.config, context.workspace
     updates = learning.steps * learning.epochs * learning.minibatches
@@ -90,26 +111,38 @@ def run_training(
         # Placed as the update leaves it, or the update would be compiled for either place.
         return jax.device_put({k: np.float32(v) for k, v in values.items()}, replicated)
 
+    trained, frozen = lora.split(params)
     # A copy: the first update donates its state, and the caller may keep `params` as a reference.
-    params = jax.tree.map(jax.numpy.copy, params)
-    state = TrainState.create(params, optimizer, carried(learning.carry))
-    update = make_update(context.model, learning.objective, optimizer, context.mesh, state)
+    trained = jax.tree.map(jax.numpy.copy, trained)
+    state = TrainState.create(trained, optimizer, carried(learning.carry))
+    update = make_update(context.model, learning.objective, optimizer, context.mesh, state, frozen)
     sharding = batch_sharding(context.mesh, micro_batched=True)
     first = jax.process_index() == 0
 
+    rate = learning_rate(learning.optimizer, updates)
+
     def advance(state: TrainState, step: int):
-        collected = collect(state, step)
+        context.tally.clear()  # of what was counted before: a resumed run has another before
+        began_with = {"learning_rate": float(rate(int(state.step)))}
+        collected = collect(state.replace(params=lora.join(state.params, frozen)), step)
         if collected.carry is not None:
             state = state.replace(carry=carried(collected.carry))
+        fitting = [item for item in collected.rows if context.has_room(item.tokens, 0)]
+        context.tally["rows_too_long"] += len(collected.rows) - len(fitting)
+        rows = [item for item in fitting if weighed(item)]
+        if not rows:  # then everything stays as it is
+            say(f"{phase}: step {step + 1} has nothing to learn from")
         reports = []
         with context.watch.stage("update"):
-            for batch in minibatches(context, phase, learning, collected.rows, step):
-                state, report = update(state, jax.device_put(batch, sharding))
+            for batch in minibatches(context, phase, learning, rows, step):
+                placed = jax.device_put(batch, sharding)
+                state, report = update(state, placed, frozen) if frozen else update(state, placed)
                 reports.append(report)
             reports = jax.device_get(reports)
-        metrics = summarise(reports) | collected.metrics
-        metrics["tokens_trained"] = learning.epochs * sum(map(weighed, collected.rows))
-        read = sum(len(row) for row in collected.rows)
+        metrics = summarise(reports) | began_with | {"rows": len(rows)} | context.tally
+        metrics |= collected.metrics | device_memory()
+        metrics["tokens_trained"] = learning.epochs * sum(map(weighed, rows))
+        read = sum(len(row) for row in rows)
         generated = int(collected.metrics.get("tokens_generated", 0))
         return state, metrics | speed(
             context.watch.lap(),
@@ -123,8 +156,18 @@ def run_training(
 
     with (
         Checkpoints(
-            workspace.checkpoints(phase), keep_last=config.checkpoint.keep_last
+            workspace.checkpoints(phase),
+            keep_last=config.checkpoint.keep_last,
+            keep_best=best_by(config) if measure else None,
         ) as checkpoints,
+        trackers.opened(
+            config,
+            workspace.root,
+            workspace.phase(phase),
+            phase,
+            resumed_step=checkpoints.latest_step,
+            enabled=first,
+        ) as tracked,
         MetricsWriter(
             workspace.phase(phase), phase=phase, resumed_step=checkpoints.latest_step, enabled=first
         ) as writer,
@@ -132,6 +175,18 @@ def run_training(
             phase, learning.steps, start=checkpoints.latest_step or 0, enabled=first
         ) as progress,
     ):
+        watch = collapse.Watch(
+            floor=floor.accuracy if floor else np.nan, floor_policy=floor.policy if floor else ""
+        )
+        for line in read_metrics(workspace.phase(phase)) if first else ():
+            watch.look(line)
+
+        def tell(step: int, metrics: dict[str, float]) -> None:
+            tracked.write(step, metrics)
+            progress.update(step, **{name: metrics[name] for name in SHOWN if name in metrics})
+            for sign in watch.look({"step": step} | metrics):
+                progress.note(f"step {step}: {sign.text}")
+
         state = train(
             state,
             advance,
@@ -140,30 +195,54 @@ def run_training(
             checkpoints=checkpoints,
             writer=writer,
             every=config.checkpoint.every_steps,
-            meta={"phase": phase, "config": config_hash(config)},
-            on_step=lambda step, metrics: progress.update(
-                step, **{name: metrics[name] for name in SHOWN if name in metrics}
+            meta={
+                "phase": phase,
+                "parent": None if phase == SFT else SFT,
+                "config": config_hash(config),
+                "seed": config.seed,  # with phase and step it gives all random keys and the data
+            },
+            token_budget=learning.token_budget,
+            max_skipped_updates=config.training.max_skipped_updates,
+            measure=lambda state, step: (
+                measure(lora.join(state.params, frozen), step) if measure else {}
             ),
+            on_step=tell,
         )
     lines = read_metrics(workspace.phase(phase))
-    return state.params, {
+    too_long = sum(line.get("rows_too_long", 0) for line in lines)
+    if too_long and not any(line["tokens_trained"] for line in lines):
+        raise T2GError(
+            f"{phase}: all {too_long} rows are longer than model.context_length "
+            f"({config.model.context_length}), so nothing was learned; raise it, then delete "
+            f"{workspace.root} or use another --workdir"
+        )
+    return lora.join(state.params, frozen), {
+        "lora_rank": lora.rank(params),
         "seconds": lines[-1]["seconds"],
         "tokens_trained": int(sum(line["tokens_trained"] for line in lines)),
         "tokens_generated": int(sum(line.get("tokens_generated", 0) for line in lines)),
-        "last": {k: v for k, v in lines[-1].items() if isinstance(v, int | float)},
+        "last": {
+            k: v for k, v in lines[-1].items() if isinstance(v, int | float) and np.isfinite(v)
+        },
     }
 
 
 def minibatches(
     context: Context, phase: str, learning: Learning, rows: Sequence[Row], step: int
 ) -> Iterator[Batch]:
-    """The batches [M, B, T] of a step: a new random order of the rows for each epoch."""
+    """The batches [M, B, T] of a step: a new random order of the rows for each epoch.
+
+    None without rows, and none that is empty: it would teach nothing, but Adam's momentum would
+    still move the parameters.
+    """
+    if not rows:
+        return
     length = bucket(rows)
     multiple = shards(context) * learning.micro_batches
     for epoch in range(learning.epochs):
         rng = np.random.default_rng(context.seed(f"{phase}/{step}/{epoch}"))
         order = rng.permutation(len(rows))
-        for chosen in np.array_split(order, learning.minibatches):
+        for chosen in np.array_split(order, min(learning.minibatches, len(rows))):
             batch = pack(
                 [rows[i] for i in chosen], length=length, fields=learning.fields, multiple=multiple
             )
@@ -202,18 +281,28 @@ def speed(seconds: dict[str, float], tokens: dict[str, int]) -> dict[str, float]
     }
 
 
+def device_memory() -> dict[str, int]:
+    """The log's column about memory: the most that a device here has used, where it can tell."""
+    told = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [stats["peak_bytes_in_use"] for stats in told if "peak_bytes_in_use" in stats]
+    return {"device_memory_bytes": max(peaks)} if peaks else {}
+
+
 def summarise(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Metrics of a step from those of its updates.
 
-    Means; extremes of extremes; and how far sampler and trainer are apart before the first update,
-    as later the policy has moved.
+    Means; the number of updates skipped; extremes of extremes; and how far sampler and trainer are
+    apart before the first update, as later the policy has moved.
     """
+    extremes: dict[str, Callable] = {"_max": np.max, "_min": np.min}
     chosen: dict[str, Callable] = {
-        "ratio_max": np.max,
-        "ratio_min": np.min,
         "kl_sampler_trainer": lambda values: values[0],
+        "skipped_updates": np.sum,
+        "skipped_in_row": np.max,
     }
     return {
-        name: float(chosen.get(name, np.mean)([report[name] for report in reports]))
-        for name in reports[0]
+        name: float(
+            chosen.get(name, extremes.get(name[-4:], np.mean))([report[name] for report in reports])
+        )
+        for name in (reports[0] if reports else {})
     }

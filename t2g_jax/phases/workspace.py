@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import errno
+import fcntl
 import json
 import os
+import shutil
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import jax
 
-from t2g_jax.config import Config, config_hash, diff, load_config, to_yaml
+from t2g_jax import durable
+from t2g_jax.config import Config, changes, config_hash, load_config, to_yaml
 from t2g_jax.errors import T2GError
 
 SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
@@ -18,7 +27,9 @@ SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
 class Workspace:
     """Paths of a work directory, and a record of each complete phase.
 
-        workdir/config.yaml             the config that the run began with
+        workdir/config.yaml             the config of the run
+        workdir/config.<n>.yaml         what it was before the n-th change, see `accept_changes`
+        workdir/run.lock                which process is writing here, see `claimed`
         workdir/tokenizer/              Hugging Face format
         workdir/<phase>/checkpoints/    state of a training phase
         workdir/<phase>/metrics.jsonl
@@ -35,7 +46,8 @@ class Workspace:
       config: of this run; must be that of the run that lives here already, if there is one.
 
     Raises:
-      T2GError: another config was used here before; the keys that differ are named.
+      T2GError: another config was used here before; the keys that differ are named, with their
+        values. Or the folder cannot be written to.
     """
 
     def __init__(self, root: str | os.PathLike[str], config: Config):
@@ -43,14 +55,17 @@ class Workspace:
         self.config = config
         snapshot = self.root / "config.yaml"
         if snapshot.exists():
-            changed = diff(load_config(snapshot), config)
+            changed = changes(load_config(snapshot), config)
             if changed:
+                shown = ", ".join(changed[:8]) + (" …" if len(changed) > 8 else "")
                 raise T2GError(
-                    f"{self.root} holds a run with another config ({', '.join(changed)} differ); "
-                    f"use another --workdir, or delete this one"
+                    f"{self.root} holds a run with another config ({shown}); to go on with the new "
+                    "values add --accept-changes: phases that are complete stay as they are. Or "
+                    "give this run a --workdir of its own"
                 )
         else:
-            write_text(snapshot, to_yaml(config))
+            with _writable(self.root):
+                write_text(snapshot, to_yaml(config))
 
     @property
     def tokenizer(self) -> Path:
@@ -84,12 +99,104 @@ class Workspace:
         """What `complete` recorded.
 
         Raises:
-          T2GError: the phase is not complete; its command is named.
+          T2GError: the phase is not complete, or the record is damaged; its command is named.
         """
         path = self.phase(name) / "complete.json"
         if not path.exists():
             raise T2GError(f"{path} is missing: first run `{command(name)} CONFIG`")
-        return json.loads(path.read_text("utf-8"))
+        return read_json(path, made_by=command(name))
+
+
+def accept_changes(root: str | os.PathLike[str], config: Config) -> list[str]:
+    """Records a run's new config; what it was goes to config.<n>.yaml, with the time of the change.
+
+    Phases that are complete stay as they are, one that is under way goes on from its last
+    checkpoint with the new values.
+
+    Returns:
+      What changed, as "key: old → new"; nothing if nothing did, or there is no run yet.
+
+    Raises:
+      T2GError: another process is writing there.
+    """
+    root = Path(root)
+    snapshot = root / "config.yaml"
+    changed = changes(load_config(snapshot), config) if snapshot.exists() else []
+    if changed:
+        with claimed(root):
+            number = 1 + sum(1 for _ in root.glob("config.*.yaml"))
+            when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            about = [f"# Until {when}, when this changed:", *(f"#   {line}" for line in changed)]
+            kept = snapshot.read_text("utf-8")
+            write_text(root / f"config.{number}.yaml", "\n".join([*about, kept]))
+            write_text(snapshot, to_yaml(config))
+    return changed
+
+
+_claims: dict[Path, tuple[IO[str], int]] = {}
+
+
+@contextlib.contextmanager
+def claimed(root: str | os.PathLike[str]) -> Iterator[None]:
+    """Inside, no other process writes to a work directory; it may read there.
+
+    Phases claim it, and a process may claim it again while it has it. The claim ends with the
+    process, however it ends. Of the processes of a run the first claims.
+
+    Raises:
+      T2GError: another process has it (it is named), or the folder cannot be written to.
+    """
+    root = Path(root).resolve()
+    file, times = _claims.get(root, (None, 0))
+    if file is None:
+        file = _claim(root) if jax.process_index() == 0 else open(os.devnull)
+    _claims[root] = file, times + 1
+    try:
+        yield
+    finally:
+        file, times = _claims.pop(root)
+        if times > 1:
+            _claims[root] = file, times - 1
+        else:
+            file.close()
+
+
+def _claim(root: Path) -> IO[str]:
+    with _writable(root):
+        root.mkdir(parents=True, exist_ok=True)
+        file = open(root / "run.lock", "a+", encoding="utf-8")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise T2GError(
+            f"{root} is in use by {holder}; wait for it, stop it, or give this run a --workdir of "
+            "its own"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise  # some network file systems have no locks; the run is then on its honour
+    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    file.truncate(0)
+    command_line = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
+    file.write(f"process {os.getpid()} on {socket.gethostname()} ({command_line}; since {since})\n")
+    file.flush()
+    for left in root.glob("tokenizer.*.partial"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
+    return file
+
+
+@contextlib.contextmanager
+def _writable(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise T2GError(
+            f"cannot write to the work directory {root}: {error.strerror}; give a --workdir that "
+            "you may write to"
+        ) from error
 
 
 def command(name: str) -> str:
@@ -98,15 +205,30 @@ def command(name: str) -> str:
     return fixed.get(name, f"t2g train-policy --method {name}")
 
 
+def read_json(path: Path, *, made_by: str) -> dict[str, Any]:
+    """What a command wrote about a phase with `write_json`.
+
+    Raises:
+      T2GError: it is damaged.
+    """
+    try:
+        value = json.loads(path.read_text("utf-8"))
+        if not isinstance(value, dict) or "phase" not in value:
+            raise ValueError("it does not tell of a phase")
+    except ValueError as error:
+        raise T2GError(
+            f"{path} is damaged ({error}); delete it, and run `{made_by} CONFIG` to have it "
+            "written again"
+        ) from error
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes all of the file or none of it; makes the folder if it is missing."""
+    """`durable.write_text`, by the first process."""
     if jax.process_index() != 0:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".incomplete")
-    temporary.write_text(text, "utf-8")
-    os.replace(temporary, path)
+    durable.write_text(path, text)

@@ -1,7 +1,7 @@
-"""What the methods share: attempts, the fields of their tokens, and scores of them."""
+"""What the methods share: attempts, the fields of their tokens, comparisons, and scores."""
 
-import jax
 import numpy as np
+import oracle
 import pytest
 import tiny
 
@@ -9,11 +9,12 @@ from t2g_jax.config import METHODS
 from t2g_jax.methods import make_method
 from t2g_jax.methods.base import (
     attempt_metrics,
+    compared,
     completion_row,
     first_attempts,
-    logprobs_of,
-    policy_fields,
-    reference_logprobs,
+    policy_learning,
+    scored,
+    tokens_generated,
 )
 from t2g_jax.phases.training import padded
 from t2g_jax.training.step import score
@@ -24,7 +25,10 @@ def test_a_method_has_its_section_of_the_config(tiny_context, name):
     method = make_method(name, tiny.changed(tiny_context))
     assert method.config is getattr(tiny_context.config, name.replace("-", "_"))
     assert method.learning.optimizer is method.config.optimizer
-    assert set(method.learning.fields) >= {"policy_weight", "advantages", "old_logprobs"}
+    if name == "rejection-sampling":
+        assert method.learning.fields == ("nll_weight",)
+    else:
+        assert set(method.learning.fields) >= {"policy_weight", "advantages", "old_logprobs"}
 
 
 @pytest.mark.parametrize(
@@ -42,12 +46,13 @@ def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
     params = context.params()
     turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
     rows = [completion_row(context, turn, policy_weight=1.0, advantages=1.0) for turn in turns]
-    batch = padded(context, rows, policy_fields(context))
-    temperature = context.sampling.temperature
-    scored = score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
+    learning = policy_learning(context, context.config.grpo)
+    batch = padded(context, rows, learning.fields)
+    temperature = learning.objective.temperature
+    found = score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
     learned = np.asarray(batch.policy_weight) > 0
-    log_ratio = np.asarray(scored["logprobs"] - batch.old_logprobs)[learned]
-    assert len(log_ratio) == sum(len(turn.tokens) for turn in turns)
+    log_ratio = np.asarray(found["logprobs"] - batch.old_logprobs)[learned]
+    assert len(log_ratio) == tokens_generated(turns)
     np.testing.assert_allclose(log_ratio, 0, atol=2e-4)
 
 
@@ -63,33 +68,35 @@ def test_attempts_are_grouped_and_differ(tiny_context):
         assert [turn.tokens for turn in again] != [turn.tokens for turn in turns]
     again = first_attempts(context, params, config, "grpo", 0)
     assert [turn.tokens for turn in again] == [turn.tokens for turn in turns]
+    others = first_attempts(context, params, config, "grpo", 0, draw=1)
+    assert [turn.example.id for turn in others] != names
     assert list(context.watch.lap()) == ["sample"]
 
 
-def test_log_probabilities_stand_on_their_tokens(tiny_context):
-    context = tiny.changed(tiny_context)
-    params = context.params()
-    turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_scores_stand_on_their_tokens(tiny_context, moved, read, temperature):
+    context = tiny.changed(tiny_context, sampling__temperature=temperature)
+    turns = first_attempts(context, moved, context.config.grpo, "grpo", 0)
     rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
-    for item, turn, values in zip(rows, turns, logprobs_of(context, params, rows), strict=True):
-        assert len(values) == len(item)
-        assert values[0] == 0
-        np.testing.assert_allclose(values[len(turn.prompt) :], turn.completion.logprobs, atol=1e-4)
+    for item, turn, found in zip(rows, turns, scored(context, moved, rows), strict=True):
+        logits, values = read(moved, item.tokens)
+        log_probs = oracle.log_softmax(logits / temperature)
+        mine = log_probs[np.arange(len(item) - 1), item.tokens[1:]]
+        entropy = -(np.exp(log_probs) * log_probs).sum(-1)
+        expected = {"logprobs": mine, "entropy": entropy[:-1], "values": values[:-1]}
+        assert set(found) == set(expected)
+        for name, wanted in expected.items():
+            assert found[name][0] == 0
+            np.testing.assert_allclose(found[name][1:], wanted, rtol=1e-3, atol=2e-4)
+        sampled = turn.completion.logprobs
+        np.testing.assert_allclose(found["logprobs"][len(turn.prompt) :], sampled, atol=2e-4)
     assert list(context.watch.lap()) == ["sample", "score"]
 
 
-def test_the_reference_is_the_policy_before_it_learns(tiny_context):
-    context = tiny.changed(tiny_context)
-    params = context.params()
-    turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
-    logprobs, divergence = reference_logprobs(context, params, turns)
-    for values, turn in zip(logprobs, turns, strict=True):
-        np.testing.assert_allclose(values, turn.completion.logprobs, atol=1e-4)
-    assert divergence == pytest.approx(0, abs=1e-6)
-    other = jax.tree.map(lambda x: 1.1 * x, params)
-    logprobs, divergence = reference_logprobs(context, other, turns)
-    ratio = np.concatenate([t.completion.logprobs for t in turns]) - np.concatenate(logprobs)
-    assert divergence == pytest.approx(float(np.mean(np.exp(-ratio) - 1 + ratio)), rel=1e-4)
+def test_there_are_no_values_without_a_value_head(tiny_context):
+    turn = tiny.turn(tiny_context, "0")
+    (found,) = scored(tiny_context, tiny_context.params(), [completion_row(tiny_context, turn)])
+    assert set(found) == {"logprobs", "entropy"}
 
 
 def test_metrics_of_attempts_by_hand(tiny_context):
@@ -97,14 +104,38 @@ def test_metrics_of_attempts_by_hand(tiny_context):
         tiny.turn(tiny_context, tokens=[7, 8, 4], reward=1),
         tiny.turn(tiny_context, tokens=[7], reward=0, ended=False),
         tiny.turn(tiny_context, tokens=[4], reward=-0.1),
+        tiny.turn(tiny_context, tokens=[4, 4], reward=-0.1),
     ]
-    assert attempt_metrics(turns) == {
-        "accuracy": pytest.approx(1 / 3),
-        "reward": pytest.approx(0.3),
+    assert attempt_metrics(turns, 2) == {
+        "accuracy": 1 / 4,
+        "reward": pytest.approx(0.2),
         "formatted": 1.0,
-        "completion_tokens": pytest.approx(5 / 3),
-        "cut_off": pytest.approx(1 / 3),
+        "equal_groups": 1 / 2,
+        "completion_tokens": 7 / 4,
+        "completion_tokens_max": 3,
+        "cut_off": 1 / 4,
     }
+    assert tokens_generated(turns) == 7
+
+
+@pytest.mark.parametrize("how", ["centred", "scaled", "leave_one_out"])
+def test_rewards_are_compared_in_their_group(how):
+    rewards = np.float32([1, 0, 0, -0.1, 1, 1, 1, 1, 0, 1, 0, 1])
+    expected = [oracle.compared(group, how) for group in rewards.reshape(3, 4)]
+    found = compared(rewards, np.ones_like(rewards), how, 4)
+    np.testing.assert_allclose(found, np.ravel(expected), rtol=1e-5, atol=1e-6)
+    assert not found[4:8].any()
+    assert found[0] > 0
+
+
+@pytest.mark.parametrize("how", ["centred", "scaled", "leave_one_out"])
+def test_turns_are_compared_with_those_that_took_place(how):
+    rewards = np.float32([[0.5, 1.0], [1.0, 9.0], [0.0, 0.0], [0.3, 0.5]])
+    took_place = np.float32([[1, 1], [1, 0], [1, 1], [1, 1]])
+    expected = np.zeros((4, 2))
+    expected[:, 0] = oracle.compared(rewards[:, 0], how)
+    expected[[0, 2, 3], 1] = oracle.compared(rewards[[0, 2, 3], 1], how)
+    np.testing.assert_allclose(compared(rewards, took_place, how, 4), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tokens", "ended"), [([4], True), ([], False), ([9] * 24, False)])
@@ -113,8 +144,8 @@ def test_empty_and_cut_off_completions_are_rows_like_others(tiny_context, tokens
     item = completion_row(tiny_context, turn, policy_weight=1.0, advantages=0.5)
     assert item.tokens[len(turn.prompt) :].tolist() == tokens
     assert item.fields["policy_weight"].sum() == len(tokens)
-    (values,) = logprobs_of(tiny_context, tiny_context.params(), [item])
-    assert np.isfinite(values).all()
+    (found,) = scored(tiny_context, tiny_context.params(), [item])
+    assert np.isfinite(found["logprobs"]).all()
     following = turn.after_feedback(tiny_context, "Wrong.")
     assert following[: len(item)] == item.tokens.tolist()
     assert following.count(tiny_context.tokenizer.end_id) == 3  # of x₀, y₀ and the feedback

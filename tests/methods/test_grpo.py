@@ -1,87 +1,155 @@
+"""GRPO: one advantage an attempt, from what it earned and what the others of its group did."""
+
 import numpy as np
+import oracle
 import pytest
 import tiny
 
-from t2g_jax.methods.grpo import GRPO, advantages
-from t2g_jax.training.state import TrainState
+from t2g_jax.methods.grpo import GRPO, unequal
 
 
-def settings(context, **values):
-    return tiny.with_values(context.config, **{f"grpo__{k}": v for k, v in values.items()}).grpo
-
-
-@pytest.mark.parametrize("scale", [False, True])
-def test_advantages_by_hand(tiny_context, scale):
-    rewards = np.array([[1, 0, 0, -0.1], [1, 1, 1, 1], [0, 1, 0, 1]])
-    turns = [tiny.turn(tiny_context, "0", reward=reward) for reward in rewards.ravel()]
-    expected = rewards - rewards.mean(1, keepdims=True)
-    if scale:
-        expected /= np.sqrt(rewards.var(1, ddof=1, keepdims=True) + 1e-8)
-    chosen = settings(tiny_context, group_size=4, scale_by_std=scale)
-    np.testing.assert_allclose(advantages(turns, chosen), expected.ravel(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.fixture(scope="module")
-def collected(tiny_context):
-    def collected(**values):
-        method = GRPO(tiny.changed(tiny_context, **values))
-        return method, method.collect(TrainState(0, method.params, None), 0)
-
-    return collected
+def advantages_of(found):
+    """The advantage of each row, which all its completion's tokens have and no others."""
+    values = []
+    for item in found.rows:
+        learned = item.fields["policy_weight"] > 0
+        (value,) = set(item.fields["advantages"][learned].tolist())
+        assert not item.fields["advantages"][~learned].any()
+        values.append(value)
+    return values
 
 
 def test_rows_learn_the_completions(collected):
-    method, found = collected()
+    method, found = collected("grpo")
     assert len(found.rows) == 4 * 2
-    for item in found.rows:
-        weight, advantage = item.fields["policy_weight"], item.fields["advantages"]
-        assert set(weight) == {0.0, 1.0}
-        assert len(set(advantage[weight > 0])) == 1
-        assert not advantage[weight == 0].any()
-        assert "ref_logprobs" not in item.fields
-    assert "ref_logprobs" not in method.learning.fields
+    advantages_of(found)
+    assert method.learning.fields == ("policy_weight", "advantages", "old_logprobs")
+    assert all(set(item.fields) == set(method.learning.fields) for item in found.rows)
     assert found.metrics["kl"] == pytest.approx(0, abs=1e-6)
     assert found.metrics["tokens_generated"] == sum(
-        r.fields["policy_weight"].sum() for r in found.rows
+        item.fields["policy_weight"].sum() for item in found.rows
     )
 
 
-def test_a_kl_penalty_is_measured_where_the_sampler_is(collected):
-    """At a temperature the reference is taken at that temperature too: no divergence at first."""
-    method, found = collected(grpo__kl_coefficient=0.1, sampling__temperature=0.6)
-    assert method.learning.objective.kl_coefficient == 0.1
-    assert "ref_logprobs" in method.learning.fields
-    for item in found.rows:
-        learned = item.fields["policy_weight"] > 0
-        np.testing.assert_allclose(
-            item.fields["ref_logprobs"][learned], item.fields["old_logprobs"][learned], atol=1e-4
-        )
-    assert found.metrics["kl"] == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "where"),
-    [
-        ("kl_coefficient", 0.2, "objective.kl_coefficient"),
-        ("epsilon_low", 0.1, "objective.epsilon_low"),
-        ("epsilon_high", 0.3, "objective.epsilon_high"),
-        ("steps", 9, "steps"),
-        ("epochs", 3, "epochs"),
-        ("minibatches", 4, "minibatches"),
-        ("micro_batches", 2, "micro_batches"),
-    ],
-)
-def test_fields_of_the_config_reach_the_learning(tiny_context, field, value, where):
-    method = GRPO(tiny.changed(tiny_context, **{f"grpo__{field}": value}))
-    found = method.learning
-    for name in where.split("."):
-        found = getattr(found, name)
-    assert found == value
-
-
 def test_prompts_and_groups(collected):
-    _, found = collected(grpo__prompts_per_step=2, grpo__group_size=3)
+    _, found = collected("grpo", grpo__prompts_per_step=2, grpo__group_size=3)
     prompts = [tuple(item.tokens[item.fields["policy_weight"] == 0]) for item in found.rows]
     assert len(prompts) == 6
     assert len(set(prompts[:3])) == len(set(prompts[3:])) == 1
     assert prompts[0] != prompts[3]
+
+
+REWARDS = [1, 0, 0, -0.1, 0, 1, 0.5, 1]
+
+
+@pytest.mark.parametrize("how", ["centred", "scaled", "leave_one_out"])
+def test_advantage(script, collected, how):
+    script(REWARDS)
+    _, found = collected("grpo", grpo__group_size=4, grpo__advantage=how)
+    expected = [*oracle.compared(REWARDS[:4], how), *oracle.compared(REWARDS[4:], how)]
+    np.testing.assert_allclose(advantages_of(found), expected, rtol=1e-4, atol=1e-6)
+    shown = [sample.tokens[0].advantage for sample in found.samples]
+    np.testing.assert_allclose(shown, [expected[0], expected[4]], rtol=1e-4)
+
+
+# --- What leaving the warm start costs ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("where", ["reward", "loss"])
+def test_kl_costs_reward_or_is_in_the_loss(
+    tiny_context, moved_policy, state_of, earning, logprobs_of, where
+):
+    values = {"kl": "k3", "kl_in": where, "kl_coefficient": 0.3, "adaptive_kl_target": 1e-6}
+    context = tiny.changed(tiny_context, **{f"grpo__{k}": v for k, v in values.items()})
+    method, turns = GRPO(context), earning()
+    found = method.collect(state_of(method, moved_policy), 1)
+    earned = []
+    for turn in turns:
+        reference = logprobs_of(method.reference.params, turn.prompt, turn.tokens)
+        cost = oracle.divergence("k3", None, reference, turn.completion.logprobs, turn.tokens)
+        assert cost.sum() > 1e-3
+        earned.append(turn.score.reward - (0.3 * cost.sum() if where == "reward" else 0))
+    expected = [oracle.compared(pair, "centred") for pair in np.reshape(earned, (-1, 2))]
+    np.testing.assert_allclose(advantages_of(found), np.ravel(expected), rtol=1e-3, atol=1e-4)
+    in_rows = {"kl_weight", "ref_logprobs"} if where == "loss" else set()
+    assert all(set(item.fields) == set(method.learning.fields) for item in found.rows)
+    assert set(method.learning.fields) >= in_rows
+    assert method.learning.objective.kl == "k3"
+    assert found.carry["kl_coefficient"] == pytest.approx(0.3 * 1.02)
+
+
+# --- DAPO --------------------------------------------------------------------------------------
+
+
+def test_groups_that_teach_something(tiny_context):
+    rewards = [0, 0, 1, 0, 1, 1, 0, -0.1]
+    turns = [tiny.turn(tiny_context, "0", reward=reward) for reward in rewards]
+    assert unequal(turns, 2) == [*turns[2:4], *turns[6:8]]
+    assert unequal(turns, 4) == turns
+    assert unequal(turns[:2], 2) == []
+
+
+EQUAL, OTHER, THIRD = [0, 0, 1, 0, 1, 1], [0, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "kept", "generated"),
+    [
+        (0, [(0, 0), (1, 0), (1, 1)], 1),
+        (1, [(1, 0), (0, 1)], 2),
+        (2, [(1, 0), (0, 1), (1, 0)], 3),
+        (9, [(1, 0), (0, 1), (1, 0)], 3),
+    ],
+)
+def test_resample_rounds(script, collected, rounds, kept, generated):
+    """Groups with equal rewards give way to others, as long as there are rounds and a need."""
+    script(EQUAL, draws=(OTHER, THIRD))
+    values = {"grpo__resample_rounds": rounds, "grpo__prompts_per_step": 3}
+    _, found = collected("grpo", **values)
+    expected = np.ravel([oracle.compared(group, "centred") for group in kept])
+    np.testing.assert_allclose(advantages_of(found), expected, atol=1e-6)
+    assert found.metrics.get("groups_kept", 3) == len(kept)
+    assert found.metrics["tokens_generated"] == generated * 6 * found.metrics["completion_tokens"]
+    # Those that were sampled first are what the policy is like, also without a second look.
+    assert found.metrics["accuracy"] == pytest.approx(np.mean(np.array(EQUAL) == 1))
+    assert found.metrics["equal_groups"] == pytest.approx(2 / 3)
+
+
+def test_where_no_group_teaches_the_first_are_kept(script, collected):
+    script([0, 0, 1, 1], draws=([0, 0, 0, 0],))
+    values = {"grpo__resample_rounds": 1, "grpo__prompts_per_step": 2}
+    _, found = collected("grpo", **values)
+    assert advantages_of(found) == [0] * 4
+    assert found.metrics["groups_kept"] == 0
+
+
+def test_resampled_prompts_are_others(collected):
+    _, found = collected("grpo", grpo__resample_rounds=2)
+    assert found.metrics["groups_kept"] <= 4
+    assert found.metrics["tokens_generated"] >= sum(
+        item.fields["policy_weight"].sum() for item in found.rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    # The limit is 24 tokens.
+    [(0, [0] * 4), (8, [0, 0, 3 / 8, 1]), (24, [1 / 24, 16 / 24, 19 / 24, 1])],
+)
+def test_overlong_tokens(tiny_context, tokens, expected):
+    method = GRPO(tiny.changed(tiny_context, grpo__overlong_tokens=tokens))
+    turns = [tiny.turn(tiny_context, tokens=[9] * n) for n in (1, 16, 19, 24)]
+    assert [method.overlong(turn) for turn in turns] == expected
+
+
+def test_overlong_tokens_cost_reward(script, collected):
+    """Of equal answers the shorter one is better."""
+    script([1, 1, 1, 1])
+    _, plain = collected("grpo", grpo__prompts_per_step=2)
+    assert advantages_of(plain) == [0] * 4
+    script([1, 1, 1, 1])
+    _, found = collected("grpo", grpo__prompts_per_step=2, grpo__overlong_tokens=24)
+    lengths = [item.fields["policy_weight"].sum() for item in found.rows]
+    expected = [oracle.compared(pair, "centred") for pair in -np.reshape(lengths, (2, 2)) / 24]
+    np.testing.assert_allclose(advantages_of(found), np.ravel(expected), atol=1e-6)
+    assert len(set(lengths)) > 1

@@ -1,18 +1,22 @@
-"""RLTF-SD: episodes, and the rows that are made of them."""
-
-import json
+"""RLTF: what is learned from episodes, in all three methods."""
 
 import jax
 import numpy as np
+import oracle
 import pytest
 import tiny
 
 from t2g_jax import losses
-from t2g_jax.judges.base import JudgeError
-from t2g_jax.methods import rltf
-from t2g_jax.methods.rltf import Episode, RLTFSelfDistillation, assemble
+from t2g_jax.methods import make_method
+from t2g_jax.methods.rltf import RLTFSelfDistillation, distilled_rows
 from t2g_jax.training.batch import pack
-from t2g_jax.training.state import TrainState
+from t2g_jax.training.objective import objective, totals
+
+EPISODIC = ("grpo-multiturn", "rltf-sd", "rltf-fm")
+REWARDS = [[0, 1], [0, 0], [0, 1], [1]]
+"""Of the turns of two groups of two."""
+SCRIPT = [0, 0, 0, 1], [1, 0, 1]
+"""The same as attempts are made."""
 
 
 def settings(context, **values):
@@ -20,88 +24,89 @@ def settings(context, **values):
     return tiny.with_values(context.config, **changes).rltf_sd
 
 
-@pytest.fixture(scope="module")
-def assembly(golden):
-    (assembly,) = json.loads((golden / "rltf_assembly.json").read_text())
-    return assembly
+# --- All three ---------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def assembled(assembly, tiny_context):
-    """Our rows of the reference's groups, and the trajectories they are of."""
-    episodes = []
-    for group in assembly["groups"]:
-        for given in group["trajectories"]:
-            names = [("y0", group["x0"], "r0"), ("y1", given.get("x1"), "r1")]
-            turns = [
-                tiny.turn(
-                    tiny_context,
-                    prompt=prompt,
-                    tokens=given[name],
-                    logprobs=given[f"{name}_logprobs"],
-                    reward=given[reward],
-                )
-                for name, prompt, reward in names
-                if name in given
-            ]
-            episodes.append(Episode(turns))
+def policy_part(found):
+    return [item for item in found.rows if "policy_weight" in item.fields]
+
+
+@pytest.mark.parametrize("name", EPISODIC)
+def test_they_are_multi_turn_grpo(script, collected, name):
+    script(*SCRIPT)
+    section = name.replace("-", "_")
+    _, found = collected(name, **{f"{section}__prompts_per_step": 2, f"{section}__gamma": 0.5})
+    rows = policy_part(found)
+    assert len(rows) == 4
+    turns = [[0.25, 0.5], [-0.25, -0.5], [-0.25, 0.0], [0.25]]
+    for item, expected in zip(rows, turns, strict=True):
+        weight = item.fields["policy_weight"]
+        starts = np.flatnonzero(np.diff(weight, prepend=0) > 0)
+        np.testing.assert_allclose(item.fields["advantages"][starts], expected, atol=1e-6)
+        assert not item.fields["advantages"][weight == 0].any()
+    assert found.metrics["accuracy_turn_2"] == pytest.approx(2 / 3)
+    assert len(found.samples) == 2
+
+
+@pytest.mark.parametrize("name", EPISODIC)
+@pytest.mark.parametrize("where", ["reward", "loss"])
+def test_kl_costs_each_turn_its_own_reward(
+    tiny_context, moved_policy, state_of, script, logprobs_of, name, where
+):
+    script([0, 0], [0.5, 0.25])
+    section = name.replace("-", "_")
+    values = {"kl": "k3", "kl_in": where, "kl_coefficient": 0.3, "gamma": 0.5, "steps": 9}
+    values |= {"prompts_per_step": 1}
+    context = tiny.changed(tiny_context, **{f"{section}__{k}": v for k, v in values.items()})
+    method = make_method(name, context)
+    found = method.collect(state_of(method, moved_policy), 1)
+    rewards, starts = np.array([[0, 0.5], [0, 0.25]]), []
+    for i, item in enumerate(policy_part(found)):
+        weight = item.fields["policy_weight"]
+        starts.append(np.flatnonzero(np.diff(weight, prepend=0) > 0))
+        ends = np.flatnonzero(np.diff(weight, append=0) < 0) + 1
+        for h, (start, end) in enumerate(zip(starts[i], ends, strict=True)):
+            prompt, chosen = item.tokens[:start], item.tokens[start:end]
+            reference = logprobs_of(method.reference.params, prompt, chosen)
+            sampled = item.fields["old_logprobs"][start:end]
+            cost = oracle.divergence("k3", None, reference, sampled, chosen)
+            rewards[i, h] -= 0.3 * cost.sum() if where == "reward" else 0
+        assert ("kl_weight" in item.fields) == (where == "loss")
+    returns = np.stack([rewards[:, 0] + 0.5 * rewards[:, 1], rewards[:, 1]], 1)
+    expected = returns - returns.mean(0)
+    for item, places, wanted in zip(policy_part(found), starts, expected, strict=True):
+        np.testing.assert_allclose(item.fields["advantages"][places], wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_baseline_distils_nothing_and_models_nothing(script, collected):
+    script(*SCRIPT)
+    method, found = collected("grpo-multiturn", grpo_multiturn__prompts_per_step=2)
+    fields = {"policy_weight", "advantages", "old_logprobs"}
+    expected = fields | ({"kl_weight", "ref_logprobs"} if method.config.kl_in == "loss" else set())
+    assert set(method.learning.fields) == expected
+    assert all(set(item.fields) == expected for item in found.rows)
+    assert len(found.rows) == 4
+    assert "distilled" not in found.metrics
+    assert "critiques_learned" not in found.metrics
+
+
+# --- RLTF-SD: rows -----------------------------------------------------------------------------
+
+
+def test_distilled_rows_are_the_references(assembly, reference_episodes, tiny_context):
     chosen = settings(
         tiny_context,
         group_size=len(assembly["groups"][0]["trajectories"]),
         prompts_per_step=len(assembly["groups"]),
-        gamma=assembly["gamma"],
-        distill_coefficient=assembly["sd_coef"],
-        logprob_floor=assembly["logprob_threshold"],
         baseline="first_turn",
     )
-    return assemble(episodes, chosen)
-
-
-def places(assembly):
-    """(group, trajectory) of the reference's rows: of all, and of those with a second turn."""
-    everyone = [
-        (g, t, "y1" in trajectory)
-        for g, group in enumerate(assembly["groups"])
-        for t, trajectory in enumerate(group["trajectories"])
-    ]
-    return [(g, t) for g, t, _ in everyone], [(g, t) for g, t, retried in everyone if retried]
-
-
-def expected_rows(assembly, *, distilled):
-    return {
-        (row["group"], row["traj"]): row
-        for row in assembly["training_rows"]
-        if row["is_distillation"] == distilled
-    }
-
-
-def test_policy_rows_are_the_references(assembly, assembled):
-    expected, (ours, _) = expected_rows(assembly, distilled=False), assembled
-    everyone, _ = places(assembly)
-    assert len(ours) == len(expected) == 12
-    for where, item in zip(everyone, ours, strict=True):
-        wanted = expected[where]
-        batch = pack(
-            [item], length=len(item), fields=("policy_weight", "advantages", "old_logprobs")
-        )
-        length = len(item) - 1
-        for name, array in (
-            ("input", batch.tokens),
-            ("target", batch.targets),
-            ("mask", batch.policy_weight),
-            ("advantages", batch.advantages),
-            ("logprobs", batch.old_logprobs),
-        ):
-            np.testing.assert_allclose(array[0, :length], wanted[name], rtol=1e-5, atol=1e-5)
-
-
-def test_distilled_rows_are_the_references(assembly, assembled):
-    expected, (_, ours) = expected_rows(assembly, distilled=True), assembled
-    _, retried = places(assembly)
+    ours = distilled_rows(reference_episodes, chosen, assembly["sd_coef"])
+    expected = [row for row in assembly["training_rows"] if row["is_distillation"]]
+    expected.sort(key=lambda row: (row["group"], row["traj"]))
     assert len(ours) == len(expected) == 9
     floors = 0
-    for (g, t), item in zip(retried, ours, strict=True):
-        wanted, trajectory = expected[g, t], assembly["groups"][g]["trajectories"][t]
+    for wanted, item in zip(expected, ours, strict=True):
+        trajectory = assembly["groups"][wanted["group"]]["trajectories"][wanted["traj"]]
         before = np.zeros(len(item), np.float32)
         before[-len(trajectory["y1"]) :] = trajectory["y1_logprobs_given_x0"]
         item.fields["old_logprobs"] = before
@@ -134,32 +139,6 @@ def multiplier(batch, floor):
     return -jax.grad(loss)(batch.old_logprobs)
 
 
-def test_turn_advantages_are_the_references(assembly, assembled):
-    (ours, _), (everyone, _) = assembled, places(assembly)
-    for (g, t), item in zip(everyone, ours, strict=True):
-        learned = item.fields["advantages"][item.fields["policy_weight"] > 0]
-        trajectory = assembly["groups"][g]["trajectories"][t]
-        sizes = [len(trajectory[name]) for name in ("y0", "y1") if name in trajectory]
-        wanted = np.repeat(assembly["rl_advantages"][g][t][: len(sizes)], sizes)
-        np.testing.assert_allclose(learned, wanted, rtol=1e-5, atol=1e-6)
-
-
-# Two groups of two: rewards of the turns.
-REWARDS = [[0, 1], [0, 0], [0, 1], [1]]
-
-
-def episodes_of(context, rewards):
-    return [
-        Episode(
-            [
-                tiny.turn(context, prompt=[5] * (2 + 4 * h), tokens=[6, 7], reward=reward)
-                for h, reward in enumerate(turns)
-            ]
-        )
-        for turns in rewards
-    ]
-
-
 @pytest.mark.parametrize(
     ("baseline", "gains"),
     [
@@ -169,167 +148,213 @@ def episodes_of(context, rewards):
         ("second_turn", [0.5, -0.5, 0.0]),
     ],
 )
-def test_baseline(tiny_context, baseline, gains):
-    chosen = settings(tiny_context, baseline=baseline, distill_coefficient=0.1)
-    _, distilled = assemble(episodes_of(tiny_context, REWARDS), chosen)
-    found = [item.fields["advantages"][-1] for item in distilled]
-    np.testing.assert_allclose(found, 0.1 * np.array(gains), rtol=1e-6)
+@pytest.mark.parametrize("coefficient", [0.0, 0.1, 2.0])
+def test_baseline(tiny_context, episodes_of, baseline, gains, coefficient):
+    chosen = settings(tiny_context, baseline=baseline)
+    rows = distilled_rows(episodes_of(REWARDS), chosen, coefficient)
+    found = [item.fields["advantages"][-1] for item in rows]
+    np.testing.assert_allclose(found, coefficient * np.array(gains), rtol=1e-6)
 
 
-def test_the_baselines_differ_where_every_second_attempt_is_right(tiny_context):
+def test_the_baselines_differ_where_every_second_attempt_is_right(tiny_context, episodes_of):
     """The second-turn mean makes the signal vanish: the reason for the first-turn baseline."""
-    episodes = episodes_of(tiny_context, [[0, 1], [0, 1], [0, 1], [0, 1]])
+    episodes = episodes_of([[0, 1]] * 4)
     signal = {}
     for baseline in ("first_turn", "second_turn"):
-        _, distilled = assemble(episodes, settings(tiny_context, baseline=baseline))
-        signal[baseline] = [item.fields["advantages"][-1] for item in distilled]
+        rows = distilled_rows(episodes, settings(tiny_context, baseline=baseline), 0.1)
+        signal[baseline] = [item.fields["advantages"][-1] for item in rows]
     assert signal["second_turn"] == [0] * 4
     assert min(signal["first_turn"]) > 0
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.1, 2.0])
-def test_distill_coefficient(tiny_context, coefficient):
-    chosen = settings(tiny_context, distill_coefficient=coefficient)
-    rows, distilled = assemble(episodes_of(tiny_context, REWARDS), chosen)
-    assert distilled[0].fields["advantages"][-1] == pytest.approx(coefficient)
-    assert rows[0].fields["advantages"][-1] == pytest.approx(0.5)  # not these
+def test_the_last_of_three_turns_is_distilled(tiny_context, episodes_of):
+    chosen = settings(tiny_context, turns=3, group_size=2)
+    rows = distilled_rows(episodes_of([[0, 0, 1], [0, 0, 0]]), chosen, 0.1)
+    assert rows[0].tokens.tolist() == [5, 5, 6, 7]
+    assert rows[0].fields["advantages"][-1] == pytest.approx(0.1)
+    assert not any("cutoffs" in item.fields for item in rows)  # not so sampled from x₀
 
 
-@pytest.mark.parametrize(("gamma", "first"), [(0.0, 0.0), (0.5, 0.25), (1.0, 0.5)])
-def test_gamma_hands_later_rewards_to_the_first_turn(tiny_context, gamma, first):
-    rows, _ = assemble(episodes_of(tiny_context, REWARDS), settings(tiny_context, gamma=gamma))
-    learned = rows[0].fields["advantages"][rows[0].fields["policy_weight"] > 0]
-    np.testing.assert_allclose(learned, [first, first, 0.5, 0.5])
+# --- RLTF-SD: collecting -----------------------------------------------------------------------
 
 
-def test_three_turns_are_one_row_and_the_last_is_distilled(tiny_context):
-    episodes = episodes_of(tiny_context, [[0, 0, 1], [0, 0, 0]])
-    rows, distilled = assemble(episodes, settings(tiny_context, turns=3, group_size=2))
-    assert [len(item) for item in rows] == [2 + 4 + 4 + 2] * 2
-    assert rows[0].fields["policy_weight"].tolist() == 3 * [0, 0, 1, 1]
-    assert distilled[0].tokens.tolist() == [5, 5, 6, 7]
-    assert distilled[0].fields["advantages"][-1] == pytest.approx(0.1)
+def distilled_part(found):
+    return [item for item in found.rows if "distill_weight" in item.fields]
 
 
-def test_cutoffs_are_in_the_rows_of_a_sampler_that_truncates(tiny_context):
-    episodes = episodes_of(tiny_context, REWARDS)
-    for truncates in (False, True):
-        rows, distilled = assemble(episodes, settings(tiny_context), truncates=truncates)
-        assert {"cutoffs" in item.fields for item in rows} == {truncates}
-        assert not any("cutoffs" in item.fields for item in distilled)  # not so sampled from x₀
-
-
-# --- Playing -----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def play(tiny_context, monkeypatch):
-    """play(first, second, …): episodes whose attempts earn these rewards, and their metrics."""
-
-    def play(*rewards, **values):
-        context = tiny.changed(tiny_context, **values)
-        examples = context.task.split("train")
-        first = [
-            tiny.turn(context, "0", example=examples[i], reward=reward)
-            for i, reward in enumerate(rewards[0])
-        ]
-        later = iter(rewards[1:])
-
-        def attempt(context, params, examples, prompts, key, *, batch_size):
-            return [
-                tiny.turn(context, "1", example=example, prompt=prompt, reward=reward)
-                for example, prompt, reward in zip(examples, prompts, next(later), strict=True)
-            ]
-
-        monkeypatch.setattr(rltf, "first_attempts", lambda *_: first)
-        monkeypatch.setattr(rltf, "attempt", attempt)
-        return RLTFSelfDistillation(context).play({}, 0)
-
-    return play
-
-
-def rewards_of(episodes):
-    return [[turn.score.reward for turn in episode.turns] for episode in episodes]
-
-
-def test_a_right_attempt_ends_the_episode(play):
-    episodes, metrics = play([1, 0, 0, 1], [1, 0])
-    assert rewards_of(episodes) == [[1], [0, 1], [0, 0], [1]]
-    assert metrics["accuracy"] == 0.5
-    assert metrics["accuracy_turn_2"] == 0.5
-    assert (metrics["judge_failures"], metrics["no_room"]) == (0, 0)
-    assert metrics["tokens_generated"] == 6 * 2
-
-
-def test_turns(play):
-    episodes, metrics = play([0, 0, 0], [0, 1, 0], [1, 0], rltf_sd__turns=3)
-    assert rewards_of(episodes) == [[0, 0, 1], [0, 1], [0, 0, 0]]
-    assert (metrics["accuracy_turn_2"], metrics["accuracy_turn_3"]) == (pytest.approx(1 / 3), 0.5)
-
-
-def test_the_second_prompt_is_the_first_turn_and_the_critique(play, tiny_context):
-    ((episode,), _) = play([0], [1])
-    first, second = episode.turns
-    known = [*first.prompt, *first.tokens]
-    assert second.prompt[: len(known)] == known
-    said = tiny_context.tokenizer.decode(second.prompt[len(known) :], skip_special=False)
-    critique = tiny_context.critique(first.example, first.text).text
-    assert said == f"<|user|>{critique}<|end|><|assistant|>"
-
-
-def test_a_judge_that_fails_ends_the_episode(play, tiny_context, monkeypatch):
-    def fail(*_):
-        raise JudgeError("no credit left")
-
-    monkeypatch.setattr(type(tiny_context.judge), "critique", fail)
-    episodes, metrics = play([1, 0, 0])
-    assert rewards_of(episodes) == [[1], [0], [0]]
-    assert metrics["judge_failures"] == 2
-    assert "accuracy_turn_2" not in metrics
-
-
-def test_an_episode_ends_where_the_context_does(play, tiny_context):
-    length = len(tiny_context.prompt(tiny_context.task.split("train")[0].prompt))
-    new = tiny_context.config.sampling.max_new_tokens
-    episodes, metrics = play([0, 1], model__context_length=length + new)
-    assert rewards_of(episodes) == [[0], [1]]
-    assert metrics["no_room"] == 1
-
-
-# --- Collecting --------------------------------------------------------------------------------
-
-
-def test_collected_rows_know_what_the_first_prompt_made_of_them(tiny_context):
-    method = RLTFSelfDistillation(tiny.changed(tiny_context))
-    state = TrainState(0, method.params, None)
-    collected = method.collect(state, 0)
-    distilled = [item for item in collected.rows if "distill_weight" in item.fields]
+def test_collected_rows_know_what_the_first_prompt_made_of_them(collected):
+    _, found = collected("rltf-sd")
+    distilled = distilled_part(found)
     assert distilled
-    assert len(collected.rows) == 8 + len(distilled)
+    assert len(found.rows) == 8 + len(distilled)
     for item in distilled:
         learned = item.fields["distill_weight"] > 0
-        assert (item.fields["old_logprobs"][learned] < 0).all()
-        assert (
-            item.fields["old_logprobs"][learned] != item.fields["teacher_logprobs"][learned]
-        ).any()
+        before, teacher = (
+            item.fields[name][learned] for name in ("old_logprobs", "teacher_logprobs")
+        )
+        assert (before < 0).all()
+        assert (before != teacher).any()
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "where"),
-    [
-        ("correction", "cispo", "objective.correction"),
-        ("logprob_floor", None, "objective.logprob_floor"),
-        ("epsilon_low", 0.1, "objective.epsilon_low"),
-        ("epsilon_high", 0.3, "objective.epsilon_high"),
-        ("steps", 9, "steps"),
-        ("epochs", 3, "epochs"),
-        ("minibatches", 4, "minibatches"),
-        ("micro_batches", 2, "micro_batches"),
-    ],
+    ("schedule", "coefficients"), [("constant", [0.2] * 4), ("linear", [0.05, 0.1, 0.15, 0.2])]
 )
-def test_fields_of_the_config_reach_the_learning(tiny_context, field, value, where):
-    method = RLTFSelfDistillation(tiny.changed(tiny_context, **{f"rltf_sd__{field}": value}))
-    found = method.learning
-    for name in where.split("."):
-        found = getattr(found, name)
-    assert found == value
+def test_distill_schedule(tiny_context, script, state_of, schedule, coefficients):
+    values = {"steps": 4, "distill_coefficient": 0.2, "distill_schedule": schedule}
+    values |= {"prompts_per_step": 1}
+    context = tiny.changed(tiny_context, **{f"rltf_sd__{k}": v for k, v in values.items()})
+    method = RLTFSelfDistillation(context)
+    for step, coefficient in enumerate(coefficients):
+        script([0, 0], [1, 1])
+        found = method.collect(state_of(method), step)
+        (one, other) = distilled_part(found)
+        assert one.fields["advantages"][-1] == pytest.approx(coefficient)
+        assert other.fields["advantages"][-1] == pytest.approx(coefficient)
+        assert found.metrics["distill_coefficient"] == pytest.approx(coefficient)
+        assert found.metrics["distilled"] == 2
+
+
+def test_right_first_attempts_leave_nothing_to_distil(script, collected):
+    script([1, 1])
+    _, found = collected("rltf-sd", rltf_sd__prompts_per_step=1)
+    assert found.metrics["distilled"] == 0
+    assert len(found.rows) == 2
+
+
+TEMPERATURE, COEFFICIENT, GAMMA = 0.8, 0.7, 0.5
+
+
+@pytest.mark.parametrize("baseline", ["first_turn", "second_turn"])
+@pytest.mark.parametrize("correction", ["none", "importance", "ppo", "cispo"])
+@pytest.mark.parametrize("floor", [None, -5.0])
+def test_the_loss_of_a_collected_step(
+    tiny_context, moved_policy, state_of, script, logprobs_of, baseline, correction, floor
+):
+    """From what turns earned to the number that is differentiated, at a policy that has moved."""
+    script(*SCRIPT)
+    values = {"baseline": baseline, "correction": correction, "logprob_floor": floor}
+    values |= {"distill_coefficient": COEFFICIENT, "gamma": GAMMA, "prompts_per_step": 2}
+    context = tiny.changed(
+        tiny_context,
+        sampling__temperature=TEMPERATURE,
+        **{f"rltf_sd__{k}": v for k, v in values.items()},
+    )
+    method = RLTFSelfDistillation(context)
+    found = method.collect(state_of(method), 0)
+    start, settings = method.params, method.learning.objective
+    length = max(len(item) for item in found.rows)
+    batch = pack(found.rows, length=2 * length, fields=method.learning.fields)
+    loss = jax.jit(
+        lambda params, batch: objective(
+            params, batch, totals(batch, settings), model=context.model, settings=settings
+        )[0]
+    )(moved_policy, batch)
+
+    def parts(item, weight):
+        """Of each completion in a row: where it is, and log π of its tokens, now and before."""
+        weight = item.fields[weight]
+        starts = np.flatnonzero(np.diff(weight, prepend=0) > 0)
+        ends = np.flatnonzero(np.diff(weight, append=0) < 0) + 1
+        for a, b in zip(starts, ends, strict=True):
+            y = item.tokens[a:b]
+            now, before = (
+                logprobs_of(params, item.tokens[:a], y, TEMPERATURE)[np.arange(len(y)), y]
+                for params in (moved_policy, start)
+            )
+            yield slice(a, b), now, before
+
+    returns = np.array([[0.5, 1], [0, 0], [0.5, 1], [1, np.nan]]).reshape(2, 2, 2)
+    advantages = (returns - np.nanmean(returns, 1, keepdims=True)).reshape(4, 2)
+    terms, dropped = [], 0
+    for item, values in zip(policy_part(found), advantages, strict=True):
+        for (where, now, _), advantage in zip(parts(item, "policy_weight"), values, strict=False):
+            sampled = item.fields["old_logprobs"][where]
+            terms.append(oracle.surrogate("ppo", now, sampled, np.full(len(now), advantage)))
+    gains = {"first_turn": [1, 0, 0.5], "second_turn": [0.5, -0.5, 0]}[baseline]
+    for item, gain in zip(distilled_part(found), gains, strict=True):
+        ((where, now, before),) = parts(item, "distill_weight")
+        teacher = item.fields["teacher_logprobs"][where]
+        weights = np.full(len(now), COEFFICIENT * gain)
+        term = oracle.surrogate(correction, now, teacher, weights)
+        if floor is not None:
+            dropped += (before < floor).sum()
+            term[before < floor] = 0
+        terms.append(term)
+    assert len(terms) == 4 + 3 + 3
+    expected = np.concatenate(terms).mean()
+    assert loss == pytest.approx(expected, rel=2e-3, abs=2e-4)
+    everything = sum(len(term) for term in terms[-3:])
+    assert floor is None or 0 < dropped < everything
+
+
+# --- RLTF-FM -----------------------------------------------------------------------------------
+
+
+def critique_part(found):
+    return [item for item in found.rows if "nll_weight" in item.fields]
+
+
+@pytest.mark.parametrize("correct", [True, False])
+def test_critiques_are_predicted(script, collected, tiny_context, correct):
+    """After x₀, y₀ and the request; of right attempts too, if that is asked for."""
+    script(*SCRIPT)
+    _, found = collected("rltf-fm", rltf_fm__prompts_per_step=2, rltf_fm__critique_correct=correct)
+    rows, encode = critique_part(found), tiny_context.tokenizer.encode
+    assert len(rows) == found.metrics["critiques_learned"] == (4 if correct else 3)
+    assert found.metrics["judge_failures"] == 0
+    for item, first in zip(rows, policy_part(found), strict=False):
+        weight = item.fields["nll_weight"]
+        start = int(np.argmax(weight > 0))
+        assert weight[start:].all()
+        assert set(item.fields) == {"nll_weight"}  # y₀ is read, and not learned by this
+        y0 = np.flatnonzero(np.diff(first.fields["policy_weight"], prepend=0, append=0))
+        x0_y0 = first.tokens[: y0[1]]
+        assert item.tokens[: len(x0_y0)].tolist() == x0_y0.tolist()
+        asked = tiny_context.tokenizer.decode(item.tokens[len(x0_y0) : start].tolist())
+        assert asked == "Critique the answer."
+        examples = tiny_context.task.split("train")
+        text = tiny_context.tokenizer.decode(x0_y0[y0[0] :].tolist())
+        example = next(
+            e for e in examples if tiny_context.prompt(e.prompt) == x0_y0[: y0[0]].tolist()
+        )
+        critique = tiny_context.critique(example, text).text
+        said = [*encode(critique), tiny_context.tokenizer.end_id]
+        assert item.tokens[start:].tolist() == said
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.1, 2.0])
+def test_feedback_coefficient(tiny_context, coefficient):
+    context = tiny.changed(tiny_context, rltf_fm__feedback_coefficient=coefficient)
+    method = make_method("rltf-fm", context)
+    assert method.learning.objective.nll_coefficient == coefficient
+    assert "nll_weight" in method.learning.fields
+
+
+@pytest.mark.parametrize(("when", "failures", "learned"), [("right", 1, 3), ("all", 4, 0)])
+def test_a_judge_that_fails_teaches_nothing_and_is_counted(
+    script, collected, failing_judge, when, failures, learned
+):
+    """Also where it is only asked for what is to be learned: the last attempt is right."""
+    script(*SCRIPT)
+    asked = []
+
+    def fails(completion):
+        asked.append(completion)
+        return when == "all" or len(asked) == 4
+
+    failing_judge(fails)
+    _, found = collected("rltf-fm", rltf_fm__prompts_per_step=2)
+    assert found.metrics["judge_failures"] == failures
+    assert found.metrics["critiques_learned"] == len(critique_part(found)) == learned
+    assert len(policy_part(found)) == 4
+
+
+def test_critiques_that_do_not_fit_are_not_learned(script, collected, tiny_context):
+    script([0, 0, 0, 1])
+    examples = list(tiny_context.task.split("train"))[:2]
+    longest = max(len(tiny_context.prompt(example.prompt)) for example in examples)
+    room = longest + tiny_context.config.sampling.max_new_tokens
+    _, found = collected("rltf-fm", rltf_fm__prompts_per_step=2, model__context_length=room)
+    assert found.metrics["no_room"] == 3
+    assert all(len(item) <= room for item in found.rows)
+    assert found.metrics["critiques_learned"] < 4

@@ -1,107 +1,40 @@
 """Text2Grad: from span rewards and a critic to advantages, against loops in NumPy."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import oracle
 import pytest
 import tiny
 
-from t2g_jax.judges.base import JudgeError
-from t2g_jax.methods import text2grad
-from t2g_jax.methods.text2grad import Text2Grad, adapted
-from t2g_jax.models import heads
+from t2g_jax.methods.text2grad import Text2Grad, fade
 from t2g_jax.phases.judgement import judge, token_labels
-from t2g_jax.training.state import TrainState
 
 BETA, GAMMA, LAMBDA = 0.3, 0.9, 0.8
 SETTINGS = {
     "text2grad__steps": 9,  # so that step 1 keeps no samples
-    "text2grad__kl_coefficient": BETA,
     "text2grad__gamma": GAMMA,
     "text2grad__gae_lambda": LAMBDA,
 }
 
 
-@pytest.fixture(scope="module")
-def moved(tiny_context):
-    """Parameters some way from the warm start, with a value head that says something."""
-    params = Text2Grad(tiny_context).params
-    keys = iter(jax.random.split(jax.random.key(1), 100))
-    return jax.tree.map(lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), params)
-
-
 @pytest.fixture
-def collect(tiny_context, moved, monkeypatch, rng):
+def collect(tiny_context, moved, state_of, earning, monkeypatch, rng):
     """collect(**values): the method, what it collects when spans are worth random numbers, the
     completions it sampled and those numbers."""
 
-    sample = text2grad.first_attempts
-
-    def collect(**values):
+    def collect(beta=BETA, **values):
         method = Text2Grad(tiny.changed(tiny_context, **SETTINGS | values))
-        kept = {}
+        turns, delta = earning(), []
 
-        def first_attempts(*arguments):
-            kept["turns"] = sample(*arguments)
-            return kept["turns"]
+        def marked(given):
+            delta.extend(rng.uniform(-1, 1, len(turn.tokens)) for turn in given)
+            return list(delta), 0
 
-        def span_rewards(given):
-            kept["delta"] = [rng.uniform(-1, 1, len(turn.tokens)) for turn in given]
-            return kept["delta"], {}
-
-        monkeypatch.setattr(text2grad, "first_attempts", first_attempts)
-        monkeypatch.setattr(method, "span_rewards", span_rewards)
-        state = TrainState(0, moved, None, {"kl_coefficient": jnp.float32(BETA)})
-        return method, method.collect(state, 1), kept["turns"], kept["delta"]
+        monkeypatch.setattr(method, "marked", marked)
+        state = state_of(method, moved, kl_coefficient=beta)
+        return method, method.collect(state, 1), turns, delta
 
     return collect
-
-
-@pytest.fixture(scope="module")
-def read(tiny_context):
-    """read(params, tokens): log-probabilities of all next tokens before temperature, and values."""
-
-    @jax.jit
-    def forward(params, tokens):
-        ones = jnp.ones_like(tokens)
-        positions = jnp.arange(tokens.shape[1])[None]
-        hidden = heads.hidden_states(params, tiny_context.model, tokens, positions, ones)
-        return hidden @ heads.lm_kernel(params), heads.values(params, hidden)
-
-    def read(params, tokens):
-        padded = np.zeros((1, 96), np.int32)
-        padded[0, : len(tokens)] = tokens
-        return tuple(np.asarray(x[0, : len(tokens)], np.float64) for x in forward(params, padded))
-
-    return read
-
-
-def log_softmax(logits):
-    logits = logits - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-def penalty(kind, policy, reference, sampled, chosen):
-    """KL of each token: policy and reference [n, V] log-probabilities, sampled [n]."""
-    if kind == "full":
-        return (np.exp(policy) * (policy - reference)).sum(-1)
-    ratio = sampled - reference[np.arange(len(chosen)), chosen]
-    return {
-        "k1": ratio,
-        "abs": np.abs(ratio),
-        "k2": 0.5 * ratio**2,
-        "k3": np.exp(-ratio) - 1 + ratio,
-    }[kind]
-
-
-def generalised_advantages(rewards, values):
-    advantages = np.zeros(len(rewards))
-    following = next_value = 0.0
-    for t in reversed(range(len(rewards))):
-        delta = rewards[t] + GAMMA * next_value - values[t]
-        following = advantages[t] = delta + GAMMA * LAMBDA * following
-        next_value = values[t]
-    return advantages
 
 
 @pytest.mark.parametrize(
@@ -121,20 +54,22 @@ def test_advantages(collect, moved, read, kind, sampling, whiten):
     changes = {"text2grad__kl": kind, "text2grad__whiten": whiten} | sampling
     method, collected, turns, delta = collect(**changes)
     temperature = sampling.get("sampling__temperature", 1.0)
-    reference = method.reference | {"value_head": moved["value_head"]}  # not used
+    reference = method.reference.params | {"value_head": moved["value_head"]}  # not used
     expected, divergences = [], []
     for turn, rewards in zip(turns, delta, strict=True):
         tokens = [*turn.prompt, *turn.tokens]
         before = slice(len(turn.prompt) - 1, len(tokens) - 1)
         (logits, values), (ref_logits, _) = read(moved, tokens), read(reference, tokens)
-        divergence = penalty(
+        divergence = oracle.divergence(
             kind,
-            log_softmax(logits[before] / temperature),
-            log_softmax(ref_logits[before] / temperature),
+            oracle.log_softmax(logits[before] / temperature),
+            oracle.log_softmax(ref_logits[before] / temperature),
             turn.completion.logprobs,
             turn.tokens,
         )
-        advantages = generalised_advantages(rewards - BETA * divergence, values[before])
+        advantages = oracle.generalised_advantages(
+            rewards - BETA * divergence, values[before], gamma=GAMMA, gae_lambda=LAMBDA
+        )
         expected.append((advantages, advantages + values[before], values[before]))
         divergences.append(divergence)
     everything = np.concatenate([advantages for advantages, _, _ in expected])
@@ -159,27 +94,46 @@ def test_advantages(collect, moved, read, kind, sampling, whiten):
     assert collected.metrics["kl"] == pytest.approx(np.concatenate(divergences).mean(), abs=1e-4)
     assert collected.metrics["kl"] != 0
     assert collected.metrics["span_reward"] == pytest.approx(np.concatenate(delta).mean(), abs=1e-5)
+    assert collected.metrics["tokens_generated"] == sum(len(turn.tokens) for turn in turns)
+
+
+def test_the_tasks_reward_is_not_learned(collect):
+    """Spans alone are: the completions earn random numbers, and returns do not show them."""
+    _, collected, turns, delta = collect(
+        beta=0.0, text2grad__kl="k3", text2grad__gamma=1.0, text2grad__gae_lambda=1.0
+    )
+    for item, turn, rewards in zip(collected.rows, turns, delta, strict=True):
+        first = item.fields["returns"][len(turn.prompt)]
+        assert first == pytest.approx(rewards.sum(), abs=1e-4)
+
+
+@pytest.mark.parametrize("after", [0, 3, None])
+def test_fade_after(collect, after):
+    _, collected, _, delta = collect(text2grad__fade_after=after, text2grad__kl="k3")
+    faded = [
+        [
+            d / (1 + np.exp(min(max(n - after - 6, -10), 6))) if after is not None else d
+            for n, d in enumerate(rewards)
+        ]
+        for rewards in delta
+    ]
+    expected = np.concatenate(faded).mean()
+    assert collected.metrics["span_reward"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_fading_by_hand():
+    factors = fade(30, 4)
+    assert factors[10] == 0.5
+    np.testing.assert_allclose(factors[0], 1 / (1 + np.exp(-10)))
+    np.testing.assert_allclose(factors[-1], 1 / (1 + np.exp(6)))
+    assert (np.diff(factors) <= 0).all()
 
 
 def test_the_adaptive_controller(collect):
-    for target, factor in ((None, 1.0), (1e-6, 1.02), (1e6, 0.98)):
+    for target, factor in ((None, 1.0), (1e-6, 1.02)):
         _, collected, _, _ = collect(text2grad__adaptive_kl_target=target, text2grad__kl="k3")
         assert collected.carry["kl_coefficient"] == pytest.approx(BETA * factor)
         assert collected.metrics["kl_coefficient"] == pytest.approx(BETA)
-
-
-def test_the_controller_by_hand():
-    assert adapted(0.2, 0.5, None) == 0.2
-    assert adapted(0.2, 1.1, 1.0) == pytest.approx(0.2 * 1.01)
-    assert adapted(0.2, 0.9, 1.0) == pytest.approx(0.2 * 0.99)
-    assert adapted(0.2, 50.0, 1.0) == pytest.approx(0.2 * 1.02)  # no more than a fifth of K
-    assert adapted(0.2, 0.0, 1.0) == pytest.approx(0.2 * 0.98)
-
-
-def test_the_coefficient_of_the_state_is_what_counts(collect):
-    """Also after the controller has moved it away from the config's."""
-    _, first, _, _ = collect(text2grad__kl_coefficient=99.0)
-    assert first.metrics["kl_coefficient"] == pytest.approx(BETA)
 
 
 # --- Where span rewards come from ----------------------------------------------------------------
@@ -196,43 +150,40 @@ def test_from_the_judge(tiny_context, turns):
     context = tiny.changed(tiny_context, text2grad__span_source="judge")
     method = Text2Grad(context)
     assert method.reward_model is None
-    rewards, metrics = method.span_rewards(turns)
+    rewards, metrics = method.token_rewards(turns)
     for given, turn in zip(rewards, turns, strict=True):
         expected = token_labels(judge(tiny_context, turn).spans, len(turn.tokens))
         np.testing.assert_array_equal(given, expected)
     assert rewards[0].max() == 1
     assert rewards[1].min() == -1
-    assert metrics == {"judge_failures": 0, "unaligned_quotes": 0}
+    assert metrics == {
+        "span_reward": pytest.approx(np.concatenate(rewards).mean()),
+        "judge_failures": 0,
+        "unaligned_quotes": 0,
+    }
     assert list(context.watch.lap()) == ["judge"]
 
 
 def test_from_the_reward_model(tiny_context, turns):
     context = tiny.changed(tiny_context)
     method = Text2Grad(context)
-    rewards, metrics = method.span_rewards(turns)
+    rewards, metrics = method.token_rewards(turns)
     expected = method.reward_model.rewards([(turn.prompt, turn.tokens) for turn in turns])
     for given, turn, wanted in zip(rewards, turns, expected, strict=True):
         assert given.shape == (len(turn.tokens),)
         np.testing.assert_allclose(given, wanted)
         assert (np.abs(given) < 1).all()
-    assert metrics == {"judge_failures": 0, "unaligned_quotes": 0}
+    assert (metrics["judge_failures"], metrics["unaligned_quotes"]) == (0, 0)
     assert list(context.watch.lap()) == ["score"]
 
 
-def test_a_judge_that_fails_is_neutral_and_counted(tiny_context, turns, monkeypatch):
+def test_a_judge_that_fails_is_neutral_and_counted(tiny_context, turns, failing_judge):
     method = Text2Grad(tiny.changed(tiny_context, text2grad__span_source="judge"))
-    critique = type(tiny_context.judge).critique
-
-    def fail(self, example, completion):
-        if completion == turns[0].text:
-            raise JudgeError("no credit left")
-        return critique(self, example, completion)
-
-    monkeypatch.setattr(type(tiny_context.judge), "critique", fail)
-    rewards, metrics = method.span_rewards(turns)
+    failing_judge(lambda completion: completion == turns[0].text)
+    rewards, metrics = method.token_rewards(turns)
     assert rewards[0].tolist() == [0] * len(turns[0].tokens)
     assert rewards[1].min() == -1
-    assert metrics == {"judge_failures": 1, "unaligned_quotes": 0}
+    assert (metrics["judge_failures"], metrics["unaligned_quotes"]) == (1, 0)
 
 
 def test_what_a_reward_model_cannot_read_is_neutral_and_counted(tiny_context, turns, monkeypatch):
@@ -240,7 +191,7 @@ def test_what_a_reward_model_cannot_read_is_neutral_and_counted(tiny_context, tu
     monkeypatch.setattr(
         type(method.reward_model), "rewards", lambda self, answers: [None, *map(ones, answers[1:])]
     )
-    rewards, metrics = method.span_rewards(turns)
+    rewards, metrics = method.token_rewards(turns)
     assert rewards[0].tolist() == [0] * len(turns[0].tokens)
     assert rewards[1].min() == 1
     assert metrics["judge_failures"] == 1
@@ -253,36 +204,16 @@ def ones(answer):
 # --- The rest --------------------------------------------------------------------------------
 
 
-def test_samples_at_the_first_the_middle_and_the_last_step(tiny_context):
+def test_samples_at_the_first_the_middle_and_the_last_step(tiny_context, state_of):
     method = Text2Grad(tiny.changed(tiny_context, text2grad__steps=5, text2grad__kl="k1"))
-    state = TrainState(0, method.params, None, {"kl_coefficient": jnp.float32(0)})
-    kept = [len(method.collect(state, step).samples) for step in range(5)]
-    assert kept == [4, 0, 4, 0, 4]  # one of each prompt
-
-
-@pytest.mark.parametrize(
-    ("field", "value", "where"),
-    [
-        ("value_coefficient", 0.7, "objective.value_coefficient"),
-        ("value_clip", 0.7, "objective.value_clip"),
-        ("epsilon_low", 0.1, "objective.epsilon_low"),
-        ("epsilon_high", 0.3, "objective.epsilon_high"),
-        ("steps", 9, "steps"),
-        ("epochs", 3, "epochs"),
-        ("minibatches", 4, "minibatches"),
-        ("micro_batches", 2, "micro_batches"),
-    ],
-)
-def test_fields_of_the_config_reach_the_learning(tiny_context, field, value, where):
-    method = Text2Grad(tiny.changed(tiny_context, **{f"text2grad__{field}": value}))
-    found = method.learning
-    for name in where.split("."):
-        found = getattr(found, name)
-    assert found == value
+    kept = [method.collect(state_of(method), step).samples for step in range(5)]
+    assert [len(samples) for samples in kept] == [4, 0, 4, 0, 4]  # one of each prompt
+    assert kept[0][0].predicted_critique is not None
+    assert any(cell.predicted for cell in kept[0][0].tokens)
 
 
 def test_the_value_head_starts_at_zero_beside_the_warm_start(tiny_context):
     method = Text2Grad(tiny.changed(tiny_context))
     assert not np.asarray(method.params["value_head"]["out"]["kernel"]).any()
     without = {name: value for name, value in method.params.items() if name != "value_head"}
-    jax.tree.map(np.testing.assert_array_equal, without, method.reference)
+    jax.tree.map(np.testing.assert_array_equal, without, method.reference.params)

@@ -157,7 +157,8 @@ def test_quotes_that_are_not_there_are_kept_with_the_reason(tiny_context, monkey
 
     monkeypatch.setattr(BinaryMatrixJudge, "critique", critique)
     turn = tiny.turn(tiny_context, "0 1")
-    made = annotated(tiny_context, "id", turn, judge(tiny_context, turn))
+    judgement = judge(tiny_context, turn)
+    made = annotated(tiny_context, "id", turn, judgement)
     (unaligned,) = made.unaligned
     assert unaligned.startswith("nowhere at all: the phrase is not in the text")
     assert made.span_rewards.tolist() == [1.0]

@@ -163,3 +163,21 @@ def test_the_mesh_is_the_configs(tiny_run, tmp_path):
 def test_the_level_is_the_judges(tiny_run, tmp_path, level):
     context = Context.open(tiny.with_values(tiny_run.config, judge__level=level), tmp_path)
     assert context.judge.level.value == level
+
+
+def test_the_settings_of_the_judge_reach_its_guard(tiny_run, tmp_path):
+    values = {"timeout_seconds": 1.5, "max_failures_in_a_row": 7, "workers": 3}
+    changed = {f"judge__{name}": value for name, value in values.items()}
+    guard = Context.open(tiny.with_values(tiny_run.config, **changed), tmp_path).guard
+    assert {name: getattr(guard, name) for name in values} == values
+
+
+def test_another_judge_is_asked_but_not_for_the_tokenizer(tiny_run, tmp_path):
+    config = tiny.with_values(tiny_run.config, judge__name="bad_judges:always_raises")
+    context = Context.open(config, tmp_path)
+    assert context.judge.calls == 0
+    failure = context.critique(context.task.split("train")[0], "0 1")
+    assert failure.reason == "raised ConnectionError"
+    assert context.tally["judge_failures"] == 1
+    tokenizers = [folder / "tokenizer" / "tokenizer.json" for folder in (tmp_path, tiny_run.workdir)]
+    assert tokenizers[0].read_text() == tokenizers[1].read_text()

@@ -78,7 +78,7 @@ def test_samples_and_batch_size(play):
 
 def test_the_scores_of_all_phases(tiny_run, capsys):
     scores = evaluate.run(tiny_run.config, tiny_run.workdir)
-    assert list(scores) == ["sft", "text2grad", "rltf-sd", "grpo"]
+    assert list(scores) == ["sft", *tiny_run.config.methods]
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("sft: 0.0% of first attempts right (0.0% to ")
     assert "floor 25.0%, gives one fixed answer for each size" in said[-1]

@@ -10,13 +10,21 @@ import tiny
 from t2g_jax.data.dataset import load_dataset
 from t2g_jax.data.journal import Journal
 from t2g_jax.data.pipeline import BatchIterator
-from t2g_jax.methods import GRPO, RLTFSelfDistillation, Text2Grad
+from t2g_jax.methods import (
+    GRPO,
+    PPO,
+    GRPOMultiTurn,
+    RejectionSampling,
+    RLTFFeedbackModelling,
+    RLTFSelfDistillation,
+    Text2Grad,
+)
 from t2g_jax.phases import annotate, evaluate, pipeline, reporting, sft
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.workspace import Workspace
 from t2g_jax.training.metrics import read_metrics
 
-HEADS = {"reward_model": ("span_head",), "text2grad": ("value_head",)}
+HEADS = {"reward_model": ("span_head",), "text2grad": ("value_head",), "ppo": ("value_head",)}
 
 
 class Stopped(Exception):
@@ -24,7 +32,7 @@ class Stopped(Exception):
 
 
 # Where each phase is stopped: a function it calls, and at which call. States are saved every other
-# step, so reward_model, text2grad and grpo go on from step 2, sft from 10, rltf-sd from nothing;
+# step, so reward_model, text2grad and grpo go on from step 2, sft from 10, the others from nothing;
 # annotate samples 4 completions at once.
 STOPS = {
     "sft": (sft, "demonstrations", 11),
@@ -33,7 +41,12 @@ STOPS = {
     "text2grad": (Text2Grad, "collect", 3),
     "rltf-sd": (RLTFSelfDistillation, "collect", 2),
     "grpo": (GRPO, "collect", 3),
+    "ppo": (PPO, "collect", 1),
+    "rltf-fm": (RLTFFeedbackModelling, "collect", 1),
+    "grpo-multiturn": (GRPOMultiTurn, "collect", 1),
+    "rejection-sampling": (RejectionSampling, "collect", 1),
 }
+TRAINED = [phase for phase in STOPS if phase != "annotate"]
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +80,15 @@ def stopping(function, call):
     return stop
 
 
-@pytest.mark.parametrize("phase", ["sft", "reward_model", "text2grad", "rltf_sd", "grpo"])
+@pytest.mark.parametrize("phase", TRAINED)
 def test_metrics_are_equal(tiny_run, stopped, phase):
-    log = tiny.lines(stopped / phase / "metrics.jsonl")
-    assert log == tiny.lines(tiny_run.workdir / phase / "metrics.jsonl")
+    name = phase.replace("-", "_")
+    log = tiny.lines(stopped / name / "metrics.jsonl")
+    assert log == tiny.lines(tiny_run.workdir / name / "metrics.jsonl")
     assert [line["step"] for line in log] == list(range(1, len(log) + 1))
 
 
-@pytest.mark.parametrize("phase", ["sft", "reward_model", "text2grad", "rltf-sd", "grpo"])
+@pytest.mark.parametrize("phase", TRAINED)
 def test_parameters_are_equal_bit_for_bit(tiny_run, stopped, phase):
     ours, theirs = (
         Context.open(tiny_run.config, workdir).params(phase, with_heads=HEADS.get(phase, ()))
@@ -104,7 +118,7 @@ def test_summaries_are_equal(tiny_run, stopped, phase):
 
 def test_evaluations_and_samples_are_equal(tiny_run, stopped):
     files = [*tiny_run.workdir.glob("*/evaluation.json"), *tiny_run.workdir.glob("*/samples/*")]
-    assert len(files) == 4 + 3
+    assert len(files) == (1 + 7) + (3 * 3 + 4)  # of all that can answer; of three steps and one
     for file in files:
         assert tiny.contents(file) == tiny.contents(stopped / file.relative_to(tiny_run.workdir))
 

@@ -8,6 +8,7 @@ import pytest
 import tiny
 
 from t2g_jax import cli
+from t2g_jax.config import METHODS
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import (
     annotate,
@@ -21,7 +22,7 @@ from t2g_jax.phases import (
 )
 from t2g_jax.training.metrics import read_metrics
 
-TRAINED = ("sft", "reward_model", "text2grad", "rltf_sd", "grpo")
+TRAINED = ("sft", "reward_model", *(method.replace("-", "_") for method in METHODS))
 
 
 def test_every_artifact_is_there(tiny_run):
@@ -121,7 +122,8 @@ def test_phases_are_those_that_the_methods_need(tiny_run):
     def names(**values):
         return list(pipeline.phases(tiny.with_values(tiny_run.config, **values)))
 
-    assert names() == ["sft", "annotate", "reward_model", "text2grad", "rltf-sd", "grpo"]
+    assert names() == ["sft", "annotate", "reward_model", *tiny_run.config.methods]
+    assert sorted(tiny_run.config.methods) == sorted(METHODS)
     assert names(methods=("grpo", "rltf-sd")) == ["sft", "grpo", "rltf-sd"]
     assert names(methods=("text2grad",), text2grad__span_source="judge") == ["sft", "text2grad"]
 

@@ -30,7 +30,7 @@ def collect(tiny_context, tmp_path, monkeypatch):
         context = tiny.changed(tiny_context, grpo__eval_every=every)
         found = []
 
-        def training(context, phase, params, collect, learning):
+        def training(context, phase, params, collect, learning, **_):
             found.extend(collect(TrainState(0, {}, None), step) for step in range(6))
             return params, {}
 

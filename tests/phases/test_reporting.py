@@ -1,10 +1,14 @@
 import html
+import json
 
+import numpy as np
 import pytest
 
+from t2g_jax.config import METHODS
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import reporting, samples
 from t2g_jax.phases.workspace import Workspace
+from t2g_jax.training.metrics import read_metrics
 
 
 def test_the_page_has_the_table_and_the_samples(tiny_run, tiny_context):
@@ -22,32 +26,55 @@ def test_the_page_has_the_table_and_the_samples(tiny_run, tiny_context):
 
 def test_contents(tiny_run):
     report = reporting.contents(Workspace(tiny_run.workdir, tiny_run.config))
-    assert [row.method for row in report.results] == ["text2grad", "rltf-sd", "grpo"]
-    assert [phase.phase for phase in report.phases] == [
-        "sft",
-        "annotate",
-        "reward_model",
-        "text2grad",
-        "rltf-sd",
-        "grpo",
-    ]
+    methods = [method for method in METHODS if method in tiny_run.config.methods]
+    assert [row.method for row in report.results] == methods
+    phases = [phase.phase for phase in report.phases]
+    assert phases == ["sft", "annotate", "reward_model", *methods]
     assert all(row.tokens_generated > 0 for row in report.results)
-    assert all(row.tokens_trained > 0 for row in report.results)
+    # Nothing may have been good enough for rejection sampling to learn from.
+    trained = [row.tokens_trained for row in report.results if row.method != "rejection-sampling"]
+    assert min(trained) > 0
     assert all(row.seconds > 0 for row in report.results)
     assert {row.before for row in report.results} == {report.results[0].before}
     drawn = {(curve.label, curve.metric) for curve in report.curves}
-    for method in tiny_run.config.methods:
+    for method in methods:
+        assert (method, reporting.CURVES["reward"]) in drawn
+    for method in ("text2grad", "rltf-sd", "grpo"):
         assert (method, reporting.CURVES["kl"]) in drawn
         assert (method, reporting.CURVES["test_accuracy"]) in drawn
     assert ("rltf-sd", reporting.CURVES["accuracy_turn_2"]) in drawn
     tested = next(c for c in report.curves if c.metric == reporting.CURVES["test_accuracy"])
     assert tested.steps == (1, 3)
     assert [score.label for score in report.class_scores] == ["poor", "neutral", "good"]
-    assert len(report.samples) == 3 * 4
+    steps = {name: getattr(tiny_run.config, name.replace("-", "_")).steps for name in methods}
+    kept = [(sample.method, sample.step) for sample in report.samples]
+    assert kept == [
+        (method, step + 1) for method in methods for step in range(steps[method]) for _ in range(4)
+    ]  # of each prompt one, at the first, the middle and the last of at most three steps
+    by_tokens = [curve for curve in report.curves if curve.x_label == "tokens generated"]
+    assert {curve.metric for curve in by_tokens} == {
+        reporting.CURVES["accuracy"],
+        reporting.CURVES["test_accuracy"],
+    }
+    for row in report.results:
+        curve = next(
+            c
+            for c in by_tokens
+            if (c.label, c.metric) == (row.method, reporting.CURVES["accuracy"])
+        )
+        assert len(curve.steps) == steps[row.method]
+        assert curve.steps[0] == 0
+        assert np.all(np.diff([*curve.steps, row.tokens_generated]) > 0)
     assert "span_source: reward_model" in report.config_yaml
 
 
 def test_samples_are_whole(tiny_run, tiny_context):
+    for sample in reporting.contents(Workspace(tiny_run.workdir, tiny_run.config)).samples:
+        assert sample.prompt
+        for attempt in (sample, *sample.retries):
+            assert attempt.correct == (attempt.reward == 1)
+            weighed = [cell.advantage is not None for cell in attempt.tokens]
+            assert weighed == [sample.method != "rejection-sampling"] * len(attempt.tokens)
     for sample in samples.read_samples(tiny_run.workdir / "text2grad"):
         assert sample.predicted_critique is not None
         assert len(sample.tokens) > 0
@@ -61,7 +88,8 @@ def test_with_some_phases_only(tiny_run, tmp_path):
     workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
     report = reporting.contents(Workspace(workdir, config))
     assert [row.method for row in report.results] == ["grpo"]
-    assert report.class_scores == report.samples == ()
+    assert report.class_scores == ()
+    assert {sample.method for sample in report.samples} == {"grpo"}
 
 
 def test_what_was_not_evaluated_is_named(tiny_run, tmp_path):
@@ -69,3 +97,83 @@ def test_what_was_not_evaluated_is_named(tiny_run, tmp_path):
     (workdir / "grpo" / "evaluation.json").unlink()
     with pytest.raises(T2GError, match=r"grpo.evaluation.json is missing: first run `t2g evaluate"):
         reporting.run(config, workdir)
+
+
+def test_conversations_are_kept_whole(tiny_run, tiny_context):
+    kept = samples.read_samples(tiny_run.workdir / "rltf_sd")
+    conversations = [sample for sample in kept if sample.retries]
+    assert conversations
+    for sample in conversations:
+        assert not sample.correct
+        assert sample.critique
+        assert all(cell.true is not None for cell in sample.tokens)  # of the critique's quotes
+        (*_, last) = sample.retries
+        assert last.tokens
+
+
+def line(step, **metrics):
+    return {"step": step, "phase": "grpo", "seconds": 1.0} | metrics
+
+
+def test_curves_against_steps_and_tokens():
+    lines = [
+        line(step, accuracy=step / 10, kl=0.1, tokens_generated=7, tokens_generated_total=7 * step)
+        for step in (1, 2, 3)
+    ]
+    lines[1]["test_accuracy"] = 0.25
+    drawn = {(c.metric, c.x_label): (c.steps, c.values) for c in reporting.drawn("grpo", lines)}
+    accuracy, tested = (reporting.CURVES[name] for name in ("accuracy", "test_accuracy"))
+    assert drawn == {
+        (accuracy, "steps"): ((1, 2, 3), (0.1, 0.2, 0.3)),
+        (accuracy, "tokens generated"): ((0, 7, 14), (0.1, 0.2, 0.3)),
+        (tested, "steps"): ((2,), (0.25,)),
+        (tested, "tokens generated"): ((7,), (0.25,)),
+        (reporting.CURVES["kl"], "steps"): ((1, 2, 3), (0.1, 0.1, 0.1)),
+    }
+
+
+def test_a_log_that_does_not_count_tokens_is_drawn_against_steps_only():
+    lines = [line(1, accuracy=0.1), line(2, accuracy=0.2)]
+    assert {curve.x_label for curve in reporting.drawn("grpo", lines)} == {"steps"}
+
+
+def test_a_collapse_is_in_the_report_and_on_the_terminal(tiny_run, tmp_path, capsys):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    log = [line(step, entropy=1.0 if step < 6 else 0.01, reward=0.0) for step in range(1, 13)]
+    text = "".join(json.dumps(entry) + "\n" for entry in log)
+    (workdir / "grpo" / "metrics.jsonl").write_text(text, "utf-8")
+    (warning,) = reporting.run(config, workdir).warnings
+    assert warning.startswith("grpo, step 10: entropy fell from 1 to 0.01 nats")
+    assert warning in html.unescape((workdir / "report.html").read_text("utf-8"))
+    assert f"Warning: {warning}" in capsys.readouterr().out
+
+
+# Of attempts, of updates by a policy gradient, and of asking for critiques.
+ATTEMPTS = {
+    "reward", "accuracy", "completion_tokens", "completion_tokens_max", "cut_off", "equal_groups",
+    "learning_rate", "tokens_generated", "tokens_generated_total", "tokens_trained",
+    "tokens_per_second_sample",
+}  # fmt: skip
+UPDATES = {
+    "kl", "kl_sampler_trainer", "ratio", "ratio_min", "ratio_max", "log_ratio", "log_ratio_min",
+    "log_ratio_max", "clip_fraction", "entropy", "grad_norm", "skipped_updates",
+    "tokens_per_second_score", "tokens_per_second_update",
+}  # fmt: skip
+CRITIQUES = {"judge_failures"}
+
+
+@pytest.mark.parametrize(
+    ("method", "columns"),
+    [
+        ("text2grad", ATTEMPTS | UPDATES | CRITIQUES | {"unaligned_quotes"}),
+        ("ppo", ATTEMPTS | UPDATES),
+        ("grpo", ATTEMPTS | UPDATES),
+        ("grpo-multiturn", ATTEMPTS | UPDATES | CRITIQUES),
+        ("rltf-sd", ATTEMPTS | UPDATES | CRITIQUES),
+        ("rltf-fm", ATTEMPTS | UPDATES | CRITIQUES),
+        ("rejection-sampling", ATTEMPTS),
+    ],
+)
+def test_every_step_logs_what_one_needs_to_see(tiny_run, method, columns):
+    for entry in read_metrics(tiny_run.workdir / method.replace("-", "_")):
+        assert columns - set(entry) == set(), entry["step"]

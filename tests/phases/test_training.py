@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
+from t2g_jax.config import OptimizerConfig
 from t2g_jax.phases import training
 from t2g_jax.phases.training import Collected, Learning, bucket, minibatches, run_training
 from t2g_jax.phases.workspace import Workspace
+from t2g_jax.tasks.base import Floor
 from t2g_jax.training.batch import Row, row
 from t2g_jax.training.metrics import read_metrics
 from t2g_jax.training.objective import Objective
@@ -75,6 +77,31 @@ def test_metrics_of_a_step():
     }
 
 
+def test_extremes_are_kept_whatever_they_are_of_and_without_updates_there_is_nothing():
+    reports = [{"log_ratio_max": 0.1, "log_ratio_min": -0.1, "skipped_updates": 1},
+               {"log_ratio_max": 0.0, "log_ratio_min": -0.3, "skipped_updates": 1}]  # fmt: skip
+    assert training.summarise(reports) == {
+        "log_ratio_max": 0.1,
+        "log_ratio_min": -0.3,
+        "skipped_updates": 2,
+    }
+    assert training.summarise([]) == {}
+
+
+def test_memory_is_told_where_a_device_knows_it(monkeypatch):
+    assert training.device_memory() == {}  # CPU
+
+    class Device:
+        def __init__(self, peak):
+            self.peak = peak
+
+        def memory_stats(self):
+            return self.peak and {"peak_bytes_in_use": self.peak, "bytes_in_use": 1}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(5), Device(7), Device(None)])
+    assert training.device_memory() == {"device_memory_bytes": 7}
+
+
 def test_speed_by_stage():
     seconds = {"sample": 2.0, "judge": 0.5, "evaluate": 1.0}
     assert training.speed(seconds, {"sample": 10, "judge": 0, "update": 7}) == {
@@ -96,8 +123,9 @@ def train(tiny_context, learning, tmp_path):
         values = {name: changes.pop(name) for name in list(changes) if "__" in name}
         context = tiny.changed(tiny_context, **values)
         context = dataclasses.replace(context, workspace=elsewhere)
+        floor = changes.pop("floor", None)
         chosen = dataclasses.replace(learning, **changes)
-        result = run_training(context, "own", start, collect, chosen)
+        result = run_training(context, "own", start, collect, chosen, floor=floor)
         return result, read_metrics(tmp_path / "own")
 
     return train
@@ -117,6 +145,55 @@ def test_the_carry_goes_from_step_to_step(train):
     assert [line["tokens_trained"] for line in lines] == [2 * 12 * 10] * 2
     assert (summary["tokens_trained"], summary["tokens_generated"]) == (2 * 2 * 12 * 10, 2 * 5)
     assert summary["last"]["step"] == 2
+
+
+def test_the_log_has_the_learning_rate_that_the_step_began_with(train):
+    schedule = {"schedule": "linear", "learning_rate": 0.6, "warmup_steps": 0}
+    optimizer = dataclasses.replace(OptimizerConfig(), **schedule)
+    _, lines = train(lambda state, step: Collected(rows(12)), optimizer=optimizer, steps=2)
+    # Two epochs of three minibatches a step: 12 updates in all.
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.6, 0.3])
+
+
+def test_trackers_get_the_log(train, tmp_path):
+    """Stopped at step 2 of 3 and started again; the checkpoint is of step 1."""
+    loading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def collect(state, step):
+        if step == 2 and not again:
+            raise KeyboardInterrupt
+        return Collected(rows(12), {"reward": step + 10.0 * again, "tokens_generated": 5})
+
+    values = {"tracking__tensorboard": True, "checkpoint__every_steps": 1, "steps": 3}
+    again = False
+    with pytest.raises(KeyboardInterrupt):
+        train(collect, **values)
+    again = True
+    train(collect, **values)
+    events = loading.EventAccumulator(str(tmp_path / "tensorboard" / "own"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("reward")] == [(1, 0.0), (2, 1.0), (3, 12.0)]
+    assert [e.value for e in events.Scalars("tokens_generated_total")] == [5, 10, 15]
+    assert {"loss", "learning_rate", "grad_norm"} <= set(events.Tags()["scalars"])
+
+
+def test_a_collapse_is_told_once_also_by_a_run_that_goes_on(train, capsys):
+    def collect(state, step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return Collected(rows(1, 2), {"accuracy": 0.5 if step < 5 else 0.1})
+
+    values = {"checkpoint__every_steps": 1, "steps": 14, "epochs": 1, "minibatches": 1}
+    values |= {"micro_batches": 1, "floor": Floor(0.1, "say 0")}
+    stop = 11
+    with pytest.raises(KeyboardInterrupt):
+        train(collect, **values)
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if "floor" in line]
+    assert told.startswith("own: step 10: the accuracy fell from 50.0% to 10.0%")
+    assert "(say 0)" in told
+    stop = None
+    train(collect, **values)
+    assert "floor" not in capsys.readouterr().err
 
 
 def test_learning_leaves_where_it_started_as_it_was(train, tiny_context):
@@ -139,3 +216,10 @@ def test_checkpoints_are_made_and_kept(train, tmp_path, every, keep, kept):
     train(lambda state, step: Collected(rows(12)), steps=3, **values)
     folder = tmp_path / "own" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == kept
+
+
+def test_minibatches_are_never_empty(tiny_context, learning):
+    few = list(minibatches(tiny_context, "sft", learning, rows(2), 0))
+    assert len(few) == 2 * 2  # epochs × rows
+    assert all(batch.nll_weight.any() for batch in few)
+    assert not list(minibatches(tiny_context, "sft", learning, [], 0))

@@ -1,0 +1,216 @@
+"""The sections of the methods: every setting reaches what it is about, and none is idle."""
+
+import dataclasses
+import re
+
+import pytest
+import tiny
+import yaml
+
+from t2g_jax.config import METHODS, ConfigError, PolicyConfig, RolloutConfig, load_config
+from t2g_jax.methods import make_method
+from t2g_jax.reductions import Reduction
+
+SECTIONS = {name: name.replace("-", "_") for name in METHODS}
+
+
+def names_of(section: type) -> set[str]:
+    return {field.name for field in dataclasses.fields(section)}
+
+
+# A value that is not the default, and where it ends up in `Learning`.
+ROLLOUT = {
+    "steps": (9, "steps"),
+    "token_budget": (999, "token_budget"),
+    "epochs": (3, "epochs"),
+    "minibatches": (4, "minibatches"),
+    "micro_batches": (2, "micro_batches"),
+}
+POLICY = {
+    "surrogate": ("cispo", "objective.surrogate"),
+    "epsilon_low": (0.1, "objective.epsilon_low"),
+    "epsilon_high": (0.3, "objective.epsilon_high"),
+    "reduction": ("sequence_mean_token_sum", "objective.reduction"),
+    "kl": ("k2", "objective.kl"),
+}
+CRITIC = {
+    "value_coefficient": (0.7, "objective.value_coefficient"),
+    "value_clip": (0.7, "objective.value_clip"),
+}
+OWN = {
+    "text2grad": CRITIC,
+    "ppo": CRITIC,
+    "rltf-sd": {
+        "correction": ("cispo", "objective.correction"),
+        "logprob_floor": (-2.0, "objective.logprob_floor"),
+    },
+    "rltf-fm": {"feedback_coefficient": (0.7, "objective.nll_coefficient")},
+}
+# Those that shape what is collected, each with a test of its own in this folder or in phases/.
+ELSEWHERE = {
+    *"optimizer eval_every prompts_per_step group_size".split(),  # test_base, test_policy
+    *"kl_in kl_coefficient adaptive_kl_target".split(),  # test_reference
+    *"gamma gae_lambda whiten span_source fade_after".split(),  # test_ppo, test_text2grad
+    *"advantage resample_rounds overlong_tokens turns".split(),  # test_grpo, test_episodes
+    *"distill_coefficient distill_schedule baseline critique_correct".split(),  # test_rltf
+}
+
+
+def settings_of(name):
+    policy = {} if name == "rejection-sampling" else POLICY
+    return ROLLOUT | policy | OWN.get(name, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name in METHODS for field in settings_of(name)]
+)
+def test_fields_reach_the_learning(tiny_context, name, field):
+    value, where = settings_of(name)[field]
+    section = SECTIONS[name]
+    assert getattr(getattr(tiny_context.config, section), field) != value
+    context = tiny.changed(tiny_context, **{f"{section}__{field}": value})
+    found = make_method(name, context).learning
+    for part in where.split("."):
+        found = getattr(found, part)
+    assert found == (Reduction(value) if field == "reduction" else value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_no_field_is_forgotten_here(tiny_context, name):
+    fields = names_of(type(getattr(tiny_context.config, SECTIONS[name])))
+    assert sorted(fields - set(settings_of(name)) - ELSEWHERE) == []
+    shared = names_of(RolloutConfig if name == "rejection-sampling" else PolicyConfig)
+    assert fields >= shared
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_the_sampler_does_reaches_the_objective(tiny_context, name):
+    changes = {"sampling__temperature": 0.7, "sampling__top_k": 3, "sampling__max_new_tokens": 20}
+    method = make_method(name, tiny.changed(tiny_context, **changes))
+    learning, policy = method.learning, name != "rejection-sampling"
+    assert learning.objective.temperature == (0.7 if policy else 1.0)
+    assert ("cutoffs" in learning.fields) == policy
+    assert not policy or learning.objective.longest == 20
+    assert ("returns" in learning.fields) == ("value_clip" in settings_of(name))
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "rejection-sampling"])
+def test_a_term_for_the_divergence_is_learned_if_it_is_in_the_loss(tiny_context, name):
+    section = SECTIONS[name]
+    for where in ("reward", "loss"):
+        values = {"kl": "abs", "kl_in": where, "kl_coefficient": 0.3}
+        context = tiny.changed(tiny_context, **{f"{section}__{k}": v for k, v in values.items()})
+        learning = make_method(name, context).learning
+        assert ({"kl_weight", "ref_logprobs"} <= set(learning.fields)) == (where == "loss")
+        assert learning.carry == {"kl_coefficient": 0.3}
+
+
+# --- Settings that would have no effect --------------------------------------------------------
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    """loaded(text): the config that a file of this text is."""
+
+    def loaded(text):
+        path = tmp_path / "run.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_config(path)
+
+    return loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("grpo: {surrogate: reinforce, epsilon_low: 0.1}", "no effect with surrogate: reinforce"),
+        ("ppo: {surrogate: reinforce, epsilon_high: 0.3}", "no effect with surrogate: reinforce"),
+        ("rltf_sd: {surrogate: reinforce, epsilon_high: 0.3}", "epsilon_low and epsilon_high"),
+        (
+            "rltf_sd: {surrogate: reinforce, correction: importance, epsilon_low: 0.3}",
+            "in `rltf_sd`: epsilon_low and epsilon_high have no effect",
+        ),
+        ("grpo: {kl_in: loss}", "in `grpo`: kl_in: loss needs a kl_coefficient above 0"),
+        ("grpo: {adaptive_kl_target: 0.1}", "needs a kl_coefficient above 0 to start from"),
+        ("ppo: {kl_in: loss}", "in `ppo`: kl (k1) cannot be a term of the loss"),
+        ("text2grad: {kl_in: loss}", "kl (full) cannot be a term of the loss"),
+        (
+            "rltf_sd: {distill_schedule: linear, distill_coefficient: 0.0}",
+            "distill_schedule: linear needs a distill_coefficient above 0",
+        ),
+        ("text2grad: {fade_after: 64}", "text2grad.fade_after (64) must be less than sampling.max"),
+        ("grpo: {overlong_tokens: 65}", "grpo.overlong_tokens (65) must not exceed sampling.max"),
+        ("rltf_fm: {turns: 1}", "`rltf_fm.turns` is 1; must be greater than or equal to 2"),
+        ("grpo_multiturn: {group_size: 1}", "group_size must be at least 2"),
+        ("grpo: {group_size: 1}", "group_size must be at least 2"),
+        ("grpo: {minibatches: 3}", "must be a multiple of minibatches × micro_batches (3)"),
+    ],
+)
+def test_settings_without_effect_are_refused(loaded, text, expected):
+    with pytest.raises(ConfigError) as caught:
+        loaded(text)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "grpo: {surrogate: reinforce}",
+        "rltf_sd: {surrogate: reinforce, correction: ppo, epsilon_high: 0.3}",
+        "rltf_sd: {surrogate: reinforce, correction: cispo, epsilon_low: 0.3}",
+        "rltf_sd: {distill_schedule: linear}",
+        "text2grad: {fade_after: 63}",
+        "grpo: {overlong_tokens: 64}",
+        "ppo: {group_size: 1}",
+        "rejection_sampling: {group_size: 1, turns: 1}",
+    ],
+)
+def test_their_neighbours_are_not(loaded, text):
+    loaded(text)
+
+
+# --- docs/methods.md ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(root):
+    return (root / "docs" / "methods.md").read_text()
+
+
+def variants(page):
+    return dict(re.findall(r"^\| ([\w. ]+), \[.*?\| `(grpo: \{.*\})` \|$", page, re.M))
+
+
+def test_the_variants_of_grpo_are_configs(page, loaded):
+    found = variants(page)
+    assert list(found) == ["GRPO", "Dr. GRPO", "RLOO", "DAPO", "CISPO", "GSPO"]
+    configs = {name: loaded(text).grpo for name, text in found.items()}
+    assert len(set(map(repr, configs.values()))) == len(configs)
+    for name, text in found.items():
+        for field, value in yaml.safe_load(text)["grpo"].items():
+            loaded_value = getattr(configs[name], field)
+            assert loaded_value == type(loaded_value)(value)  # YAML 1.1 takes 3e-4 for a word
+
+
+@pytest.mark.parametrize("variant", ["Dr. GRPO", "RLOO", "GSPO"])
+def test_the_variants_of_grpo_learn_what_they_say(page, loaded, tiny_context, variant):
+    config = loaded(variants(page)[variant])
+    context = dataclasses.replace(
+        tiny_context, config=dataclasses.replace(tiny_context.config, grpo=config.grpo)
+    )
+    objective = make_method("grpo", context).learning.objective
+    assert (objective.surrogate, objective.reduction) == {
+        "Dr. GRPO": ("ppo", Reduction.SEQUENCE_MEAN_TOKEN_SUM),
+        "RLOO": ("reinforce", Reduction.SEQUENCE_MEAN_TOKEN_SUM),
+        "GSPO": ("gspo", Reduction.SEQUENCE_MEAN_TOKEN_MEAN),
+    }[variant]
+
+
+def test_every_method_and_its_own_settings_are_on_the_page(page, tiny_context):
+    for name, section in SECTIONS.items():
+        assert re.search(rf"^\| \[{name}\]\(#{name}\) \|.*\| `{section}` \|$", page, re.M)
+        assert f"\n## {name}\n" in page
+    sections = [type(getattr(tiny_context.config, section)) for section in SECTIONS.values()]
+    shared = names_of(RolloutConfig) | set(CRITIC) | {"epsilon_low", "gae_lambda", "whiten"}
+    own = set().union(*map(names_of, sections)) - shared
+    assert sorted(field for field in own if field not in page) == []

@@ -1,0 +1,149 @@
+"""A run with adapters: what is trained, saved and loaded, and that it resumes exactly."""
+
+import dataclasses
+import io
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import rich.console
+import tiny
+
+from t2g_jax.errors import T2GError
+from t2g_jax.models import lora
+from t2g_jax.phases import evaluate, generate, policy, reward_model
+from t2g_jax.phases.context import Context, decoder_config
+from t2g_jax.phases.rollout import complete
+from t2g_jax.phases.training import padded
+from t2g_jax.training.batch import row
+from t2g_jax.training.checkpoint import load_params
+from t2g_jax.training.metrics import read_metrics
+from t2g_jax.training.step import score
+
+HEADS = {"reward_model": "span_head", "text2grad": "value_head"}
+RATES = {f"{section}__optimizer__learning_rate": 1e-2 for section in ("reward_model", "text2grad")}
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """The tiny run's warm start and annotations; reward model and Text2Grad with adapters."""
+    folder = tmp_path_factory.mktemp("lora") / "run"
+    workdir, config = tiny_run.branch(folder, "sft", "annotate", lora__rank=4, **RATES)
+    reward_model.run(config, workdir)
+    policy.run(config, workdir, "text2grad")
+    return tiny.Run(workdir, config, set())
+
+
+@pytest.fixture(scope="module")
+def context(run):
+    return Context.open(run.config, run.workdir)
+
+
+def shapes(params):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
+
+
+@pytest.mark.parametrize("phase", HEADS)
+def test_a_phase_is_the_warm_start_and_what_it_trained(context, phase):
+    trained, frozen = lora.split(context.params(phase, with_heads=(HEADS[phase],)))
+    assert set(trained) == {"decoder", HEADS[phase]}
+    adapters = jax.tree.leaves(trained["decoder"])
+    assert len(adapters) == 2 * 7
+    assert all(leaf.any() for leaf in adapters)
+    same = jax.tree.map(lambda mine, theirs: mine is theirs, frozen, context.params())
+    assert all(jax.tree.leaves(same)), "one copy of the warm start"
+
+
+@pytest.mark.parametrize("phase", HEADS)
+def test_checkpoints_hold_what_was_trained_and_no_more(context, phase):
+    directory = context.workspace.checkpoints(phase)
+    trained, frozen = lora.split(context.params(phase, with_heads=(HEADS[phase],)))
+    saved, _ = load_params(directory, shapes(trained))
+    jax.tree.map(np.testing.assert_array_equal, saved, trained)
+    for part in ({"embed": frozen["decoder"]["embed"]}, {"layers": frozen["decoder"]["layers"]}):
+        with pytest.raises(T2GError, match="found nothing"):
+            load_params(directory, {"decoder": shapes(part)})
+
+
+def test_the_policy_starts_as_its_reference_and_moves(run):
+    first, *_, last = read_metrics(run.workdir / "text2grad")
+    assert first["kl"] == pytest.approx(0, abs=1e-6)
+    assert first["kl_sampler_trainer"] == pytest.approx(0, abs=1e-6)
+    assert last["kl"] > 1e-3
+
+
+def test_the_reward_model_learns(run, tiny_run):
+    ours, full = (read_metrics(r.workdir / "reward_model") for r in (run, tiny_run))
+    assert ours[0]["nll"] == pytest.approx(full[0]["nll"], rel=1e-4)
+    assert ours[-1]["nll"] < ours[0]["nll"]
+
+
+def test_the_sampler_reports_what_the_trainer_computes(context):
+    policy = context.params("text2grad")
+    prompts = [context.prompt(example.prompt) for example in context.task.split("test")]
+    completed = complete(context, policy, prompts, jax.random.key(0), batch_size=4)
+    batch = padded(
+        context,
+        [
+            row((prompt, {}), (completion.tokens, {}))
+            for prompt, completion in zip(prompts, completed, strict=True)
+        ],
+    )
+    ours, reference = (
+        np.asarray(score(params, batch, model=context.model, mesh=context.mesh)["logprobs"])
+        for params in (policy, context.params())
+    )
+    for i, (prompt, completion) in enumerate(zip(prompts, completed, strict=True)):
+        of = slice(len(prompt) - 1, len(prompt) - 1 + len(completion.tokens))
+        np.testing.assert_allclose(np.exp(ours[i, of] - completion.logprobs), 1, rtol=1e-4)
+        assert np.abs(ours[i, of] - reference[i, of]).max() > 1e-3
+
+
+def test_evaluated_and_asked(run):
+    scores = evaluate.run(run.config, run.workdir)
+    assert set(scores) == {"sft", "text2grad"}
+    text = io.StringIO()
+    console = rich.console.Console(file=text, width=200)
+    generate.run(run.config, run.workdir, "text2grad", "Distance?", console)
+    assert "Answer, marked by the reward model" in text.getvalue()
+
+
+def test_stopped_and_started_again(run, context, tmp_path, monkeypatch):
+    """From the checkpoint of step 2 of 3."""
+    workdir, config = run.branch(tmp_path / "run", "sft", "annotate", "reward_model", "text2grad")
+    shutil.rmtree(workdir / "text2grad" / "checkpoints" / "3")
+    (workdir / "text2grad" / "complete.json").unlink()
+    policy.run(config, workdir, "text2grad")
+    heads = (HEADS["text2grad"],)
+    again = Context.open(config, workdir).params("text2grad", with_heads=heads)
+    jax.tree.map(
+        np.testing.assert_array_equal, again, context.params("text2grad", with_heads=heads)
+    )
+    ours, theirs = (
+        tiny.lines(root / "text2grad" / "metrics.jsonl") for root in (workdir, run.workdir)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_another_rank_is_named(context, rank):
+    other = tiny.changed(context, lora__rank=rank)
+    with pytest.raises(
+        T2GError, match=rf"text2grad was trained with lora\.rank 4, the .* has {rank}"
+    ):
+        other.params("text2grad")
+
+
+def test_adapters_for_a_phase_trained_without(run, tiny_context):
+    config = tiny.with_values(tiny_context.config, lora__rank=4)
+    other = dataclasses.replace(tiny_context, config=config)
+    with pytest.raises(T2GError, match=r"grpo was trained with lora\.rank 0, the config has 4"):
+        other.params("grpo")
+    assert lora.rank(other.params()) == 0, "the warm start has none"
+
+
+def test_alpha_reaches_the_decoder(run):
+    config = tiny.with_values(run.config, lora__alpha=7.0)
+    assert decoder_config(run.config, 64).lora_alpha == 32
+    assert decoder_config(config, 64).lora_alpha == 7
