@@ -39,14 +39,25 @@ class Island:
     question: str
 
 
+@dataclass
+class KnightsKnavesSettings(KnightsKnavesConfig):
+    """reasoning-gym's settings, and one more.
+
+    one_cast: 1 gives the people of all puzzles the same names and kinds, so that a small model need
+    not first learn to copy names.
+    """
+
+    one_cast: int = 0
+
+
 class KnightsKnaves(ReasoningTask[tuple[int, int], Island]):
     """Knights and knaves of reasoning-gym, each with exactly one solution."""
 
     name = "knights_knaves"
-    gym_config = KnightsKnavesConfig
+    gym_config = KnightsKnavesSettings
     presets = {
         "paper": {"n_people": 5, "depth_constraint": 3, "width_constraint": 3},
-        "tiny": {"n_people": 3, "depth_constraint": 2, "width_constraint": 2},
+        "tiny": {"n_people": 3, "depth_constraint": 2, "width_constraint": 2, "one_cast": 1},
     }
     default_mistakes = {"believe": 0.2, "guess": 0.3, "half": 0.5}
     """believe: takes everyone at their word; guess: reads nothing; half: makes sure of the first
@@ -69,6 +80,7 @@ class KnightsKnaves(ReasoningTask[tuple[int, int], Island]):
                 f"{self.name}: found no puzzle with exactly one solution; raise n_people or "
                 f"depth_constraint (settings: {self.settings})"
             )
+        words_seed = 0 if self.settings["one_cast"] else words_seed
         words = KKProblemFormatter(words_seed, problems[0]).format_problem()
         role_names = words["knight_knave"]
         return Island(

@@ -20,6 +20,10 @@ Place = tuple[int, int]
 START, DESTINATION, OPEN, BLOCKED = "*#OX"
 INFEASIBLE = "infeasible"
 MOVES: dict[str, Place] = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}
+_CONFUSED = {
+    "mirrored": {"left": "right", "right": "left"},
+    "upturned": {"up": "down", "down": "up"},
+}
 
 
 @dataclass
@@ -53,9 +57,17 @@ class ShortestPath(ReasoningTask[int, Grid]):
         },
         "tiny": {"min_rows": 4, "max_rows": 4, "min_cols": 4, "max_cols": 4, "p_blocked": 0.4},
     }
-    default_mistakes = {"straight": 0.7, "timid": 0.1, "wander": 0.1, "give_up": 0.1}
-    """straight: sees no blocked cell; timid: stops where no open cell is nearer; wander: takes the
-    first way that leads there; give_up: finds none."""
+    default_mistakes = {
+        "straight": 0.1,
+        "mirrored": 0.3,
+        "upturned": 0.3,
+        "timid": 0.1,
+        "wander": 0.1,
+        "give_up": 0.1,
+    }
+    """straight: sees no blocked cell; mirrored, upturned: nor which is left and right, up and down;
+    timid: stops where no open cell is nearer; wander: takes the first way that leads there;
+    give_up: finds none."""
 
     def draw(self, rng: random.Random) -> int:
         return rng.randint(0, 2**31)
@@ -89,8 +101,10 @@ class ShortestPath(ReasoningTask[int, Grid]):
             question = QUESTION_TEMPLATE.format(grid=text).strip()
             prompt = f"{question}\n\nPut your final answer in \\boxed{{}}."
         else:
+            # A small model finds it hard to count where a symbol stands, so it is told.
             prompt = (
-                f"Shortest path from * to #, X is blocked:\n{text}\n"
+                f"Shortest path from {_where(puzzle, START)} to {_where(puzzle, DESTINATION)}, "
+                f"X is blocked:\n{text}\n"
                 "Answer with up, down, left, right, or infeasible, in \\boxed{}."
             )
         return Example(id, prompt, _shortest(puzzle), {"grid": puzzle})
@@ -131,6 +145,7 @@ class ShortestPath(ReasoningTask[int, Grid]):
             words = _wander(grid, start)
         else:
             words = _approach(grid, start, destination, rows_first, timid=mistake == "timid")
+            words = [_CONFUSED.get(mistake, {}).get(word, word) for word in words]
         return boxed(" ".join(words) or INFEASIBLE)
 
     def judge(self, level: CritiqueLevel) -> Judge:
@@ -268,6 +283,12 @@ def walk(grid: Grid, start: Place, moves: Sequence[Move]) -> list[Place]:
             break
         places.append(onward)
     return places
+
+
+def _where(grid: Grid, symbol: str) -> str:
+    """ "* (2 3)": row and column, from 1; the symbol alone where the destination hides it."""
+    place = find(grid, symbol)
+    return symbol if place is None else f"{symbol} ({place[0] + 1} {place[1] + 1})"
 
 
 def _to_text(grid: Grid) -> str:

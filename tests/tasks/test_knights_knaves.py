@@ -119,3 +119,13 @@ def test_no_puzzle_with_one_solution():
     task = make_task("knights_knaves", settings={"n_people": 1, "depth_constraint": 1})
     with pytest.raises(TaskError, match="raise n_people or depth_constraint"):
         task.split("test")
+
+
+def test_one_cast_has_the_same_people_in_all_puzzles():
+    many = make_task("knights_knaves", preset="tiny", settings={"one_cast": 0})
+    one = make_task("knights_knaves", preset="tiny")
+    assert len({tuple(example.metadata["names"]) for example in one.split("test")}) == 1
+    assert len({tuple(example.metadata["role_names"]) for example in one.split("test")}) == 1
+    assert len({tuple(example.metadata["names"]) for example in many.split("test")}) > 100
+    for a, b in zip(one.split("test"), many.split("test"), strict=True):
+        assert a.metadata["statements"] == b.metadata["statements"]

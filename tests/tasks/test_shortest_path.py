@@ -37,9 +37,10 @@ def test_hidden_starts():
 
 def test_prompt_by_hand():
     assert OPEN.prompt == (
-        "Shortest path from * to #, X is blocked:\n* O O\nO X O\nO O #\n"
+        "Shortest path from * (1 1) to # (3 3), X is blocked:\n* O O\nO X O\nO O #\n"
         "Answer with up, down, left, right, or infeasible, in \\boxed{}."
     )
+    assert HIDDEN.prompt.startswith("Shortest path from * to # (2 2), X is blocked:\n")
     assert (OPEN.answer, CLOSED.answer, HIDDEN.answer) == (
         "right right down down",
         "infeasible",
@@ -110,6 +111,8 @@ def test_wrong_answers(example, answer):
             asked("*OO", "OXO", "OX#"),
             {"right right down down", "down down right right"},
         ),
+        ("mirrored", OPEN, {"left left down down", "down down left left"}),
+        ("upturned", OPEN, {"right right up up", "up up right right"}),
         ("timid", asked("*OO", "OXO", "OX#"), {"right right down down", "down down"}),
         ("timid", CLOSED, {"infeasible"}),
         ("wander", asked("*OO", "OXO", "#OO"), {"right right down down left left"}),
