@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from t2g_jax.numerics import matrix_product
+
 Carry = TypeVar("Carry")
 
 
@@ -29,9 +31,7 @@ class Head(NamedTuple):
 
     def logits(self, temperature: jax.Array) -> jax.Array:
         """[..., V], scaled by the temperature, a scalar or [...]."""
-        products = jnp.einsum(
-            "...d,dv->...v", self.hidden, self.kernel, preferred_element_type=self.dtype
-        )
+        products = matrix_product(self.hidden, self.kernel, preferred_element_type=self.dtype)
         return products / temperature[..., None]
 
 
@@ -237,7 +237,7 @@ def _gradient(
 
     def products(head: Head) -> jax.Array:
         hidden, kernel = (x.astype(product_dtype) for x in head)
-        return jnp.einsum("...d,dv->...v", hidden, kernel)
+        return matrix_product(hidden, kernel)
 
     def add_chunk(gradient: Head, index: jax.Array) -> Head:
         chunk = head._replace(kernel=chunks.take(head.kernel, index))

@@ -18,7 +18,7 @@ from t2g_jax.chunked import Chunks, Head
 from t2g_jax.kl import divergence
 from t2g_jax.numerics import as_float
 
-CHUNK_SIZE = 2048
+CHUNK_SIZE = 4096
 
 
 class LogProbs(NamedTuple):

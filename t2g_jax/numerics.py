@@ -5,7 +5,9 @@ such a value but not its gradient (0 · NaN is NaN), so the losses compute on ze
 NaN back into the value: it stays visible if it was not masked, and never reaches a parameter.
 """
 
+import math
 from functools import reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -46,3 +48,14 @@ def defined(**arrays: ArrayLike) -> list[jax.Array]:
     floats = same_shape(**arrays)
     ok = reduce(jnp.logical_and, map(jnp.isfinite, floats))
     return [ok, *(jnp.where(ok, x, 0) for x in floats)]
+
+
+def matrix_product(x: jax.Array, kernel: jax.Array, *, axes: int = 1, **options: Any) -> jax.Array:
+    """Σ over the last `axes` of x and as many first ones of the kernel; [..., D] · [D, V].
+
+    As a product of two matrices, its gradients too. Products that sum over several axes, as the
+    kernel's gradient does over [B, T], make XLA transpose one side, which takes longer than they.
+    """
+    shape = (*x.shape[: x.ndim - axes], *kernel.shape[axes:])
+    inner = math.prod(kernel.shape[:axes])
+    return jnp.matmul(x.reshape(-1, inner), kernel.reshape(inner, -1), **options).reshape(shape)
