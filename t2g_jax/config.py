@@ -47,6 +47,7 @@ Method = Literal[
     "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
 ]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
+Counted = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"]
 
 
 def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Config":
@@ -355,9 +356,7 @@ class PolicyConfig(RolloutConfig):
     """The probability ratio is clipped below at 1 − epsilon_low (gspo's authors: 3e-4)."""
     epsilon_high: NonNegativeFloat = 0.2
     """The ratio is clipped above at 1 + epsilon_high (DAPO: 0.28; gspo's authors: 4e-4)."""
-    reduction: Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"] = (
-        "token_mean"
-    )
+    reduction: Counted = "token_mean"
     """What counts the same: each token (DAPO), each sequence (GRPO), or its sum (Dr. GRPO)."""
     kl: Literal["k1", "k2", "k3", "abs", "full"] = "k3"
     """Divergence from the SFT policy. In rewards, `full` blames a state, k1 the token chosen."""

@@ -123,11 +123,15 @@ def load_dataset(directory: str | os.PathLike[str], split: str) -> Records:
     if not (directory / "dataset_info.json").is_file():
         held = sorted(p.name for p in directory.iterdir())[:8] if directory.is_dir() else None
         found = f"the folder holds {held}" if held is not None else "there is no such folder"
-        raise DatasetError(f"no dataset in {directory}: {found}; annotate first, or correct the path")
+        raise DatasetError(
+            f"no dataset in {directory}: {found}; annotate first, or correct the path"
+        )
     with _damage_named(f"{directory / 'dataset_info.json'} or features.json"):
         builder = tfds.builder_from_directory(directory)
     if split not in builder.info.splits:
-        raise DatasetError(f"no split {split!r} in {directory}; it has {sorted(builder.info.splits)}")
+        raise DatasetError(
+            f"no split {split!r} in {directory}; it has {sorted(builder.info.splits)}"
+        )
     info = builder.info.splits[split]
     files = [os.fspath(file) for file in info.filepaths]
     for file in files:
@@ -150,7 +154,9 @@ def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
-        raise DatasetError(f"no dataset in {directory}; annotate first, or correct the path") from None
+        raise DatasetError(
+            f"no dataset in {directory}; annotate first, or correct the path"
+        ) from None
     except ValueError as error:
         raise DatasetError(f"{path} is damaged ({error}); {_MEND}") from error
 

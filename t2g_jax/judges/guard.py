@@ -170,7 +170,7 @@ def _outcome(judge: Judge, example: Example, completion: str) -> Critique | Judg
 def _is_reward(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    return math.isfinite(value) and abs(value) <= MAX_REWARD
+    return math.isfinite(value) and abs(float(value)) <= MAX_REWARD
 
 
 def _shown(value: Any) -> str:

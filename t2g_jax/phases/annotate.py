@@ -98,7 +98,9 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
             examples = context.train_examples(ANNOTATE, batch, settings.batch_size)
             examples = examples[: settings.prompts - batch * settings.batch_size]
             for i in range(settings.samples_per_prompt):
-                ids = [f"{batch}-{e}-{i}" for e in range(len(examples))]
+                # By its place in the stream of prompts: it stays with another batch size.
+                first = batch * settings.batch_size
+                ids = [f"{first + e}-{i}" for e in range(len(examples))]
                 if all(id in settled for id in ids):
                     continue
                 factor = settings.temperatures[i % len(settings.temperatures)]

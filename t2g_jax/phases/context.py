@@ -79,12 +79,10 @@ class Context:
         level = CritiqueLevel(config.judge.level)
         judge = make_judge(config.judge.name, task, level)
         if not workspace.tokenizer.exists():
-            train_tokenizer(
-                # The puzzle's own judge: one that must be paid or waited for is not asked for this.
-                _texts(task, task.judge(level), min(config.tokenizer.texts, config.task.train_size)),
-                config.tokenizer.vocabulary_size,
-                workspace.tokenizer,
-            )
+            count = min(config.tokenizer.texts, config.task.train_size)
+            # Of the puzzle's own judge: one that must be paid or waited for is not asked for this.
+            texts = _texts(task, task.judge(level), count)
+            train_tokenizer(texts, config.tokenizer.vocabulary_size, workspace.tokenizer)
         try:
             tokenizer = ChatTokenizer.load(workspace.tokenizer)
         except Exception as error:  # of many kinds, from several libraries
@@ -313,8 +311,8 @@ def say(line: str) -> None:
 
 def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:
     """`Checkpoints.keep_best` of a config, for the phases of methods."""
-    name = config.checkpoint.keep_best
-    return None if name is None else (name, config.checkpoint.best_is)
+    name, best_is = config.checkpoint.keep_best, config.checkpoint.best_is
+    return None if name is None else (name, best_is)
 
 
 def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:

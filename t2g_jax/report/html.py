@@ -166,7 +166,7 @@ def _sample_data(sample: Sample) -> dict[str, Any]:
         "method": sample.method,
         "step": sample.step,
         "prompt": sample.prompt,
-        "attempts": [_attempt_data(attempt) for attempt in (sample, *sample.retries)],
+        "attempts": [_attempt_data(sample), *map(_attempt_data, sample.retries)],
     }
 
 

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
+import t2g_jax
 from t2g_jax import durable
 from t2g_jax.config import METHODS, Config, load_config
 from t2g_jax.errors import T2GError
@@ -234,7 +235,8 @@ def made_with() -> dict[str, Any]:
         "commit": _commit(),
         "versions": {
             "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("t2g_jax", "jax", "numpy")},
+            "t2g_jax": t2g_jax.__version__,
+            **{name: importlib.metadata.version(name) for name in ("jax", "numpy")},
         },
         "platform": os.environ.get("JAX_PLATFORMS") or "default",
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -21,8 +21,9 @@ START, DESTINATION, OPEN, BLOCKED = "*#OX"
 INFEASIBLE = "infeasible"
 MOVES: dict[str, Place] = {"right": (0, 1), "down": (1, 0), "left": (0, -1), "up": (-1, 0)}
 _CONFUSED = {
-    "mirrored": {"left": "right", "right": "left"},
-    "upturned": {"up": "down", "down": "up"},
+    "turned": {"right": "down", "down": "left", "left": "up", "up": "right"},
+    "reversed": {"right": "left", "down": "up", "left": "right", "up": "down"},
+    "mirrored": {"right": "left", "left": "right"},
 }
 
 
@@ -58,16 +59,17 @@ class ShortestPath(ReasoningTask[int, Grid]):
         "tiny": {"min_rows": 4, "max_rows": 4, "min_cols": 4, "max_cols": 4, "p_blocked": 0.4},
     }
     default_mistakes = {
-        "straight": 0.1,
-        "mirrored": 0.3,
-        "upturned": 0.3,
-        "timid": 0.1,
-        "wander": 0.1,
-        "give_up": 0.1,
+        "turned": 0.4,
+        "reversed": 0.4,
+        "mirrored": 0.1,
+        "straight": 0.02,
+        "timid": 0.02,
+        "wander": 0.02,
+        "give_up": 0.04,
     }
-    """straight: sees no blocked cell; mirrored, upturned: nor which is left and right, up and down;
-    timid: stops where no open cell is nearer; wander: takes the first way that leads there;
-    give_up: finds none."""
+    """straight: sees no blocked cell; turned, reversed, mirrored: the same, with the map held in a
+    wrong way; timid: stops where no open cell is nearer; wander: takes the first way that leads
+    there; give_up: finds none."""
 
     def draw(self, rng: random.Random) -> int:
         return rng.randint(0, 2**31)

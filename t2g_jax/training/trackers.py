@@ -12,6 +12,7 @@ import importlib
 import math
 import os
 import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,23 +107,31 @@ class Trackers:
 class TensorBoard:
     """Event files that TensorBoard reads: `tensorboard --logdir WORKDIR/tensorboard`.
 
+    They are written by TensorBoard's own package, which needs neither TensorFlow nor PyTorch.
+
     Args:
       directory: of a phase; made if missing.
       resumed_step: what was written of later steps is not shown any more, as they come again.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, resumed_step: int = 0):
-        package = _package("tensorboardX", extra="tensorboard", key="tracking.tensorboard")
-        self._writer = package.SummaryWriter(
-            os.fspath(directory),
-            purge_step=resumed_step + 1,
-            # Two starts within a second would otherwise write to the same file.
-            filename_suffix=f".{resumed_step}.{os.getpid()}",
-        )
+        _package("tensorboard", extra="tensorboard", key="tracking.tensorboard")
+        from tensorboard.compat.proto import event_pb2, summary_pb2
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        self._writer = EventFileWriter(os.fspath(directory))
+        restart = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._add(resumed_step + 1, session_log=restart)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        values = [
+            self._summary.Value(tag=name, simple_value=value) for name, value in metrics.items()
+        ]
+        self._add(step, summary=self._summary(value=values))
+
+    def _add(self, step: int, **what: Any) -> None:
+        self._writer.add_event(self._event(wall_time=time.time(), step=step, **what))
         self._writer.flush()
 
     def close(self, *, failed: bool = False) -> None:
