@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from t2g_jax.config import RolloutConfig
+from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.judgement import Judgement, aligned, judge, token_labels
@@ -157,13 +158,18 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
 
 
 def read_samples(folder: Path) -> list[Sample]:
-    """All samples of a phase, earliest step first."""
-    files = sorted((folder / "samples").glob("*.json"))
-    return [
-        sample
-        for file in files
-        for sample in Report.from_json(file.read_bytes(), source=str(file)).samples
-    ]
+    """All samples of a phase, earliest step first.
+
+    Raises:
+      T2GError: a file is damaged.
+    """
+    samples: list[Sample] = []
+    for file in sorted((folder / "samples").glob("*.json")):
+        try:
+            samples += Report.from_json(file.read_bytes(), source=str(file)).samples
+        except ValueError as error:
+            raise T2GError(f"{error}; delete the file, and the report will do without") from error
+    return samples
 
 
 def _said(judgement: Judgement | JudgeError | None, tokens: int) -> tuple[str, np.ndarray | None]:

@@ -300,23 +300,26 @@ def five_hundred():
     )
 
 
+OPENED = "return performance.getEntriesByType('navigation')[0].loadEventEnd"
+TURNED = """
+const done = arguments[0], began = performance.now();
+document.getElementById('next').click();
+requestAnimationFrame(() => setTimeout(() => done(performance.now() - began)));
+"""
+
+
 def test_five_hundred_samples_stay_usable(open_page, five_hundred):
-    began = time.monotonic()
-    driver = open_page(five_hundred)
+    """In milliseconds, the best of three, as the machine may run other tests too."""
+    opened = []
+    for _ in range(3):
+        driver = open_page(five_hundred)
+        opened.append(driver.execute_script(OPENED))
+    assert min(opened) < 3_000
     assert where(driver) == "1–5 of 500"
-    assert time.monotonic() - began < 8  # of a machine that also runs other tests
-    timing = "const t = performance.getEntriesByType('navigation')[0]; return t.loadEventEnd"
-    assert driver.execute_script(timing) < 4_000
-    took = driver.execute_async_script(
-        """
-        const done = arguments[0], began = performance.now();
-        document.getElementById('next').click();
-        requestAnimationFrame(() => setTimeout(() => done(performance.now() - began)));
-        """
-    )
-    assert took < 1_000
-    assert where(driver) == "6–10 of 500"
-    assert texts(driver, ".card h3")[0].startswith("#6")
+    turned = [driver.execute_async_script(TURNED) for _ in range(3)]
+    assert min(turned) < 1_000
+    assert where(driver) == "16–20 of 500"
+    assert texts(driver, ".card h3")[0].startswith("#16")
     count = "return document.getElementsByTagName('*').length"
     assert driver.execute_script(count) < 6_000  # a page of them, not all 100,000 tokens
 

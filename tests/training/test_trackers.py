@@ -43,7 +43,7 @@ def test_nothing_is_asked_for_and_nothing_is_imported(tmp_path):
         "from t2g_jax.training.trackers import opened; p = pathlib.Path(sys.argv[1])\n"
         "with opened(Config(name='r'), p, p / 'sft', 'sft', resumed_step=None) as t:\n"
         "    t.write(1, {'loss': object()})\n"
-        "assert not {'wandb', 'tensorboardX', 'tensorboard'} & set(sys.modules)"
+        "assert not {'wandb', 'tensorboard'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
     assert list(tmp_path.iterdir()) == []
@@ -52,7 +52,7 @@ def test_nothing_is_asked_for_and_nothing_is_imported(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "package", "extra"),
     [
-        ({"tensorboard": True}, "tensorboardX", "t2g_jax[tensorboard]"),
+        ({"tensorboard": True}, "tensorboard", "t2g_jax[tensorboard]"),
         ({"wandb": "offline"}, "wandb", "t2g_jax[wandb]"),
     ],
 )
@@ -104,7 +104,7 @@ def shown(folder):
 
 
 def test_tensorboard_shows_each_step_once_after_a_phase_went_on(tmp_path):
-    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorboard")
     settings = config(tensorboard=True)
     train(settings, tmp_path, [1, 2, 3], loss=lambda step: -1.0)  # stopped before a checkpoint
     assert shown(tmp_path / "tensorboard" / "rltf_sd") == [(step, -1.0) for step in (1, 2, 3)]
@@ -117,7 +117,7 @@ def test_tensorboard_shows_each_step_once_after_a_phase_went_on(tmp_path):
 
 def test_tensorboard_has_a_step_as_soon_as_it_is_written(tmp_path):
     """A run that is killed keeps what it has told."""
-    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorboard")
     script = (
         "import os, sys; from t2g_jax.training.trackers import TensorBoard;"
         "t = TensorBoard(sys.argv[1]); t.write(1, {'loss': 0.5});"
@@ -239,7 +239,7 @@ def test_wandb_without_a_login_says_what_to_do(tmp_path, offline, monkeypatch):
 
 
 def test_both_at_once_and_the_log_is_there_anyway(tmp_path, offline):
-    pytest.importorskip("tensorboardX")
+    pytest.importorskip("tensorboard")
     train(config(tensorboard=True, wandb="offline"), tmp_path, [1, 2])
     assert shown(tmp_path / "tensorboard" / "rltf_sd") == [(1, 1.0), (2, 0.5)]
     (found,) = offline()
