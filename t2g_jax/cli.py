@@ -15,7 +15,7 @@ from t2g_jax.errors import T2GError
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
-_CANNOT_WRITE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 _DESCRIPTION = """\
 Reinforcement learning from text feedback. Start here:
@@ -80,16 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Preempted:
         print("t2g: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
         return EXIT_PREEMPTED
-    except OSError as error:
-        if error.errno not in _CANNOT_WRITE or os.environ.get("T2G_DEBUG") == "1":
-            raise
-        where = error.filename or "a file"
-        print(
-            f"t2g: cannot write {where}: {error.strerror}; make room there, or make it writable, "
-            "then run the same command again: it goes on from here",
-            file=sys.stderr,
-        )
-        return EXIT_USER_ERROR
     except T2GError as error:
         if os.environ.get("T2G_DEBUG") == "1":
             raise
@@ -118,13 +108,28 @@ def _dispatch(arguments: Sequence[str]) -> None:
         _print_help(subparser, config)
         return
     workdir = known.workdir or pathlib.Path("runs") / config.name
-    if known.accept_changes:
-        from t2g_jax.phases.context import say
-        from t2g_jax.phases.workspace import accept_changes
+    from t2g_jax.compilation_cache import use_compilation_cache
 
-        for change in accept_changes(workdir, config):
-            say(f"changed: {change}")
-    _COMMANDS[known.command].action(config, workdir, known)
+    use_compilation_cache()
+    try:
+        if known.accept_changes:
+            _accept_changes(config, workdir)
+        _COMMANDS[known.command].action(config, workdir, known)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise T2GError(
+            f"{error.filename or workdir}: {error.strerror}; make room there, or permit it, then "
+            "run the same command again: it goes on from here"
+        ) from error
+
+
+def _accept_changes(config: Config, workdir: pathlib.Path) -> None:
+    from t2g_jax.phases.context import say
+    from t2g_jax.phases.workspace import accept_changes
+
+    for change in accept_changes(workdir, config):
+        say(f"changed: {change}")
 
 
 def _print_help(subparser: argparse.ArgumentParser, config: Config | None) -> None:

@@ -264,6 +264,8 @@ class SFTConfig(Section):
     """Parts that a batch is split into to save memory; the result is the same."""
     repair_fraction: Fraction = 0.5
     """Share of rows that show a second attempt after feedback on the first."""
+    critique_fraction: Fraction = 0.0
+    """Share of rows that show the judge's critique as the answer to a request for one (rltf-fm)."""
 
     def __post_init__(self) -> None:
         require_multiple("batch_size", self.batch_size, "micro_batches", self.micro_batches)

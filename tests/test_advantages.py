@@ -148,9 +148,51 @@ def test_group_centred_matches_numpy(rng, scale_by_std, precision):
     precision.assert_close(result, expected)
 
 
-def test_group_centred_and_first_turn_need_a_group_axis():
+def test_leave_one_out_by_hand():
+    returns = np.array([[1.0, 0.0, 0.5], [3.0, np.nan, 1.0], [7.0, np.nan, np.nan]])
+    mask = np.array([[1, 1, 1], [1, 0, 1], [1, 0, 0]])
+    # 1 − (0 + ½) / 2, …; of two they are each other's baseline; one alone has none.
+    np.testing.assert_allclose(
+        advantages.leave_one_out(returns, mask),
+        [[0.75, -0.75, 0.0], [2.0, 0.0, -2.0], [0.0, 0.0, 0.0]],
+    )
+
+
+def test_leave_one_out_matches_a_loop(rng, precision):
+    returns = precision.cast(rng.normal(size=(3, 5, 2)))
+    mask = rng.random((3, 5, 2)) < 0.7
+    mask[0, :, 0] = [True] + [False] * 4
+    mask[0, :, 1] = False
+    expected = np.zeros_like(returns)
+    for prompt, one, turn in np.ndindex(*returns.shape):
+        others = [j for j in range(5) if j != one and mask[prompt, j, turn]]
+        if mask[prompt, one, turn] and others:
+            baseline = sum(returns[prompt, j, turn] for j in others) / len(others)
+            expected[prompt, one, turn] = returns[prompt, one, turn] - baseline
+    result = jax.jit(advantages.leave_one_out)(np.where(mask, returns, np.nan), mask)
+    precision.assert_close(result, expected)
+
+
+def test_groups_masked_are_groups_sliced(rng):
+    """Whoever did not take place might as well not be in the group."""
+    returns, keep = rng.normal(size=(2, 6)), np.array([1, 0, 1, 1, 0, 1], bool)
+    mask = np.broadcast_to(keep, returns.shape)
+    for function in (
+        advantages.leave_one_out,
+        advantages.group_centred,
+        partial(advantages.group_centred, scale_by_std=True),
+    ):
+        found = np.asarray(function(np.where(mask, returns, np.inf), mask))
+        sliced = function(returns[:, keep], np.ones((2, 4)))
+        np.testing.assert_allclose(found[:, keep], sliced, rtol=1e-6)
+        np.testing.assert_array_equal(found[:, ~keep], 0)
+
+
+def test_comparisons_need_a_group_axis():
     with pytest.raises(ValueError, match=r"returns .*\(3,\)"):
         advantages.group_centred(jnp.ones(3), jnp.ones(3))
+    with pytest.raises(ValueError, match=r"returns .*\(3,\)"):
+        advantages.leave_one_out(jnp.ones(3), jnp.ones(3))
     with pytest.raises(ValueError, match=r"final_rewards .*\(3,\)"):
         advantages.first_turn(jnp.ones(3), jnp.ones(3), jnp.ones(3))
 
@@ -174,6 +216,7 @@ def test_no_gradient_flows_through_targets(rng):
         lambda x: (y * advantages.whiten(x, mask)).sum(),
         lambda x: (y * advantages.turn_returns(x, mask, gamma=0.5)).sum(),
         lambda x: (y * advantages.group_centred(x, mask, scale_by_std=True)).sum(),
+        lambda x: (y * advantages.leave_one_out(x, mask)).sum(),
         lambda x: (y * advantages.first_turn(x, x, mask)).sum(),
     ):
         np.testing.assert_array_equal(jax.jit(jax.grad(function))(x), 0)

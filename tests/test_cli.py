@@ -1,14 +1,17 @@
 """The `t2g` command: what it prints, which phase it calls, and how it fails."""
 
+import errno
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 import types
 
 import pytest
 
-from t2g_jax import cli, phases
-from t2g_jax.config import METHODS, ConfigError
+from t2g_jax import cli, phases, preemption
+from t2g_jax.config import METHODS, ConfigError, load_config
 from t2g_jax.errors import T2GError
 
 
@@ -70,7 +73,7 @@ def test_train_policy_needs_a_method(phase, config, capsys):
     calls = phase("policy")
     assert cli.main(["train-policy", config]) == 2
     assert not calls
-    assert "--method: one of text2grad, rltf-sd, grpo" in capsys.readouterr().err
+    assert f"--method: one of {', '.join(METHODS)}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -118,7 +121,7 @@ def test_what_the_user_got_wrong_is_one_line(phase, config, capsys, words, expec
     [
         (["sft"], "name a configuration file, e.g. configs/quickstart.yaml"),
         (["train", "CONFIG"], "invalid choice: 'train'"),
-        (["train-policy", "CONFIG", "--method", "ppo"], "invalid choice: 'ppo'"),
+        (["train-policy", "CONFIG", "--method", "dpo"], "invalid choice: 'dpo'"),
         (["sft", "CONFIG", "--workdir"], "--workdir: expected one argument"),
     ],
 )
@@ -148,6 +151,42 @@ def test_interrupt(phase, config, capsys):
     phase("sft", raises=KeyboardInterrupt())
     assert cli.main(["sft", config]) == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+def test_sigterm_where_nothing_is_under_way(config, monkeypatch, capsys):
+    """Status 75: launchers run the same command again."""
+
+    def run(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it went on")
+
+    module = types.SimpleNamespace(run=run)
+    monkeypatch.setitem(sys.modules, "t2g_jax.phases.sft", module)
+    monkeypatch.setattr(phases, "sft", module, raising=False)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert cli.main(["sft", config]) == preemption.EXIT_PREEMPTED == 75
+    assert "SIGTERM; the same command goes on from here" in capsys.readouterr().err
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_cannot_be_written_to_is_one_line(phase, config, capsys, number):
+    phase("sft", raises=OSError(number, os.strerror(number), "runs/small/sft/metrics.jsonl"))
+    assert cli.main(["sft", config]) == 2
+    error = capsys.readouterr().err
+    assert f"runs/small/sft/metrics.jsonl: {os.strerror(number)}; make room there" in error
+    assert error.count("\n") == 1
+
+
+def test_accepted_changes_are_recorded_before_the_phase_begins(phase, config, tmp_path, capsys):
+    phase("sft")
+    workdir = ["--workdir", str(tmp_path / "run")]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(pathlib.Path(config).read_text())
+    assert cli.main(["sft", config, *workdir, "--seed", "3", "--accept-changes"]) == 0
+    assert capsys.readouterr().err == "changed: seed: 0 → 3\n"
+    assert load_config(tmp_path / "run" / "config.yaml").seed == 3
+    assert (tmp_path / "run" / "config.1.yaml").exists()
 
 
 def test_config_error_is_one_of_ours():

@@ -9,10 +9,10 @@ import typing
 import pytest
 
 from t2g_jax import config as schema
-from t2g_jax.config import Config, ConfigError, config_hash, diff, load_config, to_yaml
+from t2g_jax.config import Config, ConfigError, changes, config_hash, diff, load_config, to_yaml
 from t2g_jax.sections import Section
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -53,12 +53,10 @@ def test_every_spelling_of_a_number(write, number):
 
 def test_overrides_go_on_top_of_the_file(write):
     path = write("seed: 1\nsft: {steps: 5}")
-    overrides = (
-        "--sft.steps 7 --model.width=64 --grpo.scale_by_std true --rltf-sd.logprob-floor -9.5"
-    )
+    overrides = "--sft.steps 7 --model.width=64 --ppo.whiten false --rltf-sd.logprob-floor -9.5"
     config = load_config(path, overrides.split())
     assert (config.seed, config.sft.steps, config.model.width) == (1, 7, 64)
-    assert config.grpo.scale_by_std is True
+    assert config.ppo.whiten is False
     assert config.rltf_sd.logprob_floor == -9.5
 
 
@@ -96,13 +94,15 @@ def test_free_dictionary_takes_any_name(write):
         ("sft: {stps: 3}", "unknown key `sft.stps`; did you mean `sft.steps`?"),
         ("sed: 3", "unknown key `sed`; did you mean `seed`?"),
         ("text2grad: {optimiser: {b1: 0}}", "did you mean `text2grad.optimizer`?"),
-        ("group_size: 3", "did you mean `text2grad.group_size` or `rltf_sd.group_size`"),
+        ("group_size: 3", "did you mean `text2grad.group_size` or `ppo.group_size`"),
         ("judge: {xyz: 1}", "unknown key `judge.xyz`; known: level"),
         ("sft: {steps: many}", '`sft.steps` is "many"; must be a valid integer'),
         ("sft: {steps: '3'}", '`sft.steps` is "3"; must be a valid integer'),
         ("sft: {steps: true}", "`sft.steps` is true; must be a valid integer"),
         ("sft: {steps: 1.5}", "`sft.steps` is 1.5; must be a valid integer"),
         ("sft: {steps: 0}", "`sft.steps` is 0; must be greater than 0"),
+        ("lora: {rank: -1}", "`lora.rank` is -1; must be greater than or equal to 0"),
+        ("lora: {alpha: 0}", "`lora.alpha` is 0; must be greater than 0"),
         ("seed: -1", "`seed` is -1; must be greater than or equal to 0"),
         ("model: {remat: 1}", "`model.remat` is 1; must be a valid boolean"),
         ("sampling: {top_p: 0}", "`sampling.top_p` is 0; must be greater than 0"),
@@ -115,7 +115,7 @@ def test_free_dictionary_takes_any_name(write):
         ("rltf_sd: {logprob_floor: low}", '`rltf_sd.logprob_floor` is "low"; must be a valid num'),
         ("task: {settings: {n: x}}", '`task.settings.n` is "x"; must be a valid number'),
         ("task: {preset: huge}", "`task.preset` is \"huge\"; must be 'paper' or 'tiny'"),
-        ("methods: [ppo]", "`methods.0` is \"ppo\"; must be 'text2grad', 'rltf-sd' or 'grpo'"),
+        ("methods: [dpo]", "`methods.0` is \"dpo\"; must be 'text2grad', 'ppo', 'rltf-sd', "),
         ("methods: []", "methods is empty"),
         ("methods: [grpo, grpo]", "names one twice"),
         ("reward_model: {class_weights: [1, 2]}", "`reward_model.class_weights.2` is missing"),
@@ -169,12 +169,12 @@ def test_file_that_is_not_text(tmp_path):
     ("overrides", "expected"),
     [
         ("--sft.stps 3", "unknown option `--sft.stps`; did you mean `--sft.steps`?"),
-        ("--gamma 1", "did you mean `--text2grad.gamma` or `--rltf_sd.gamma`?"),
+        ("--gamma 1", "did you mean `--text2grad.gamma` or `--ppo.gamma` or"),
         ("--sft 3", "`--sft` is a section; set a field, e.g. `--sft.optimizer.name`"),
         ("--sft.steps many", "--sft.steps: invalid literal for int() with base 10: 'many'"),
         ("--sft.steps -3", "`sft.steps` is -3; must be greater than 0"),
         ("--sft.steps", "Missing value for argument"),
-        ("--methods grpo ppo", "invalid choice 'ppo'"),
+        ("--methods grpo dpo", "invalid choice 'dpo'"),
         ("--seed 1 more", "more"),
         ("more", "more"),
     ],
@@ -223,6 +223,16 @@ def test_diff_names_fields_and_dictionary_entries():
     b = dataclasses.replace(a, task=dataclasses.replace(a.task, settings={"n": 3}, seed=1))
     assert diff(a, a) == []
     assert diff(a, b) == diff(b, a) == ["task.settings.n", "task.seed"]
+    assert changes(a, b) == ["task.settings.n: nothing → 3", "task.seed: 0 → 1"]
+
+
+def test_the_best_checkpoint_is_evaluated_only_if_it_is_kept(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("evaluate: {checkpoint: best}\n")
+    with pytest.raises(ConfigError, match=r"set checkpoint\.keep_best"):
+        load_config(path)
+    path.write_text("{evaluate: {checkpoint: best}, checkpoint: {keep_best: reward}}\n")
+    assert load_config(path).checkpoint.best_is == "max"
 
 
 SECTIONS = [

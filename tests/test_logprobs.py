@@ -375,7 +375,7 @@ def test_sharding_the_vocabulary_gathers_no_kernel():
 
 
 def test_memory_is_that_of_a_chunk():
-    rows, tokens, width, vocabulary = 4, 64, 16, 32_000
+    rows, tokens, width, vocabulary = 4, 64, 16, 64_000
     hidden = jax.ShapeDtypeStruct((rows, tokens, width), jnp.float32)
     kernel = jax.ShapeDtypeStruct((width, vocabulary), jnp.float32)
     targets = np.zeros((rows, tokens), int)

@@ -16,6 +16,7 @@ import pytest
 import tiny
 
 from t2g_jax import cli
+from t2g_jax.data.journal import Journal
 from t2g_jax.phases.context import Context
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import read_metrics
@@ -26,7 +27,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
+    return tmp_path_factory.mktemp("process_cache")
 
 
 @pytest.fixture
@@ -134,6 +135,30 @@ def test_a_second_sigterm_ends_it_at_once(t2g, tmp_path):
     assert process.wait(timeout=10) == -signal.SIGTERM
 
 
+def test_sigterm_in_annotation_keeps_what_was_judged(
+    tiny_run, tmp_path, compiled_once, monkeypatch
+):
+    workdir, _ = tiny_run.branch(tmp_path / "run", "sft")
+    words = ["annotate", CONFIG, "--workdir", str(workdir)]
+    append, folder = Journal.append, workdir / "annotate"
+
+    def terminated(journal, entry):
+        append(journal, entry)
+        if len(journal) == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with compiled_once():
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "append", terminated)
+            assert cli.main(words) == 75
+        assert len((folder / "journal.jsonl").read_text().splitlines()) == 6
+        assert cli.main(words) == 0
+    whole = tiny_run.workdir / "annotate"
+    for name in ("journal.jsonl", "complete.json"):
+        read = tiny.lines if name.endswith("l") else tiny.contents
+        assert read(folder / name) == read(whole / name)
+
+
 @pytest.fixture
 def half(tiny_run, tmp_path, compiled_once):
     """A work directory whose warm start has some steps to go, and the words of its command."""
@@ -187,7 +212,7 @@ def test_a_method_without_a_warm_start_to_read(tiny_run, tmp_path, capsys):
 def test_a_run_that_diverges_ends_and_says_what_to_try(half, capsys):
     workdir, words = half
     words = [*words, "--training.max_skipped_updates", 2]
-    line = refused(capsys, *words, "--sft.optimizer.learning_rate", "1e30")
+    line = refused(capsys, *words, "--sft.optimizer.learning_rate", "1e39")
     assert "not finite (NaN or Inf) in 2 updates in a row, the last at step 33" in line
     assert f"{workdir}/sft/checkpoints/30, of step 30" in line
     last = read_metrics(workdir / "sft")[-1]
@@ -228,8 +253,12 @@ def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(half, tmp_path, capsys)
                 file.write(bytes(4096))
         words[3] = disk / "run"
         line = refused(capsys, *words)
-        assert str(disk / "run") in line
-        assert "make room" in line
+        assert f"{disk}/run: No space left on device; " in line
+        os.truncate(filler, filler.stat().st_size - (100 << 10))
+        line = refused(capsys, *words)  # now it gets to the checkpoint
+        assert f"a checkpoint could not be written to {disk}/run/sft/checkpoints" in line
+        assert "make room there" in line
+        assert line.endswith("it goes on from step 30")
         filler.unlink()
         assert cli.main(list(map(str, words))) == 0
         assert len(read_metrics(disk / "run" / "sft")) == 34
@@ -288,4 +317,4 @@ def test_killed_twenty_times_equals_never_killed(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     landed = json.loads(summary.read_text())
     assert sum(landed.values()) == 20
-    assert len(landed) >= 6  # phases
+    assert len(landed) >= 5  # phases

@@ -36,13 +36,28 @@ class Case(NamedTuple):
 PAIR = ("logprobs", "old_logprobs")
 TRIPLE = (*PAIR, "advantages")
 DISTILLED = ("logprobs", "advantages", "old_logprobs", "teacher_logprobs")
+PACKED = {"": (), "_packed": ("segment_ids",)}
 CASES = {
     "clipped_surrogate": Case(losses.clipped_surrogate, TRIPLE),
     "cispo": Case(
         partial(losses.cispo, epsilon_low=0.2, epsilon_high=0.3), TRIPLE, weighs_by_ratio=True
     ),
+    **{
+        f"gspo{packed}": Case(
+            partial(losses.gspo, epsilon_low=0.2, epsilon_high=0.3),
+            (*TRIPLE, "mask", *segments),
+            weighs_by_ratio=True,
+        )
+        for packed, segments in PACKED.items()
+    },
     "reinforce": Case(losses.reinforce, ("logprobs", "advantages")),
     "importance_ratio": Case(losses.importance_ratio, ("logprobs", "sampled_logprobs")),
+    **{
+        f"sequence_ratio{packed}": Case(
+            losses.sequence_ratio, ("logprobs", "sampled_logprobs", "mask", *segments)
+        )
+        for packed, segments in PACKED.items()
+    },
     "clipped_value": Case(losses.clipped_value, ("values", "old_values", "returns")),
     "self_distillation_none": Case(
         partial(losses.self_distillation, logprob_floor=-3.0), ("logprobs", "advantages")
@@ -77,6 +92,7 @@ CASES = {
         ("returns", "mask"),
         differentiable=False,
     ),
+    "leave_one_out": Case(advantages.leave_one_out, ("returns", "mask"), differentiable=False),
     "first_turn": Case(
         advantages.first_turn, ("final_rewards", "first_rewards", "mask"), differentiable=False
     ),
@@ -88,14 +104,16 @@ CASES = {
     "masked_sum": Case(reductions.masked_sum, ("values", "mask"), by_row=False),
     "masked_mean": Case(reductions.masked_mean, ("values", "mask"), by_row=False),
     **{
-        how.value: Case(partial(reductions.reduce, how=how), ("values", "mask"), by_row=False)
+        how.value + packed: Case(
+            partial(reductions.reduce, how=how), ("values", "mask", *segments), by_row=False
+        )
         for how in Reduction
+        for packed, segments in PACKED.items()
     },
-    "packed_sequences": Case(
-        partial(reductions.reduce, how=Reduction.SEQUENCE_MEAN_TOKEN_MEAN),
-        ("values", "mask", "segment_ids"),
-        by_row=False,
-    ),
+    **{
+        f"sequence_sum{packed}": Case(reductions.sequence_sum, ("values", "mask", *segments))
+        for packed, segments in PACKED.items()
+    },
     "token_logprobs": Case(logprobs.token_logprobs, ("logits", "tokens")),
     "from_logits": Case(partial(logprobs.from_logits, temperature=0.7), ("logits", "tokens")),
     "span_mask": Case(partial(spans.span_mask, length=9), ("starts", "ends"), differentiable=False),

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2g_jax.reductions import Reduction, count, masked_mean, masked_sum, reduce
+from t2g_jax.reductions import Reduction, count, masked_mean, masked_sum, reduce, sequence_sum
 
 HOWS = list(Reduction)
 
@@ -14,6 +14,28 @@ def batch(rng):
     mask = rng.random((4, 6)) < 0.6
     mask[2] = False
     return values, mask
+
+
+@pytest.fixture
+def segments(rng):
+    """Sequences of many lengths side by side, padding (0) at the end of some rows."""
+    return np.array(
+        [[1, 1, 1, 1, 2, 3], [1, 2, 2, 3, 3, 3], [1, 1, 1, 0, 0, 0], [2, 2, 2, 2, 2, 2]]
+    )
+
+
+def _unpacked(segment_ids, *arrays):
+    """[rows, T] with one sequence in each row."""
+    places = [
+        (row, segment_ids[row] == segment)
+        for row in range(len(segment_ids))
+        for segment in np.unique(segment_ids[row])
+    ]
+    for array in arrays:
+        rows = np.zeros((len(places), array.shape[1]), array.dtype)
+        for i, (row, where) in enumerate(places):
+            rows[i, : where.sum()] = array[row, where]
+        yield rows
 
 
 def _loop(values, mask, how):
@@ -61,16 +83,46 @@ def test_micro_batches_add_up(batch, how):
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_packed_rows_reduce_as_unpacked_ones(batch, how):
-    values, mask = batch
-    packed_values, packed_mask = values.reshape(2, 12), mask.reshape(2, 12)
-    segment_ids = np.repeat([[1, 2]], 6, axis=1) * np.ones((2, 1), int)
-    np.testing.assert_allclose(
-        reduce(packed_values, packed_mask, how, segment_ids=segment_ids),
-        reduce(values, mask, how),
-        rtol=1e-5,
-    )
-    assert count(packed_mask, how, segment_ids=segment_ids) == count(mask, how)
+def test_packed_rows_reduce_as_unpacked_ones(batch, segments, how, precision):
+    values, mask = (precision.cast(x) for x in batch)
+    unpacked = list(_unpacked(segments, values, mask))
+    packed = jax.jit(reduce, static_argnames="how")(values, mask, how=how, segment_ids=segments)
+    precision.assert_close(packed, reduce(*unpacked, how))
+    precision.assert_close(packed, _loop(*unpacked, how))
+    assert count(mask, how, segment_ids=segments) == count(unpacked[1], how)
+
+
+def test_sequence_sum_by_hand():
+    values = np.array([[1.0, 2.0, 4.0, 8.0, np.nan]])
+    mask = np.array([[1.0, 0.5, 1.0, 1.0, 0.0]])
+    np.testing.assert_array_equal(sequence_sum(values, mask), [[14.0] * 5])
+    segment_ids = np.array([[1, 1, 2, 2, 0]])
+    expected = [[2.0, 2.0, 12.0, 12.0, 0.0]]
+    np.testing.assert_array_equal(sequence_sum(values, mask, segment_ids=segment_ids), expected)
+
+
+def test_sequence_sum_matches_a_loop(batch, segments, precision):
+    values, mask = precision.cast(batch[0]), batch[1]
+    expected, by_row = np.zeros((2, *values.shape))
+    for row, t in np.ndindex(*values.shape):
+        together = mask[row] & (segments[row] == segments[row, t])
+        expected[row, t], by_row[row, t] = values[row, together].sum(), values[row, mask[row]].sum()
+    dirty = np.where(mask, values, np.inf)
+    summed = jax.jit(sequence_sum)
+    precision.assert_close(summed(dirty, mask, segment_ids=segments), expected)
+    precision.assert_close(summed(dirty, mask), by_row)
+
+
+def test_sequences_of_one_number_that_are_apart_are_two():
+    """Packing counts from 1 in each row, so a number tells sequences apart only side by side."""
+    found = sequence_sum(np.ones((1, 5)), np.ones((1, 5)), segment_ids=np.array([[1, 1, 2, 1, 1]]))
+    np.testing.assert_array_equal(found, [[2, 2, 1, 2, 2]])
+
+
+def test_shares_of_float64_values_are_float64():
+    with jax.enable_x64(True):
+        mean = reduce(np.ones((1, 3)), np.ones((1, 3), bool), Reduction.SEQUENCE_MEAN_TOKEN_MEAN)
+        assert abs(mean - 1) < 1e-15
 
 
 def test_counts(batch):
@@ -117,5 +169,7 @@ def test_refusals(batch):
         reduce(values, mask[0], Reduction.TOKEN_MEAN)
     with pytest.raises(ValueError, match=r"values and segment_ids .*\(4, 6\).*\(4,\)"):
         reduce(values, mask, Reduction.SEQUENCE_MEAN_TOKEN_SUM, segment_ids=jnp.ones(4))
+    with pytest.raises(ValueError, match=r"values and segment_ids .*\(4, 6\).*\(3, 6\)"):
+        sequence_sum(values, mask, segment_ids=jnp.ones((3, 6)))
     with pytest.raises(ValueError, match="token_mean"):
         reduce(values, mask, "token_mean")

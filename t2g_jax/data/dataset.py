@@ -122,7 +122,9 @@ def load_dataset(directory: str | os.PathLike[str], split: str) -> Records:
     directory = Path(directory)
     if not (directory / "dataset_info.json").is_file():
         held = sorted(p.name for p in directory.iterdir())[:8] if directory.is_dir() else None
-        found = f"the folder holds {held}" if held is not None else "there is no such folder"
+        found = "there is no such folder"
+        if held is not None:
+            found = f"there is no dataset_info.json, the folder holds {held}"
         raise DatasetError(
             f"no dataset in {directory}: {found}; annotate first, or correct the path"
         )

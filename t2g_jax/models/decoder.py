@@ -57,7 +57,8 @@ class DecoderConfig:
 class Cache:
     """Keys and values of earlier tokens, and which sequence each slot belongs to.
 
-    keys, values: [L, B, S, K, H]; segment_ids: [B, S], 0 marks an empty slot.
+    keys, values: [L, B, K, S, H], as attention reads them; segment_ids: [B, S], 0 marks an empty
+    slot.
     Slots need not be contiguous: rotary positions are already inside the keys.
     """
 
@@ -67,14 +68,14 @@ class Cache:
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, slots: int) -> Cache:
-        shape = (config.layers, batch, slots, config.kv_heads, config.head_width)
+        shape = (config.layers, batch, config.kv_heads, slots, config.head_width)
         zeros = jnp.zeros(shape, config.dtype)
         return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32))
 
     def write(self, fresh: tuple[Array, Array], segment_ids: Array, slot: Array | int) -> Cache:
-        """Puts the keys and values of N tokens ([L, B, N, K, H]) at slots slot … slot+N−1."""
+        """Puts the keys and values of N tokens ([L, B, K, N, H]) at slots slot … slot+N−1."""
         keys, values = fresh
-        at = (0, 0, slot, 0, 0)
+        at = (0, 0, 0, slot, 0)
         return Cache(
             jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), at),
             jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), at),
@@ -102,7 +103,7 @@ class Decoder(nn.Module):
           cache: earlier tokens that come before all of these, or None.
 
         Returns:
-          hidden [B, T, D] in `config.dtype`, and (keys, values), each [L, B, T, K, H].
+          hidden [B, T, D] in `config.dtype`, and (keys, values), each [L, B, K, T, H].
         """
         config = self.config
         embed = nn.Embed(
@@ -169,22 +170,22 @@ class Attention(nn.Module):
         k = project((config.kv_heads, config.head_width), name="key")(x)
         v = project((config.kv_heads, config.head_width), name="value")(x)
         q, k = rotate(q, rotation), rotate(k, rotation)
-        q = einops.rearrange(q, "b t (k g) h -> b t k g h", k=config.kv_heads)
+        q = einops.rearrange(q, "b t (k g) h -> b k g t h", k=config.kv_heads)
         q = q * config.head_width**-0.5
+        k, v = (einops.rearrange(x, "b s k h -> b k s h") for x in (k, v))
 
         scores = _scores(q, k, mask)
         if earlier is None:
             weights = jax.nn.softmax(scores).astype(v.dtype)
-            mixed = jnp.einsum("bkgts,bskh->btkgh", weights, v)
+            mixed = _mixed(weights, v)
         else:
             # Scores are joined, keys and values are not: that would copy the cache at every token.
             cached_k, cached_v = earlier
             cached = _scores(q, cached_k, earlier_mask)
             weights = jax.nn.softmax(jnp.concatenate([cached, scores], -1)).astype(v.dtype)
             slots = cached.shape[-1]
-            mixed = jnp.einsum("bkgts,bskh->btkgh", weights[..., :slots], cached_v)
-            mixed += jnp.einsum("bkgts,bskh->btkgh", weights[..., slots:], v)
-        mixed = einops.rearrange(mixed, "b t k g h -> b t (k g) h")
+            mixed = _mixed(weights[..., :slots], cached_v) + _mixed(weights[..., slots:], v)
+        mixed = einops.rearrange(mixed, "b k g t h -> b t (k g) h")
         out = _dense(config.width, config=config, axis=(-2, -1), name="out")(mixed)
         return out, (k, v)
 
@@ -251,8 +252,13 @@ def rotate(x: Array, angles: Array) -> Array:
 
 def _scores(q: Array, k: Array, mask: Array) -> Array:
     """Masked attention scores [B, K, G, T, S] in float32; a row with no key stays finite."""
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
     return jnp.where(mask[:, None, None], scores, -1e30)
+
+
+def _mixed(weights: Array, v: Array) -> Array:
+    """Values [B, K, S, H] summed by weights [B, K, G, T, S]: [B, K, G, T, H]."""
+    return jnp.einsum("bkgts,bksh->bkgth", weights, v)
 
 
 def _dense(features, *, config: DecoderConfig, name: str, axis=-1):

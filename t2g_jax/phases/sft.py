@@ -2,7 +2,7 @@
 
 Reads the task; writes the initial policy. Each row is a conversation x₀, y₀ or x₀, y₀, critique, y₁
 with y₀ from the careless solver, the critique from the judge and y₁ right; the policy learns the
-assistant's turns.
+assistant's turns. In some, if the config says so, it is asked for the critique and learns that.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from t2g_jax.config import Config
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.models import heads
 from t2g_jax.phases.context import Context, once
+from t2g_jax.phases.span_rewards import critique_request
 from t2g_jax.phases.training import Collected, Learning, run_training
 from t2g_jax.phases.workspace import SFT
 from t2g_jax.tasks.base import Example
@@ -52,42 +53,53 @@ def demonstrations(context: Context, step: int) -> list[Row]:
     sft, task = context.config.sft, context.task
     rng = random.Random(context.seed(f"sft/{step}"))
     examples = context.train_examples(SFT, step, sft.batch_size, among=sft.examples)
+    critics: set[int] = set()
+    if sft.critique_fraction:
+        critics = {i for i in range(len(examples)) if rng.random() < sft.critique_fraction}
     drafts = [
         (example, task.demonstrate(example, rng), rng.random() < sft.repair_fraction)
         for example in examples
     ]
-    poor = [
+    asked = [
         i
         for i, (example, first, repair) in enumerate(drafts)
-        if repair and not task.score(example, first).correct
+        if i in critics or (repair and not task.score(example, first).correct)
     ]
-    said = context.critiques([drafts[i][0] for i in poor], [drafts[i][1] for i in poor])
-    feedback = dict(zip(poor, said, strict=True))
+    said = context.critiques([drafts[i][0] for i in asked], [drafts[i][1] for i in asked])
+    feedback = dict(zip(asked, said, strict=True))
     return [
-        demonstration(context, example, first, feedback.get(i))
+        demonstration(context, example, first, feedback.get(i), as_critic=i in critics)
         for i, (example, first, _) in enumerate(drafts)
     ]
 
 
 def demonstration(
-    context: Context, example: Example, first: str, feedback: Critique | JudgeError | None
+    context: Context,
+    example: Example,
+    first: str,
+    feedback: Critique | JudgeError | None,
+    *,
+    as_critic: bool = False,
 ) -> Row:
     """A conversation to learn from; every token of the assistant's turns weighs the same.
 
-    It ends with the first attempt where there is no critique, or no room for what follows it.
+    After a critique of the first attempt the policy repairs it; or, `as_critic`, it is asked for
+    that critique, and learns it alone. It ends with the first attempt where there is no critique,
+    or no room for what follows it.
     """
     tokenizer = context.tokenizer
     learn, given = {"nll_weight": 1.0}, {"nll_weight": 0.0}
-    parts: list[Any] = [
-        (context.prompt(example.prompt), given),
-        ([*tokenizer.encode(first), tokenizer.end_id], learn),
-    ]
+    attempt = [*tokenizer.encode(first), tokenizer.end_id]
+    prompt: tuple[Any, Any] = (context.prompt(example.prompt), given)
+    parts = [prompt, (attempt, learn)]
     if isinstance(feedback, Critique):
-        repaired = [
-            *parts,
-            (tokenizer.next_turn(feedback.text, ended=True), given),
-            ([*tokenizer.encode(context.task.solve(example)), tokenizer.end_id], learn),
-        ]
-        if context.has_room([], sum(len(tokens) for tokens, _ in repaired)):
-            parts = repaired
+        if as_critic:
+            asked = [prompt, (attempt, given), (critique_request(context, attempt), given)]
+            answer = feedback.text
+        else:
+            asked = [*parts, (tokenizer.next_turn(feedback.text, ended=True), given)]
+            answer = context.task.solve(example)
+        whole = [*asked, ([*tokenizer.encode(answer), tokenizer.end_id], learn)]
+        if context.has_room([], sum(len(tokens) for tokens, _ in whole)):
+            parts = whole
     return row(*parts)

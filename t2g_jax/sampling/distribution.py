@@ -66,6 +66,13 @@ def log_distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
     return jax.nn.log_softmax(kept), cutoff
 
 
+def most_likely(scores: Array) -> Array:
+    """The first index of the maximum, [..., V] → [...] int32: argmax, which XLA does not fuse."""
+    indices = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    highest = jnp.max(scores, -1, keepdims=True)
+    return jnp.min(jnp.where(scores == highest, indices, scores.shape[-1] - 1), -1)
+
+
 def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
     """The log-probability that separates what top-k and top-p keep from what they drop.
 

@@ -12,7 +12,7 @@ from flax import struct
 
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import Cache, Decoder, DecoderConfig
-from t2g_jax.sampling.distribution import Sampling, log_distribution
+from t2g_jax.sampling.distribution import Sampling, log_distribution, most_likely
 
 Array = jax.Array
 
@@ -104,16 +104,17 @@ def sample(
 
     def pick(logits, step):
         if sampling.greedy:
-            token = jnp.argmax(logits, -1).astype(jnp.int32)
+            token = most_likely(logits)
             nothing = jnp.zeros(batch, jnp.float32)
             return token, nothing, nothing - jnp.inf
         log_probs, cutoff = log_distribution(logits, sampling)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        token = jax.vmap(jax.random.categorical)(step_keys, log_probs).astype(jnp.int32)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(step_keys)
+        token = most_likely(log_probs + noise)  # the Gumbel-max trick
         return token, jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0], cutoff
 
-    def advance(carry):
-        step, out, done, logits, cache = carry
+    def take(out, done, logits, step):
+        """Token `step` of the rows that are not done: noted, and returned."""
         token, logprob, cutoff = pick(logits, step)
         live = ~done
         out = Completions(
@@ -123,11 +124,14 @@ def sample(
             lengths=out.lengths + live,
             ended=out.ended | (live & jnp.isin(token, stop_ids)),
         )
-        done = done | out.ended
-        segments = live.astype(jnp.int32)[:, None]
-        hidden, fresh = decode(token[:, None], (lengths + step)[:, None], segments, cache)
-        cache = cache.write(fresh, segments, prompt_width + step)
-        return step + 1, out, done, logits_of(hidden[:, 0]), cache
+        return out, done | out.ended, token
+
+    def advance(carry):
+        step, out, done, token, cache = carry
+        segments = (~done).astype(jnp.int32)[:, None]
+        hidden, fresh = decode(token[:, None], (lengths + step - 1)[:, None], segments, cache)
+        cache = cache.write(fresh, segments, prompt_width + step - 1)
+        return step + 1, *take(out, done, logits_of(hidden[:, 0]), step), cache
 
     def unfinished(carry):
         step, _, done, _, _ = carry
@@ -140,5 +144,5 @@ def sample(
         lengths=jnp.zeros(batch, jnp.int32),
         ended=jnp.zeros(batch, bool),
     )
-    start = (jnp.int32(0), empty, lengths == 0, logits_of(last), cache)
+    start = (jnp.int32(1), *take(empty, lengths == 0, logits_of(last), 0), cache)
     return jax.lax.while_loop(unfinished, advance, start)[1]

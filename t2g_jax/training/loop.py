@@ -59,7 +59,8 @@ def train(
       on_step: called after each step with the number of steps made and the metrics.
 
     Raises:
-      T2GError: too many updates were skipped in a row; the last checkpoint is of another phase.
+      T2GError: too many updates were skipped in a row; the last checkpoint is of another phase; the
+        metric to keep the best checkpoint by is never measured.
       Preempted: SIGTERM came.
     """
     state = jax.device_put(state, state_shardings(state, mesh))
@@ -73,6 +74,12 @@ def train(
         return step < steps and (token_budget is None or generated < token_budget)
 
     def save(compared: Mapping[str, float] | None) -> None:
+        by = checkpoints.best_by
+        if compared is not None and by and by not in compared and checkpoints.best_step is None:
+            raise T2GError(
+                f"checkpoint.keep_best is {by!r}, which {meta.get('phase')} does not measure; it "
+                f"measures {', '.join(sorted(compared))}"
+            )
         writer.sync()
         about = {"step": step} | ({"tokens_generated": generated} if generated else {})
         checkpoints.save(step, state, {**meta, **about}, metrics=compared)

@@ -1,5 +1,6 @@
 """Steps with nothing to learn: no NaN, nothing moves, and the log says so."""
 
+import dataclasses
 import json
 import math
 
@@ -52,7 +53,6 @@ def test_empty_completions(t2g, tiny_run, tmp_path, silent, method):
     assert all(line["equal_groups"] == 1 for line in lines)
     assert all(line["completion_tokens"] == 1 for line in lines)
     assert all(line["accuracy"] == 0 for line in lines)
-    assert t2g("evaluate", workdir, config).status == 0
 
 
 def test_empty_completions_can_be_annotated(t2g, tiny_run, tmp_path, silent):
@@ -81,7 +81,8 @@ def test_equal_rewards_leave_the_policy_where_it_is(t2g, tiny_run, tmp_path, sil
 def test_a_step_without_rows_changes_nothing(t2g, tiny_run, tmp_path, silent, capsys):
     """Rejection sampling that accepts nothing: even momentum and weight decay rest."""
     optimizer = tiny_run.config.rejection_sampling.optimizer
-    values = {"rejection_sampling__optimizer": tiny_decay(optimizer)}
+    optimizer = dataclasses.replace(optimizer, weight_decay=0.5)
+    values = {"rejection_sampling__optimizer": optimizer}
     workdir, config = branch(tiny_run, tmp_path / "run", "rejection-sampling", **values)
     assert t2g("train-policy", workdir, config, "--method", "rejection-sampling").status == 0
     lines = read_metrics(workdir / "rejection_sampling")
@@ -95,21 +96,13 @@ def test_a_step_without_rows_changes_nothing(t2g, tiny_run, tmp_path, silent, ca
     assert t2g("report", workdir, config).status == 0
 
 
-def tiny_decay(optimizer):
-    import dataclasses
-
-    return dataclasses.replace(optimizer, weight_decay=0.5)
-
-
 def test_a_judge_that_never_answers_leaves_rltf_its_rewards(t2g, tiny_run, tmp_path):
     """No feedback in a step: no second turns, nothing distilled, and the rest is learned."""
     workdir, config = branch(
         tiny_run, tmp_path / "run", "rltf-sd", judge__name="bad_judges:always_raises"
     )
     config = tiny.with_values(config, judge__max_failures_in_a_row=1000)
-    outcome = t2g(
-        "train-policy", workdir, config, "--method", "rltf-sd", "--accept-changes"
-    )
+    outcome = t2g("train-policy", workdir, config, "--method", "rltf-sd", "--accept-changes")
     assert outcome.status == 0
     lines = read_metrics(workdir / "rltf_sd")
     assert all(line["judge_failures"] >= 4 for line in lines)

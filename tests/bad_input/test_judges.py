@@ -15,21 +15,18 @@ from t2g_jax.data.journal import Quarantine
 from t2g_jax.training.metrics import read_metrics
 
 BAD = {
-    "raises": "judge: raised KeyError",
-    "exits": "judge: raised SystemExit",
-    "hangs": "judge: timed out",
-    "nothing": "judge: no critique",
-    "a_string": "judge: no critique",
-    "text_of_bytes": "judge: text is not a string",
-    "empty_text": "judge: empty text",
-    "half_a_character": "judge: text is not Unicode",
-    "much_text": "judge: too long",
-    "quotes_of_text": "judge: bad quote",
-    "quote_of_none": "judge: bad quote",
-    "nan_reward": "judge: bad reward",
-    "huge_reward": "judge: bad reward",
-    "text_reward": "judge: bad reward",
+    "raised KeyError": 1,
+    "raised SystemExit": 1,
+    "timed out": 1,
+    "no critique": 2,
+    "text is not a string": 1,
+    "empty text": 1,
+    "text is not Unicode": 1,
+    "too long": 1,
+    "bad quote": 2,
+    "bad reward": 3,
 }
+"""What the judge "all_that_is_bad" does, one after the other, as it is counted."""
 
 
 @pytest.fixture
@@ -47,23 +44,16 @@ def summary(workdir, phase="annotate"):
     return json.loads((workdir / phase / "complete.json").read_text())
 
 
-@pytest.mark.parametrize(("judge", "reason"), BAD.items())
-def test_annotate_quarantines(t2g, branch, judge, reason):
-    # Half of the prompts: these are many tests.
-    workdir, config = branch("sft", judge=judge, annotate__prompts=4)
+def test_all_that_a_judge_can_do_is_quarantined_and_counted(t2g, branch):
+    workdir, config = branch("sft", judge="all_that_is_bad")
     assert t2g("annotate", workdir, config).status == 0
-    assert summary(workdir)["quarantined"] == {reason: 8 // 3}
-    assert sum(summary(workdir)["records"].values()) == 8 - 8 // 3
+    counts = {f"judge: {reason}": count for reason, count in BAD.items()}
+    assert summary(workdir)["quarantined"] == counts
+    assert sum(summary(workdir)["records"].values()) == 16 - sum(BAD.values())
     with Quarantine(workdir / "annotate" / "quarantine.jsonl") as quarantine:
-        assert all(len(json.dumps(entry)) < 5000 for entry in quarantine)
-        assert {entry["reason"] for entry in quarantine} == {reason}
-
-
-def test_where_it_raised_is_in_the_quarantine(t2g, branch):
-    workdir, config = branch("sft", judge="raises")
-    assert t2g("annotate", workdir, config).status == 0
-    with Quarantine(workdir / "annotate" / "quarantine.jsonl") as quarantine:
-        details = next(iter(quarantine))["payload"]["details"]
+        entries = list(quarantine)
+    assert all(len(json.dumps(entry)) < 5000 for entry in entries)
+    details = entries[0]["payload"]["details"]
     assert details.startswith("'choices' (")
     assert "bad_judges.py, line " in details
 

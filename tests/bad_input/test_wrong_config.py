@@ -11,10 +11,10 @@ from t2g_jax import cli
     [
         ("sft: {stps: 3}", "unknown key `sft.stps`; did you mean `sft.steps`?"),
         ("jugde: {level: what}", "unknown key `jugde`; did you mean `judge`?"),
-        ("judge: {timeout: 3}", "unknown key `judge.timeout`; did you mean `judge.timeout_seconds`?"),
+        ("judge: {timeout: 3}", "did you mean `judge.timeout_seconds`?"),
         ("sft: {steps: '3'}", '`sft.steps` is "3"; must be a valid integer'),
         ("judge: {workers: 0}", "`judge.workers` is 0; must be greater than 0"),
-        ("judge: {timeout_seconds: soon}", '`judge.timeout_seconds` is "soon"; must be a valid num'),
+        ("judge: {timeout_seconds: soon}", '`judge.timeout_seconds` is "soon"; must be a'),
         ("judge: {name: my judge}", "in `judge`: name is 'my judge'; must be 'task', or 'package"),
         ("mesh: {data: 3, fsdp: 0}", "must be a positive number of devices, or -1"),
     ],

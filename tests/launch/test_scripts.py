@@ -3,8 +3,10 @@
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -197,3 +199,52 @@ def test_failed_installation_is_tried_again(copy, fake_venv):
     python.write_text(working)
     assert run(copy / "launch/local.sh").returncode == 0
     assert fake_venv()[0].endswith("--editable .[tasks]")
+
+
+def test_what_ends_with_75_is_run_again(tmp_path):
+    command = make_interpreter(
+        tmp_path / "command", 'echo "$1" >>"$2"; [ "$(wc -l <"$2")" -ge 3 ] && exit 7; exit 75'
+    )
+    done = run("launch/restart.sh", command, "a word", tmp_path / "log")
+    assert done.returncode == 7
+    assert (tmp_path / "log").read_text() == "a word\n" * 3
+    assert done.stderr.count("starting again") == 2
+
+
+@pytest.mark.parametrize(("to", "status"), [("script", 75), ("command", 0)])
+def test_sigterm_to_the_script_ends_it_and_to_the_command_alone_does_not(tmp_path, to, status):
+    command = make_interpreter(
+        tmp_path / "command",
+        f"""[ -e "{tmp_path}/again" ] && exit 0
+            trap 'touch "{tmp_path}/again"; exit 75' TERM
+            echo $$ >"{tmp_path}/pid.part"; mv "{tmp_path}/pid.part" "{tmp_path}/pid"
+            while true; do sleep 0.05; done""",
+    )
+    script = subprocess.Popen(
+        [REPOSITORY / "launch/restart.sh", command], stderr=subprocess.DEVNULL
+    )
+    while not (tmp_path / "pid").exists():
+        time.sleep(0.02)
+    pid = script.pid if to == "script" else int((tmp_path / "pid").read_text())
+    os.kill(pid, signal.SIGTERM)
+    assert script.wait(timeout=20) == status
+    assert (tmp_path / "again").exists()
+
+
+def test_ctrl_c_reaches_the_command(tmp_path):
+    """A terminal sends it to all; a shell makes what it runs in the background deaf to it."""
+    command = f"""exec "{sys.executable}" -c '
+import os, pathlib, signal, time
+try:
+    pathlib.Path("{tmp_path}/ready").touch()
+    time.sleep(20)
+except KeyboardInterrupt:
+    os._exit(130)'"""
+    script = subprocess.Popen(
+        [REPOSITORY / "launch/restart.sh", make_interpreter(tmp_path / "command", command)],
+        start_new_session=True,
+    )
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    os.killpg(script.pid, signal.SIGINT)
+    assert script.wait(timeout=20) == 130

@@ -1,16 +1,23 @@
 from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t2g_jax import losses
-from t2g_jax.reductions import masked_mean
+from t2g_jax.reductions import Reduction, masked_mean, reduce
+
+
+def _gspo(logprobs, old_logprobs, advantages, **settings):
+    """All tokens count."""
+    return losses.gspo(logprobs, old_logprobs, advantages, jnp.ones_like(logprobs), **settings)
+
 
 each_surrogate = pytest.mark.parametrize(
     "surrogate",
-    [losses.clipped_surrogate, partial(losses.cispo, epsilon_low=0.2, epsilon_high=0.2)],
-    ids=["ppo", "cispo"],
+    [losses.clipped_surrogate, partial(losses.cispo, epsilon_low=0.2, epsilon_high=0.2), _gspo],
+    ids=["ppo", "cispo", "gspo"],
 )
 
 
@@ -55,6 +62,93 @@ def test_cispo_gives_every_token_a_gradient(gradient_of):
     np.testing.assert_allclose(gradient, [-0.8, -1.2], rtol=1e-6)
 
 
+def test_sequence_ratio_by_hand():
+    ratios = np.log([[2.0, 8.0, 5.0, 3.0]])
+    mask = np.array([[1, 1, 0, 0.5]])  # what does not count, and what counts
+    old = np.zeros((1, 4))
+    third = np.cbrt(2 * 8 * 3)
+    np.testing.assert_allclose(losses.sequence_ratio(ratios, old, mask), [[third] * 4], rtol=1e-6)
+    packed = losses.sequence_ratio(ratios, old, mask, segment_ids=np.array([[1, 1, 2, 3]]))
+    np.testing.assert_allclose(packed, [[4, 4, 1, 3]], rtol=1e-6)
+
+
+def test_gspo_by_hand():
+    """Two sequences of two tokens; the ratios are 2 and ½, as a geometric mean."""
+    logprobs = np.log([[1.0, 4.0], [0.25, 1.0]])
+    old, mask = np.zeros((2, 2)), np.ones((2, 2))
+    advantages = np.array([[1.0, -1.0], [1.0, -1.0]])
+    loss = losses.gspo(logprobs, old, advantages, mask, epsilon_low=0.1, epsilon_high=0.3)
+    # Clipped where a move further away would look like an improvement, token by token.
+    np.testing.assert_allclose(loss, [[-1.3, 2.0], [-0.5, 0.9]], rtol=1e-6)
+
+
+def test_gspo_matches_a_loop(rng, precision):
+    logprobs, old = -rng.exponential(size=(2, 5, 7))
+    old = 0.5 * (logprobs + old)
+    advantages, mask = rng.normal(size=(5, 7)), rng.random((5, 7)) < 0.7
+    mask[2] = False
+    segments = np.sort(rng.integers(0, 3, (5, 7)), axis=-1)
+    expected, ratios = np.zeros((2, *mask.shape))
+    for row, t in np.ndindex(*mask.shape):
+        where = mask[row] & (segments[row] == segments[row, t])
+        ratio = np.exp((logprobs[row, where] - old[row, where]).mean()) if where.any() else 1.0
+        clipped = min(max(ratio, 0.9), 1.05)
+        ratios[row, t] = ratio
+        expected[row, t] = -min(ratio * advantages[row, t], clipped * advantages[row, t])
+    assert (ratios < 0.9).any()
+    assert (ratios > 1.05).any()
+    given = [precision.cast(x) for x in (logprobs, old, advantages)]
+    gspo = jax.jit(partial(losses.gspo, epsilon_low=0.1, epsilon_high=0.05))
+    precision.assert_close(gspo(*given, mask, segment_ids=segments), expected)
+    ratio = jax.jit(losses.sequence_ratio)(*given[:2], mask, segment_ids=segments)
+    precision.assert_close(ratio, ratios)
+
+
+def test_gspo_masked_is_sliced_and_packed_is_unpacked(batch):
+    logprobs, old_logprobs, advantages = (x[:1] for x in batch)
+    mask = np.array([[1, 1, 0, 1, 0, 1, 1]], bool)
+    segments = np.array([[1, 1, 1, 2, 2, 2, 2]])
+    garbage = np.resize([np.nan, np.inf, -np.inf], mask.shape)
+    dirty = [np.where(mask, x, garbage) for x in (logprobs, old_logprobs, advantages)]
+    packed = np.asarray(losses.gspo(*dirty, mask, segment_ids=segments))
+    for segment in (1, 2):
+        where = mask & (segments == segment)
+        sliced = [x[where][None] for x in (logprobs, old_logprobs, advantages)]
+        alone = losses.gspo(*sliced, np.ones_like(sliced[0]))
+        np.testing.assert_allclose(packed[where], alone[0], rtol=1e-6)
+
+
+def test_the_gradient_of_gspo_is_that_of_its_equation(batch, precision):
+    """Eq. 5: the mean over sequences of min(sA, clip(s) A), s a function of all their tokens."""
+    logprobs, old_logprobs, _ = (precision.cast(x) for x in batch)
+    mask = np.arange(7) < np.array([[7], [3], [1], [4]])
+    advantage = precision.cast(np.array([[1.0], [-2.0], [0.5], [-1.0]]))
+    # One of each: below and above the clip range, with either sign of the advantage.
+    wanted = np.array([[0.5], [0.5], [2.0], [2.0]])
+    now = (logprobs - old_logprobs).mean(where=mask, axis=1, keepdims=True)
+    old_logprobs = precision.cast(old_logprobs + now - np.log(wanted))
+    epsilons = {"epsilon_low": 0.3, "epsilon_high": 0.4}
+
+    def equation(logprobs):
+        log_ratios = jnp.where(mask, logprobs - old_logprobs, 0)
+        s = jnp.exp(log_ratios.sum(1) / mask.sum(1))
+        a = advantage[:, 0]
+        return -jnp.minimum(s * a, jnp.clip(s, 0.7, 1.4) * a).mean()
+
+    def ours(logprobs):
+        advantages = jnp.broadcast_to(advantage, logprobs.shape)
+        loss = losses.gspo(logprobs, old_logprobs, advantages, mask, **epsilons)
+        return reduce(loss, mask, Reduction.SEQUENCE_MEAN_TOKEN_MEAN)
+
+    (value, gradient), (expected, expected_gradient) = (
+        jax.jit(jax.value_and_grad(f))(logprobs) for f in (ours, equation)
+    )
+    precision.assert_close(value, expected)
+    precision.assert_close(gradient, expected_gradient)
+    learned = np.abs(gradient).sum(1) > 0
+    assert learned.tolist() == [True, False, False, True]
+
+
 def test_reinforce_by_hand():
     loss = losses.reinforce(np.array([-1.0, -2.0]), np.array([0.5, -3.0]))
     np.testing.assert_allclose(loss, [0.5, -6.0])
@@ -85,13 +179,23 @@ def test_no_gradient_to_old_logprobs_and_advantages(batch, surrogate, gradient_o
         np.testing.assert_array_equal(gradient, 0)
 
 
-def test_absurd_ratios_leave_finite_gradients(gradient_of):
-    logprobs = jnp.array([-1.0, -1.0, -1000.0, -1000.0])
-    old_logprobs = jnp.array([-1000.0, -1000.0, -1.0, -1.0])
-    advantages = jnp.array([1.0, -1.0, 1.0, -1.0])
+def test_no_gradient_to_what_the_ratio_was_sampled_from(batch, gradient_of):
+    logprobs, old_logprobs, _ = batch
+    mask = np.ones_like(logprobs)
+    for ratio in (losses.importance_ratio, lambda *x: losses.sequence_ratio(*x, mask)):
+        mine, olds = gradient_of(ratio, (0, 1))(logprobs, old_logprobs)
+        assert np.asarray(mine).all()
+        np.testing.assert_array_equal(olds, 0)
+
+
+@each_surrogate
+def test_absurd_ratios_leave_finite_gradients(gradient_of, surrogate):
+    logprobs = jnp.array([[-1.0], [-1.0], [-1000.0], [-1000.0]])
+    old_logprobs = jnp.array([[-1000.0], [-1000.0], [-1.0], [-1.0]])
+    advantages = jnp.array([[1.0], [-1.0], [1.0], [-1.0]])
     arguments = logprobs, old_logprobs, advantages
-    assert np.isfinite(losses.clipped_surrogate(*arguments)).all()
-    assert np.isfinite(gradient_of(losses.clipped_surrogate)(*arguments)).all()
+    assert np.isfinite(surrogate(*arguments)).all()
+    assert np.isfinite(gradient_of(surrogate)(*arguments)).all()
 
 
 def test_importance_ratio(batch):

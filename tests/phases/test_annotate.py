@@ -14,6 +14,7 @@ from t2g_jax.judges.binary_matrix import BinaryMatrixJudge
 from t2g_jax.phases import annotate
 from t2g_jax.phases.annotate import annotated, split
 from t2g_jax.phases.judgement import judge
+from t2g_jax.phases.workspace import accept_changes
 from t2g_jax.spans import Quote
 
 
@@ -91,8 +92,25 @@ def test_how_many_are_drawn(tiny_run, tmp_path):
     changes = {f"annotate__{name}": value for name, value in values.items()}
     workdir, config = tiny_run.branch(tmp_path / "run", "sft", **changes)
     assert annotate.run(config, workdir)["records"] == {"train": 1, "held_out": 2}
-    # Two batches: batch, prompt, sample.
-    assert {r.id for r in everything(workdir)} == {"0-0-0", "0-1-0", "1-0-0"}
+    # Prompt, sample.
+    assert {r.id for r in everything(workdir)} == {"0-0", "1-0", "2-0"}
+
+
+def test_another_batch_size_half_way_leaves_no_prompt_out(tiny_run, tmp_path):
+    """As accepted with --accept-changes: what is judged stays, the other prompts are drawn."""
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    folder = workdir / "annotate"
+    folder.mkdir()
+    lines = (tiny_run.workdir / "annotate" / "journal.jsonl").read_text().splitlines(True)
+    (folder / "journal.jsonl").write_text("".join(lines[:6]))
+    changed = tiny.with_values(config, annotate__batch_size=3)
+    accept_changes(workdir, changed)
+    annotate.run(changed, workdir)
+    ours, theirs = (
+        {json.loads(line)["id"]: json.loads(line)["prompt"] for line in text}
+        for text in ((folder / "journal.jsonl").read_text().splitlines(), lines)
+    )
+    assert ours == theirs
 
 
 def test_temperatures_take_turns_among_the_samples_of_a_prompt(tiny_run, tmp_path, monkeypatch):

@@ -179,5 +179,5 @@ def test_another_judge_is_asked_but_not_for_the_tokenizer(tiny_run, tmp_path):
     failure = context.critique(context.task.split("train")[0], "0 1")
     assert failure.reason == "raised ConnectionError"
     assert context.tally["judge_failures"] == 1
-    tokenizers = [folder / "tokenizer" / "tokenizer.json" for folder in (tmp_path, tiny_run.workdir)]
-    assert tokenizers[0].read_text() == tokenizers[1].read_text()
+    ours, theirs = (folder / "tokenizer/tokenizer.json" for folder in (tmp_path, tiny_run.workdir))
+    assert ours.read_text() == theirs.read_text()

@@ -1,6 +1,7 @@
 import pytest
 import tiny
 
+from t2g_jax.config import METHODS
 from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases import evaluate
 from t2g_jax.report.statistics import clustered_interval
@@ -78,7 +79,7 @@ def test_samples_and_batch_size(play):
 
 def test_the_scores_of_all_phases(tiny_run, capsys):
     scores = evaluate.run(tiny_run.config, tiny_run.workdir)
-    assert list(scores) == ["sft", *tiny_run.config.methods]
+    assert list(scores) == ["sft", *METHODS]
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("sft: 0.0% of first attempts right (0.0% to ")
     assert "floor 25.0%, gives one fixed answer for each size" in said[-1]

@@ -36,7 +36,7 @@ class Stopped(Exception):
 # annotate samples 4 completions at once.
 STOPS = {
     "sft": (sft, "demonstrations", 11),
-    "annotate": (annotate, "judge", 14),
+    "annotate": (annotate, "annotated", 14),
     "reward_model": (BatchIterator, "__next__", 3),
     "text2grad": (Text2Grad, "collect", 3),
     "rltf-sd": (RLTFSelfDistillation, "collect", 2),

@@ -61,6 +61,18 @@ def test_repair_fraction(tiny_context):
     assert {len(pieces) for pieces in conversations(none)} == {2}
 
 
+def test_critique_fraction(tiny_context):
+    """The policy is asked what is wrong, and learns the judge's words and nothing else."""
+    context = tiny.changed(tiny_context, sft__critique_fraction=1.0)
+    by_prompt = {example.prompt: example for example in context.task.split("train")}
+    for (_, given), (_, critique) in conversations(context):
+        said = re.split(r"(?:<\|\w+\|>)+", given)
+        _, prompt, first, request, _ = said
+        assert request == "Critique the answer."
+        expected = tiny_context.judge.critique(by_prompt[prompt], first).text
+        assert critique == f"{expected}<|end|>"
+
+
 def test_a_judge_that_fails_leaves_the_first_attempt(tiny_context, monkeypatch):
     def fail(*_):
         raise JudgeError("no credit left")

@@ -49,25 +49,37 @@ def _of(*quotes):
     return lambda _: Critique("Hm.", quotes)
 
 
+def _in_turn(*acts):
+    left = list(acts)
+    return lambda completion: left.pop(0)(completion)
+
+
+def all_that_is_bad(task, level):
+    acts = (
+        lambda _: _raise(KeyError("choices")),
+        lambda _: _raise(SystemExit(1)),
+        _hang,
+        lambda _: None,
+        lambda _: "Wrong.",
+        lambda _: Critique(b"Wrong."),
+        lambda _: Critique(" \n"),
+        lambda _: Critique("\ud800"),
+        lambda _: Critique("Wrong. " * 1_500_000),  # 10 MB
+        _of("1"),
+        _of(Quote(None, 1.0)),
+        _of(Quote("1", math.nan)),
+        _of(Quote("1", 1e30)),
+        _of(Quote("1", "bad")),
+    )
+    return Bad(task.judge(level), _in_turn(*acts), lambda call: call <= len(acts))
+
+
 all_is_well = judge_that(None, lambda call: False)
 raises = judge_that(lambda _: _raise(KeyError("choices")))
-exits = judge_that(lambda _: _raise(SystemExit(1)))
-hangs = judge_that(_hang)
 always_hangs = judge_that(_hang, lambda call: True)
 always_raises = judge_that(_refuse, lambda call: True)
 breaks_down = judge_that(_refuse, lambda call: call > 4)
 breaks_down_later = judge_that(_refuse, lambda call: call > 12)
-nothing = judge_that(lambda _: None)
-a_string = judge_that(lambda _: "Wrong.")
-text_of_bytes = judge_that(lambda _: Critique(b"Wrong."))
-empty_text = judge_that(lambda _: Critique(" \n"))
-half_a_character = judge_that(lambda _: Critique("\ud800"))
-much_text = judge_that(lambda _: Critique("Wrong. " * 1_500_000))
-quotes_of_text = judge_that(_of("1"))
-nan_reward = judge_that(_of(Quote("1", math.nan)))
-huge_reward = judge_that(_of(Quote("1", 1e30)))
-text_reward = judge_that(_of(Quote("1", "bad")))
-quote_of_none = judge_that(_of(Quote(None, 1.0)))
 invented_quotes = judge_that(_of(Quote("nowhere in any answer", -1.0)))
 long_text = judge_that(lambda _: Critique("Wrong. " * 10_000))
 only_invented_quotes = judge_that(_of(Quote("nowhere in any answer", -1.0)), lambda call: True)

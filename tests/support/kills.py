@@ -118,17 +118,20 @@ def killed(
     phases = list(WEIGHTS)
     quota = {name: max(1, round(kills * share)) for name, share in WEIGHTS.items()}
     shares = {
-        name: max(2, 2 * sum(name in line for line in changes) // count)
+        name: max(2, sum(name in line for line in changes) // count)
         for name, count in quota.items()
     }
     for made in range(kills):
-        # Whatever was to be killed in a phase that is done by now is killed later.
         now = phase(workdir)
-        left = [name for name in phases[phases.index(now) :] if quota[name] > 0]
+        coming = phases[phases.index(now) :]
+        for done in set(phases).difference(coming):  # killed later than was meant
+            quota[now] += quota[done]
+            quota[done] = 0
+        left = [name for name in coming if quota[name] > 0]
         where = left[0] if left else phases[-1]
         quota[where] -= 1
         # Half of them at the change itself, half at any moment after.
-        delay = rng.choice((0.0, rng.uniform(0.0, 1.0)))
+        delay = rng.choice((0.0, rng.uniform(0.0, 0.5)))
         status = run(arguments, log, kill=(where, rng.randint(1, shares[where]), delay))
         if status != -signal.SIGKILL:
             raise RuntimeError(f"after {made} kills it ended with {status}:\n{tail(log)}")

@@ -158,6 +158,7 @@ def settings() -> Objective:
         surrogate="gspo",
         reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN,
         temperature=0.7,
+        kl="abs",
         correction="ppo",
         logprob_floor=-5.0,
     )

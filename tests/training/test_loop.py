@@ -261,6 +261,11 @@ def test_the_best_checkpoint_is_chosen_by_what_the_saved_state_measures(start, t
     assert best_step(tmp_path) == (5, 4)
 
 
+def test_a_metric_that_is_never_measured_is_said_at_the_first_checkpoint(start, tmp_path):
+    with pytest.raises(T2GError, match=r"keep_best is 'qualty'.* it measures .*clip_fraction, "):
+        start(tmp_path, keep_best=("qualty", "max"))
+
+
 def test_a_step_that_sigterm_had_saved_is_not_the_best(start, tmp_path):
     """An uninterrupted run would not have seen it."""
 

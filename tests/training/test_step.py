@@ -78,9 +78,10 @@ def test_one_device_and_eight_give_the_same_run(run, name, micro):
 def test_what_an_update_reports(run):
     reports, _ = run(MESHES["1"])
     assert set(reports[0]) == {
-        *("loss", "policy_loss", "value_loss", "distill_loss", "nll", "span_loss", "kl"),
-        *("ratio", "ratio_min", "ratio_max", "clip_fraction", "kl_sampler_trainer"),
-        *("entropy", "distill_logprob", "span_accuracy", "grad_norm"),
+        *("loss", "policy_loss", "value_loss", "distill_loss", "nll", "span_loss", "kl_loss"),
+        *("ratio", "ratio_min", "ratio_max", "log_ratio", "log_ratio_min", "log_ratio_max"),
+        *("clip_fraction", "kl_sampler_trainer", "entropy", "distill_logprob", "distill_dropped"),
+        *("span_accuracy", "grad_norm", "skipped_updates", "skipped_in_row"),
     }
     assert all(np.shape(value) == () for value in reports[0].values())
     assert reports[0]["ratio_min"] < reports[0]["ratio"] < reports[0]["ratio_max"]
@@ -256,8 +257,8 @@ def test_scores(params, model, batches, placed, log_probs):
     batch = batches[0].replace(cutoffs=None)
     scored = score(params, batch, model=model, temperature=0.7)
     assert set(scored) == {"logprobs", "entropy", "values"}
-    policy = (batch.policy_weight > 0)[..., None]
-    expected = np.where(policy, log_probs(0.7), log_probs(1.0))
+    sampled = ((batch.policy_weight > 0) | (batch.distill_weight > 0))[..., None]
+    expected = np.where(sampled, log_probs(0.7), log_probs(1.0))
     own = np.take_along_axis(expected, batch.targets[..., None], -1)[..., 0]
     close(scored["logprobs"], own, atol=1e-5)
     close(scored["entropy"], -(np.exp(expected) * expected).sum(-1), atol=1e-5)

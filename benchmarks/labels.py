@@ -1,0 +1,99 @@
+"""Labelling completions: one forward pass of a span-reward head, or word scores written as JSON."""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks.measure import Section, compared, in_turns
+from benchmarks.twins import generate, shape, twins
+from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
+from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.sampling.sampler import pad_prompts, sample
+from t2g_jax.tasks import make_task
+from t2g_jax.training.batch import pad, round_up, row
+from t2g_jax.training.step import span_probabilities
+
+REQUEST = "Score every word of the answer from -1 to 1."
+
+
+def measure(*, small: bool = False) -> Section:
+    count, turns = (2, 1) if small else (32, 5)
+    answers, tokenizer = _answers(count)
+    config = shape(small=small, vocab_size=-(-tokenizer.vocab_size // 64) * 64)
+    params, model = twins(config, with_heads=("span_head",))
+
+    rows = [row((prompt, {}), (tokenizer.encode(text), {})) for prompt, text in answers]
+    length = round_up(max(map(len, rows)), 16)
+    prompts = [[*item.tokens.tolist(), *tokenizer.next_turn(REQUEST, ended=False)] for item in rows]
+    written = [len(tokenizer.encode(scores(text))) for _, text in answers]
+    new = 8 if small else max(written)
+    tokens, lengths = pad_prompts(prompts)
+    sampling = Sampling(new, stop_ids=(), temperature=0.0)
+    keys = jax.random.split(jax.random.key(0), count)
+
+    def marked():
+        return jax.device_get(span_probabilities(params, pad(rows, length=length), model=config))
+
+    def ours():
+        out = sample(params, tokens, lengths, keys, config=config, sampling=sampling)
+        return [tokenizer.decode(line.tolist()) for line in jax.device_get(out.tokens)]
+
+    width = max(map(len, prompts))
+    left = torch.tensor([[0] * (width - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+
+    def theirs():
+        out = generate(model, left, new, mask=mask, greedy=True)[:, width:]
+        return [tokenizer.decode(line) for line in out.tolist()]
+
+    against_torch = in_turns(marked, theirs, turns=turns)
+    against_ours = in_turns(marked, ours, turns=turns)
+    text = f"""
+{count} answers to 4 × 4 puzzles ({np.mean(list(map(len, rows))):.0f} tokens with their prompts),
+{config.layers} layers × {config.width} on both sides. The generative model writes
+`{scores(answers[0][1])[:28]}…`, {np.mean(written):.0f} tokens on average with a tokenizer that has
+seen such lists; it decodes greedily and is stopped after exactly the longest ({new}), as an untrained
+one would not end by itself. Parsing is not counted.
+"""
+    return compared(
+        "Labelling completions",
+        text,
+        against_torch.row("`transformers` writes", "≥ 50 ×"),
+        against_ours.row("our own sampler writes", ""),
+        theirs="generative",
+    )
+
+
+def scores(answer: str) -> str:
+    """What a generative reward model would write: every word and its score."""
+    return json.dumps([[word, (-1, 0, 1)[len(word) % 3]] for word in answer.split()])
+
+
+def _answers(count: int) -> tuple[list[tuple[list[int], str]], ChatTokenizer]:
+    """Prompts as tokens and answers as text, and the tokenizer, which has seen all kinds of text."""
+    settings = {"min_n": 4, "max_n": 4}
+    task = make_task(
+        "binary_matrix",
+        preset="tiny",
+        settings=settings,
+        seed=0,
+        train_size=256,
+        test_size=4,
+        prompt_style="short",
+    )
+    rng, train = random.Random(0), task.split("train")
+    drafts = [(train[i].prompt, task.demonstrate(train[i], rng)) for i in range(len(train))]
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [text for prompt, draft in drafts for text in (prompt, draft, scores(draft))]
+        train_tokenizer([*texts, REQUEST], 1024, folder)
+        tokenizer = ChatTokenizer.load(folder)
+    rendered = [
+        (tokenizer.render([{"role": "user", "content": prompt}]), draft) for prompt, draft in drafts
+    ]
+    return rendered[:count], tokenizer

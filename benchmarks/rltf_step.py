@@ -1,0 +1,172 @@
+"""A whole step of RLTF-SD: attempts, critiques, second attempts, update; against a plain loop."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+import torch
+
+from benchmarks.measure import Section, compared, in_turns
+from benchmarks.twins import Llama, generate, llama
+from t2g_jax.config import Config, load_config
+from t2g_jax.judges.base import Critique
+from t2g_jax.methods import make_method
+from t2g_jax.phases import sft
+from t2g_jax.phases.context import Context
+from t2g_jax.phases.training import minibatches
+from t2g_jax.training.sharding import batch_sharding, state_shardings
+from t2g_jax.training.state import TrainState, make_optimizer
+from t2g_jax.training.step import make_update
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+METHOD = "rltf-sd"
+
+
+def measure(*, small: bool = False) -> Section:
+    turns = 1 if small else 7
+    # A short warm start: nearly all attempts are wrong, so that every row has two turns.
+    config = (
+        load_config(ROOT / "tests/configs/tiny.yaml", ["--sft.steps", "1"])
+        if small
+        else load_config(ROOT / "configs/quickstart.yaml", ["--sft.steps", "20"])
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        sft.run(config, folder)
+        context = Context.open(config, folder)
+        generated: dict[str, list[int]] = {"ours": [], "theirs": []}
+        ours = our_step(context)
+        theirs = plain_step(context, llama(context.model, context.params()))
+        taken = in_turns(
+            lambda: generated["ours"].append(ours()),
+            lambda: generated["theirs"].append(theirs()),
+            turns=turns,
+            warm_up=2,
+        )
+    settings, model = config.rltf_sd, context.model
+    text = f"""
+{settings.prompts_per_step} prompts × {settings.group_size} attempts of up to
+{config.sampling.max_new_tokens} tokens at 4 × 4 puzzles, {model.layers} layers × {model.width}. Both
+start from the same weights and have the same tokenizer, task and programmatic judge; each step
+draws other prompts. Tokens generated in a step, on average: {np.mean(generated["ours"]):.0f} by
+t2g_jax, {np.mean(generated["theirs"]):.0f} by the loop. t2g_jax also compares with the reference
+policy, for the log; the loop does not.
+"""
+    return compared(
+        "A whole step of RLTF-SD",
+        text,
+        taken.row("step", "≥ 3 ×"),
+        theirs="`generate` + torch update",
+    )
+
+
+def our_step(context: Context) -> Callable[[], int]:
+    """step() → tokens generated; as `run_training` makes one, without log and checkpoints."""
+    method = make_method(METHOD, context)
+    learning, mesh = method.learning, context.mesh
+    optimizer = make_optimizer(learning.optimizer, learning.steps)
+    params = jax.tree.map(jax.numpy.copy, method.params)
+    state = TrainState.create(params, optimizer)
+    state = jax.device_put(state, state_shardings(state, mesh))
+    update = make_update(context.model, learning.objective, optimizer, mesh, state)
+    sharding = batch_sharding(mesh, micro_batched=True)
+    number = 0
+
+    def step() -> int:
+        nonlocal state, number
+        collected = method.collect(state, number)
+        for batch in minibatches(context, METHOD, learning, collected.rows, number):
+            state, report = update(state, jax.device_put(batch, sharding))
+            jax.device_get(report)
+        number += 1
+        return int(collected.metrics["tokens_generated"])
+
+    return step
+
+
+def plain_step(context: Context, model: Llama) -> Callable[[], int]:
+    """step() → tokens generated; the method in a loop of `generate` and torch, as one writes it."""
+    config: Config = context.config
+    settings, tokenizer = config.rltf_sd, context.tokenizer
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=settings.optimizer.learning_rate, weight_decay=0.0, fused=True
+    )
+    number = 0
+
+    def attempts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        width = max(map(len, prompts))
+        left = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
+        new, stop_ids = config.sampling.max_new_tokens, tokenizer.stop_ids
+        out = generate(model, left, new, mask=mask, stop_ids=stop_ids)[:, width:].tolist()
+        for i, tokens in enumerate(out):
+            ends = [n for n, token in enumerate(tokens, start=1) if token in stop_ids]
+            out[i] = tokens[: ends[0]] if ends else tokens
+        return out
+
+    def step() -> int:
+        nonlocal number
+        drawn = context.train_examples(METHOD, number, settings.prompts_per_step)
+        number += 1
+        examples = [example for example in drawn for _ in range(settings.group_size)]
+        prompts = [context.prompt(example.prompt) for example in examples]
+        firsts = attempts(prompts)
+        texts = [tokenizer.decode(tokens) for tokens in firsts]
+        scores = [context.task.score(e, text) for e, text in zip(examples, texts, strict=True)]
+        again, asked = [], []
+        for i, score in enumerate(scores):
+            feedback = None if score.correct else context.critique(examples[i], texts[i])
+            if isinstance(feedback, Critique):
+                ended = firsts[i][-1] in tokenizer.stop_ids
+                opened = tokenizer.next_turn(feedback.text, ended=ended)
+                again.append(i)
+                asked.append([*prompts[i], *firsts[i], *opened])
+        seconds = attempts(asked) if asked else []
+
+        first = np.array([score.reward for score in scores])
+        groups = first.reshape(-1, settings.group_size).mean(1).repeat(settings.group_size)
+        final = dict.fromkeys(range(len(examples)), 0.0)
+        for i, tokens in zip(again, seconds, strict=True):
+            final[i] = context.task.score(examples[i], tokenizer.decode(tokens)).reward
+        second = np.array(list(final.values()))
+        retried = np.isin(np.arange(len(examples)), again)
+        seconds_mean = second.sum() / max(retried.sum(), 1)
+        rows: list[list[tuple[Sequence[int], float]]] = []  # parts of a row and their advantages
+        for i, prompt in enumerate(prompts):
+            gain = first[i] + settings.gamma * second[i] - groups[i]
+            rows.append([(prompt, 0.0), (firsts[i], gain)])
+        for i, prompt, tokens in zip(again, asked, seconds, strict=True):
+            opened = prompt[len(prompts[i]) + len(firsts[i]) :]
+            rows[i] += [(opened, 0.0), (tokens, second[i] - seconds_mean)]
+            gain = settings.distill_coefficient * (second[i] - groups[i])
+            rows.append([(prompts[i], 0.0), (tokens, gain)])
+        learn(rows)
+        return sum(map(len, firsts)) + sum(map(len, seconds))
+
+    def learn(rows: list[list[tuple[Sequence[int], float]]]) -> None:
+        width = max(sum(len(part) for part, _ in row) for row in rows)
+        tokens = torch.zeros(len(rows), width, dtype=torch.long)
+        mask, advantages, weight = (torch.zeros(len(rows), width) for _ in range(3))
+        for i, row in enumerate(rows):
+            start = 0
+            for number_of_part, (part, advantage) in enumerate(row):
+                here = slice(start, start + len(part))
+                tokens[i, here] = torch.tensor(part)
+                mask[i, here] = 1
+                if number_of_part % 2:  # completions
+                    advantages[i, here], weight[i, here] = advantage, 1
+                start += len(part)
+        logits = model(tokens, attention_mask=mask.long(), use_cache=False).logits[:, :-1]
+        log_probs = torch.log_softmax(logits, -1)
+        own = log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
+        ratio = torch.exp(own - own.detach())
+        loss = -(ratio * advantages[:, 1:] * weight[:, 1:]).sum() / weight.sum()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.optimizer.clip_norm)
+        optimizer.step()
+
+    return step
