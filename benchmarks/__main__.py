@@ -50,20 +50,17 @@ def main() -> None:
     flags = [f"--write={known.write}"] if known.write else []
     flags += [f"--threads={known.threads}"] if known.threads else []
     flags += ["--small"] * known.small + ["--full"] * known.full
-    failed = [
-        name
-        for name in names
-        if subprocess.run(
-            [sys.executable, "-m", "benchmarks", name, *flags], check=False
-        ).returncode
-    ]
+    command = [sys.executable, "-m", "benchmarks"]
+    failed = [n for n in names if subprocess.run([*command, n, *flags], check=False).returncode]
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 
 
 def _one(name: str, known: argparse.Namespace) -> None:
     threads = measure.pin(known.threads)
-    if name != "gpu":
+    if name == "gpu":
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # torch needs some too
+    else:
         os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if name not in ("flat", "quickstart"):

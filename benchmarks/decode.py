@@ -31,9 +31,10 @@ def measure(*, small: bool = False) -> Section:
     greedy = generate(model, theirs, new, greedy=True)[:, prompt:].numpy()
     same = np.mean(ours(temperature=0.0).tokens == greedy)
     text = f"""
-{rows} prompts of {prompt} tokens, {new} new ones each, temperature 1, float32; {config.layers} layers
-× {config.width}, vocabulary {config.vocab_size:,}, the same weights. `transformers` samples only; we
-also return the log-probability of every token. Greedily, {100 * same:.1f} % of the tokens are equal.
+{rows} prompts of {prompt} tokens, {new} new ones each, temperature 1, float32, {config.layers}
+layers × {config.width}, vocabulary {config.vocab_size:,}, the same weights. `transformers` samples
+only; t2g_jax returns the log-probability of every token too. Greedily, {100 * same:.1f} % of the
+tokens are equal.
 """
     row = taken.row("sampling", "≥ 3 ×", work=rows * new, unit="tokens/s")
     return compared("Decoding", text, row, theirs="transformers `generate`")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import statistics
@@ -36,7 +37,7 @@ def measure(*, small: bool = False) -> Section:
         for name in METHODS:
             context = Context.open(config, folder)
             at, memory = steps_of(context, name)
-            seconds = [b - a for a, b in zip(at, at[1:], strict=False)]
+            seconds = [b - a for a, b in itertools.pairwise(at)]
             early, late = seconds[skipped : skipped + window], seconds[-window:]
             ratio = statistics.median(late) / statistics.median(early)
             grown = memory[-1] / memory[skipped + window]

@@ -58,8 +58,8 @@ def measure(*, small: bool = False) -> Section:
 {count} answers to 4 × 4 puzzles ({np.mean(list(map(len, rows))):.0f} tokens with their prompts),
 {config.layers} layers × {config.width} on both sides. The generative model writes
 `{scores(answers[0][1])[:28]}…`, {np.mean(written):.0f} tokens on average with a tokenizer that has
-seen such lists; it decodes greedily and is stopped after exactly the longest ({new}), as an untrained
-one would not end by itself. Parsing is not counted.
+seen such lists; it decodes greedily and stops after the longest ({new} tokens), as an untrained one
+would not end by itself. Parsing is not counted.
 """
     return compared(
         "Labelling completions",
@@ -76,7 +76,7 @@ def scores(answer: str) -> str:
 
 
 def _answers(count: int) -> tuple[list[tuple[list[int], str]], ChatTokenizer]:
-    """Prompts as tokens and answers as text, and the tokenizer, which has seen all kinds of text."""
+    """Prompts as tokens and answers as text; and the tokenizer, which has seen all of these."""
     settings = {"min_n": 4, "max_n": 4}
     task = make_task(
         "binary_matrix",

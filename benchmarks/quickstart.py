@@ -37,9 +37,9 @@ def measure(*, small: bool = False, full: bool = False) -> Section:
     rows.append(["**all**", *(cell for total in totals for cell in _cells(total))])
     shortened = ", ".join(f"{path} {value}" for path, value in changes.items())
     text = f"""
-`t2g run configs/quickstart.yaml`{f", shortened ({shortened})" if changes else ""}, phase by phase in
-one process: with an empty compilation cache, then in a new process and work folder with what the
-first left in it. "compiling" is XLA's share, or what reading the cache takes.
+`t2g run configs/quickstart.yaml`{f", shortened ({shortened})" if changes else ""}, phase by phase
+in one process: with an empty compilation cache, then in a new process and work folder with what
+the first left in it. "compiling" is XLA's share, or what reading the cache takes.
 """
     header = ["phase", "cold", "compiling", "warm", "compiling"]
     return Section("The quickstart", text, header, rows)

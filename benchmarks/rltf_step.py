@@ -49,8 +49,8 @@ def measure(*, small: bool = False) -> Section:
     settings, model = config.rltf_sd, context.model
     text = f"""
 {settings.prompts_per_step} prompts × {settings.group_size} attempts of up to
-{config.sampling.max_new_tokens} tokens at 4 × 4 puzzles, {model.layers} layers × {model.width}. Both
-start from the same weights and have the same tokenizer, task and programmatic judge; each step
+{config.sampling.max_new_tokens} tokens at 4 × 4 puzzles, {model.layers} layers × {model.width}.
+Both start from the same weights and have the same tokenizer, task and programmatic judge; each step
 draws other prompts. Tokens generated in a step, on average: {np.mean(generated["ours"]):.0f} by
 t2g_jax, {np.mean(generated["theirs"]):.0f} by the loop. t2g_jax also compares with the reference
 policy, for the log; the loop does not.

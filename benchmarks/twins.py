@@ -18,9 +18,11 @@ Llama = transformers.LlamaForCausalLM
 
 def shape(*, small: bool, **changes: Any) -> DecoderConfig:
     """4 layers × 256, vocabulary 4,096; `small`: just enough to run."""
-    sizes = dict(vocab_size=4096, width=256, layers=4, heads=4, kv_heads=2, head_width=64)
-    tiny = dict(vocab_size=64, width=16, layers=1, heads=2, kv_heads=1, head_width=8)
-    chosen = (tiny | {"mlp_width": 24}) if small else (sizes | {"mlp_width": 768})
+    heads, sizes = {"heads": 4, "kv_heads": 2, "head_width": 64}, {"width": 256, "mlp_width": 768}
+    chosen: dict[str, Any] = {"vocab_size": 4096, "layers": 4, **heads, **sizes}
+    if small:
+        heads, sizes = {"heads": 2, "kv_heads": 1, "head_width": 8}, {"width": 16, "mlp_width": 24}
+        chosen = {"vocab_size": 64, "layers": 1, **heads, **sizes}
     return DecoderConfig(**(chosen | changes))
 
 

@@ -50,7 +50,7 @@ losses were never further apart than {apart:.1e}.
 
 
 def policy_batch(rows: int, length: int, vocabulary: int) -> Batch:
-    """Random tokens and advantages, as sampled by a uniform policy; the first half is the prompt."""
+    """Random tokens and advantages, sampled by a uniform policy; the first half is the prompt."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, vocabulary, (rows, length)).astype(np.int32)
     weight = np.ones((rows, length), np.float32)
@@ -68,17 +68,25 @@ def policy_batch(rows: int, length: int, vocabulary: int) -> Batch:
 
 def torch_update(model: Llama, batch: Batch, *, clip: float = 0.2):
     """step() → loss: the same update, written as one would in torch."""
-    settings = dict(lr=OPTIMIZER.learning_rate, betas=(OPTIMIZER.b1, OPTIMIZER.b2))
     optimizer = torch.optim.AdamW(
-        model.parameters(), eps=OPTIMIZER.eps, weight_decay=0.0, fused=True, **settings
+        model.parameters(),
+        lr=OPTIMIZER.learning_rate,
+        betas=(OPTIMIZER.b1, OPTIMIZER.b2),
+        eps=OPTIMIZER.eps,
+        weight_decay=0.0,
+        fused=True,
     )
-    tokens, targets = (torch.tensor(x, dtype=torch.long) for x in (batch.tokens, batch.targets))
+    tokens, targets = (
+        torch.tensor(x, dtype=torch.long, device=model.device)
+        for x in (batch.tokens, batch.targets)
+    )
     weight, advantages, old = (
-        torch.tensor(x) for x in (batch.policy_weight, batch.advantages, batch.old_logprobs)
+        torch.tensor(x, device=model.device)
+        for x in (batch.policy_weight, batch.advantages, batch.old_logprobs)
     )
 
     def step() -> float:
-        log_probs = torch.log_softmax(model(tokens, use_cache=False).logits, -1)
+        log_probs = torch.log_softmax(model(tokens, use_cache=False).logits.float(), -1)
         ratio = torch.exp(log_probs.gather(-1, targets[..., None])[..., 0] - old)
         clipped = ratio.clamp(1 - clip, 1 + clip)
         surrogate = -torch.minimum(ratio * advantages, clipped * advantages)

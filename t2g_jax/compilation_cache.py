@@ -22,7 +22,8 @@ def use_compilation_cache() -> pathlib.Path | None:
     that is damaged, or a folder that cannot be written to, costs a warning and a compilation.
     """
     chosen = os.environ.get(VARIABLE, "")
-    if chosen.lower() == "off" or jax.config.jax_compilation_cache_dir is not None:
+    set_already = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen.lower() == "off" or set_already is not None:
         return None
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
     folder = pathlib.Path(chosen or caches / "t2g_jax" / "jax").expanduser() / _processor()

@@ -245,7 +245,7 @@ def tiny_disk(folder, size):
 def test_a_full_disk_ends_the_run_and_room_lets_it_go_on(half, tmp_path, capsys):
     workdir, words = half
     used = sum(path.stat().st_blocks for path in workdir.rglob("*")) // 2
-    with tiny_disk(tmp_path / "disk", used + 500) as disk:
+    with tiny_disk(tmp_path / "disk", used + 8000) as disk:
         shutil.copytree(workdir, disk / "run")
         filler = disk / "filler"
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:

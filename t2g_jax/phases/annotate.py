@@ -23,6 +23,7 @@ from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import JudgeError
+from t2g_jax.judges.guard import name_of
 from t2g_jax.phases.context import Context, once
 from t2g_jax.phases.judgement import Judgement, aligned
 from t2g_jax.phases.rollout import Turn, attempt
@@ -50,7 +51,7 @@ def annotate(context: Context) -> dict[str, Any]:
             splits,
             name="annotations",
             description=f"Completions of {context.config.name} with critiques and span rewards.",
-            metadata={"judge": context.judge.name, "config": config_hash(context.config)},
+            metadata={"judge": name_of(context.judge), "config": config_hash(context.config)},
         )
     unaligned = sum(len(record.unaligned) for record in records)
     return {
@@ -168,7 +169,7 @@ def annotated(context: Context, id: str, turn: Turn, judgement: Judgement) -> An
         completion_tokens=turn.completion.tokens,
         completion_logprobs=turn.completion.logprobs,
         critique=judgement.critique.text,
-        judge=context.judge.name,
+        judge=name_of(context.judge),
         reward=turn.score.reward,
         correct=turn.score.correct,
         span_starts=np.array([span.start for span in judgement.spans], int),

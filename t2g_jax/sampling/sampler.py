@@ -86,7 +86,8 @@ def sample(
     """
     batch, prompt_width = tokens.shape
     new = sampling.max_new_tokens
-    kernel = heads.lm_kernel(params).astype(config.dtype)
+    params = _as_read(params, config)
+    kernel = heads.lm_kernel(params)
     stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)
 
     def decode(*inputs):
@@ -146,3 +147,12 @@ def sample(
     )
     start = (jnp.int32(1), *take(empty, lengths == 0, logits_of(last), 0), cache)
     return jax.lax.while_loop(unfinished, advance, start)[1]
+
+
+def _as_read(params: heads.Params, config: DecoderConfig) -> heads.Params:
+    """Matrices in the type that the decoder computes in: converted once, not at every token."""
+
+    def convert(path, leaf):
+        return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)
+
+    return jax.tree.map_with_path(convert, params)

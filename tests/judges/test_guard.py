@@ -9,7 +9,7 @@ import pytest
 
 from t2g_jax.errors import T2GError
 from t2g_jax.judges import Critique, JudgeError, guard
-from t2g_jax.judges.guard import MAX_CHARACTERS, MAX_REWARD, Guard, checked
+from t2g_jax.judges.guard import MAX_CHARACTERS, MAX_REWARD, Guard, checked, name_of
 from t2g_jax.spans import Quote
 
 
@@ -128,6 +128,17 @@ def test_calls_that_hang_do_not_pile_up(monkeypatch):
 
 
 SOUND = Critique("Wrong.", (Quote("1", -1.0, 2, "a", "b"), Quote("", 100)), "because")
+
+
+def test_a_judge_without_a_name_has_that_of_its_class():
+    class Stern:
+        pass
+
+    assert [name_of(judge) for judge in (judge_that(None), Stern(), judge_that(None, ""))] == [
+        "odd",
+        "Stern",
+        "SimpleNamespace",
+    ]
 
 
 def test_a_sound_critique_is_let_through():

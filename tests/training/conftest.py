@@ -11,7 +11,6 @@ import pytest
 from t2g_jax.config import MeshConfig, OptimizerConfig
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
-from t2g_jax.reductions import Reduction
 from t2g_jax.training.batch import (
     PREDICTION_FIELDS,
     TOKEN_FIELDS,
@@ -153,15 +152,8 @@ def mesh_of():
 
 @pytest.fixture(scope="session")
 def settings() -> Objective:
-    """An objective in which every field of a batch counts, and which tokens are a sequence."""
-    return Objective(
-        surrogate="gspo",
-        reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN,
-        temperature=0.7,
-        kl="abs",
-        correction="ppo",
-        logprob_floor=-5.0,
-    )
+    """An objective in which every field of a batch counts."""
+    return Objective(temperature=0.7, kl="abs", correction="ppo", logprob_floor=-5.0)
 
 
 @pytest.fixture(scope="session")
