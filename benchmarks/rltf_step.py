@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 import torch
+from jax.sharding import NamedSharding, PartitionSpec
 
 from benchmarks.measure import Section, compared, in_turns
 from benchmarks.twins import Llama, generate, llama
@@ -69,15 +70,20 @@ def our_step(context: Context) -> Callable[[], int]:
     learning, mesh = method.learning, context.mesh
     optimizer = make_optimizer(learning.optimizer, learning.steps)
     params = jax.tree.map(jax.numpy.copy, method.params)
-    state = TrainState.create(params, optimizer)
+    carry = {name: np.float32(value) for name, value in learning.carry.items()}
+    state = TrainState.create(params, optimizer, jax.device_put(carry))
     state = jax.device_put(state, state_shardings(state, mesh))
     update = make_update(context.model, learning.objective, optimizer, mesh, state)
     sharding = batch_sharding(mesh, micro_batched=True)
+    sharding_of_carry = NamedSharding(mesh, PartitionSpec())
     number = 0
 
     def step() -> int:
         nonlocal state, number
         collected = method.collect(state, number)
+        if collected.carry is not None:
+            new = {name: np.float32(value) for name, value in collected.carry.items()}
+            state = state.replace(carry=jax.device_put(new, sharding_of_carry))
         for batch in minibatches(context, METHOD, learning, collected.rows, number):
             state, report = update(state, jax.device_put(batch, sharding))
             jax.device_get(report)

@@ -12,10 +12,10 @@ if [[ $# -eq 0 || "$1" == -h || "$1" == --help ]]; then
   exit
 fi
 
-child='' leaving=''
+child='' leaving='' told=''
 forward() {
   leaving=1
-  [[ -z "$child" ]] || kill -TERM "$child" 2>/dev/null || true
+  [[ -z "$child" ]] || { told=1; kill -TERM "$child" 2>/dev/null || true; }
 }
 trap forward TERM
 trap : INT # Ctrl-C reaches the command too, which decides
@@ -28,6 +28,8 @@ while true; do
     exec "$@"
   ) &
   child=$!
+  # The signal may have come before there was anybody to tell.
+  [[ -z "$leaving" || -n "$told" ]] || forward
   status=0
   wait "$child" || status=$?
   while kill -0 "$child" 2>/dev/null; do # a trap ends `wait` early

@@ -57,8 +57,8 @@ class DecoderConfig:
 class Cache:
     """Keys and values of earlier tokens, and which sequence each slot belongs to.
 
-    keys, values: [L, B, K, S, H], as attention reads them; segment_ids: [B, S], 0 marks an empty
-    slot.
+    keys: [L, B, K, H, S] and values: [L, B, K, S, H], as attention reads them; segment_ids: [B, S],
+    0 marks an empty slot.
     Slots need not be contiguous: rotary positions are already inside the keys.
     """
 
@@ -68,18 +68,18 @@ class Cache:
 
     @classmethod
     def empty(cls, config: DecoderConfig, batch: int, slots: int) -> Cache:
-        shape = (config.layers, batch, config.kv_heads, slots, config.head_width)
-        zeros = jnp.zeros(shape, config.dtype)
-        return cls(zeros, zeros, jnp.zeros((batch, slots), jnp.int32))
+        shape = (config.layers, batch, config.kv_heads)
+        keys = jnp.zeros((*shape, config.head_width, slots), config.dtype)
+        values = jnp.zeros((*shape, slots, config.head_width), config.dtype)
+        return cls(keys, values, jnp.zeros((batch, slots), jnp.int32))
 
     def write(self, fresh: tuple[Array, Array], segment_ids: Array, slot: Array | int) -> Cache:
-        """Puts the keys and values of N tokens ([L, B, K, N, H]) at slots slot … slot+N−1."""
-        keys, values = fresh
-        at = (0, 0, 0, slot, 0)
+        """Puts N tokens (keys [L, B, K, H, N], values [L, B, K, N, H]) at slots slot … slot+N−1."""
+        keys, values = (x.astype(self.keys.dtype) for x in fresh)
         return Cache(
-            jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), at),
-            jax.lax.dynamic_update_slice(self.values, values.astype(self.values.dtype), at),
-            jax.lax.dynamic_update_slice(self.segment_ids, segment_ids, (0, slot)),
+            jax.lax.dynamic_update_slice_in_dim(self.keys, keys, slot, axis=4),
+            jax.lax.dynamic_update_slice_in_dim(self.values, values, slot, axis=3),
+            jax.lax.dynamic_update_slice_in_dim(self.segment_ids, segment_ids, slot, axis=1),
         )
 
 
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
           cache: earlier tokens that come before all of these, or None.
 
         Returns:
-          hidden [B, T, D] in `config.dtype`, and (keys, values), each [L, B, K, T, H].
+          hidden [B, T, D] in `config.dtype`, and (keys, values) as they are in `Cache`.
         """
         config = self.config
         embed = nn.Embed(
@@ -172,7 +172,8 @@ class Attention(nn.Module):
         q, k = rotate(q, rotation), rotate(k, rotation)
         q = einops.rearrange(q, "b t (k g) h -> b k g t h", k=config.kv_heads)
         q = q * config.head_width**-0.5
-        k, v = (einops.rearrange(x, "b s k h -> b k s h") for x in (k, v))
+        k = einops.rearrange(k, "b s k h -> b k h s")
+        v = einops.rearrange(v, "b s k h -> b k s h")
 
         scores = _scores(q, k, mask)
         if earlier is None:
@@ -252,7 +253,7 @@ def rotate(x: Array, angles: Array) -> Array:
 
 def _scores(q: Array, k: Array, mask: Array) -> Array:
     """Masked attention scores [B, K, G, T, S] in float32; a row with no key stays finite."""
-    scores = jnp.einsum("bkgth,bksh->bkgts", q, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkgth,bkhs->bkgts", q, k, preferred_element_type=jnp.float32)
     return jnp.where(mask[:, None, None], scores, -1e30)
 
 

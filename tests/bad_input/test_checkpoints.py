@@ -24,14 +24,11 @@ def test_no_warm_start(t2g, tiny_run, tmp_path):
         assert "first run `t2g sft CONFIG`" in outcome.error
 
 
-def mended_by(t2g, workdir, config, outcome):
-    """Does what the error says, and the command again."""
-    assert outcome.status == 2
-    assert f"delete {workdir / 'sft'} " in outcome.error
-    assert "`t2g sft" in outcome.error
-    shutil.rmtree(workdir / "sft")
-    assert t2g("sft", workdir, config).status == 0
-    assert t2g("annotate", workdir, config).status == 0
+def says_how_to_mend_it(workdir, outcome):
+    return (
+        outcome.status == 2
+        and f"delete {workdir / 'sft'} and run `t2g sft CONFIG`" in outcome.error
+    )
 
 
 @pytest.mark.parametrize("whole_folder", [True, False])
@@ -41,7 +38,7 @@ def test_missing(t2g, after_sft, whole_folder):
         shutil.rmtree(path)
     outcome = t2g("annotate", workdir, config)
     assert outcome.error.startswith(f"no checkpoint in {folder}")
-    mended_by(t2g, workdir, config, outcome)
+    assert says_how_to_mend_it(workdir, outcome)
 
 
 def test_foreign(t2g, after_sft):
@@ -52,7 +49,7 @@ def test_foreign(t2g, after_sft):
     outcome = t2g("annotate", workdir, config)
     assert outcome.error.startswith(f"{folder} is not a checkpoint folder of t2g_jax")
     assert "holiday.jpg" in outcome.error
-    mended_by(t2g, workdir, config, outcome)
+    assert says_how_to_mend_it(workdir, outcome)
 
 
 def test_a_foreign_folder_where_training_would_write(t2g, after_sft):
@@ -75,7 +72,10 @@ def test_truncated(t2g, after_sft):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     outcome = t2g("annotate", workdir, config)
     assert f"in {folder} is damaged (" in outcome.error
-    mended_by(t2g, workdir, config, outcome)
+    assert says_how_to_mend_it(workdir, outcome)
+    shutil.rmtree(workdir / "sft")
+    assert t2g("sft", workdir, config).status == 0
+    assert t2g("annotate", workdir, config).status == 0
 
 
 def test_of_another_shape(t2g, tiny_run, tmp_path):
@@ -83,4 +83,4 @@ def test_of_another_shape(t2g, tiny_run, tmp_path):
     outcome = t2g("annotate", workdir, config)
     assert f"in {workdir / 'sft' / 'checkpoints'} does not fit: " in outcome.error
     assert "mlp.down.kernel: expected float32[1, 96, 32], found float32[1, 64, 32]" in outcome.error
-    mended_by(t2g, workdir, config, outcome)
+    assert says_how_to_mend_it(workdir, outcome)

@@ -214,7 +214,7 @@ def test_only_what_a_batch_holds_is_learned(params, rows, loss_of):
 # ------------------------------------------------------------------ invariances
 
 
-def assert_close(a, b, tolerance=1e-6):
+def assert_close(a, b, tolerance=4e-6):  # float32 sums of hundreds of tokens in another order
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=tolerance)
 

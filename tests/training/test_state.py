@@ -125,4 +125,4 @@ def test_a_fresh_state():
     assert state.carry == {"kl_coefficient": 0.2}
     assert TrainState.create(tree(0), optimizer).carry == {}
     names = {jax.tree_util.keystr(path[:1]) for path, _ in jax.tree.leaves_with_path(state)}
-    assert names == {".step", ".params", ".opt_state", ".carry"}
+    assert names == {".step", ".params", ".opt_state", ".carry", ".skipped"}
