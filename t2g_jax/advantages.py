@@ -49,6 +49,13 @@ def gae(
     keep = mask != 0
     rewards = lax.stop_gradient(jnp.where(keep, rewards, 0))
     values = lax.stop_gradient(jnp.where(keep, values, 0))
+    advantages = _from_the_end(rewards, values, keep, gamma, gae_lambda)
+    return advantages, advantages + values
+
+
+@jax.jit  # a scan outside of jit is compiled at every call, and each program is kept
+def _from_the_end(rewards, values, keep, gamma, gae_lambda):
+    """The sums of `gae`, from the last token to the first."""
 
     def step(carry, token):
         next_advantage, next_value = carry
@@ -62,8 +69,7 @@ def gae(
     tokens = jax.tree.map(lambda x: jnp.moveaxis(x, -1, 0), (rewards, values, keep))
     after_the_last = jnp.zeros_like((rewards + values)[..., 0])
     _, advantages = lax.scan(step, (after_the_last, after_the_last), tokens, reverse=True, unroll=8)
-    advantages = jnp.where(keep, jnp.moveaxis(advantages, 0, -1), 0)
-    return advantages, advantages + values
+    return jnp.where(keep, jnp.moveaxis(advantages, 0, -1), 0)
 
 
 def whiten(x: ArrayLike, mask: ArrayLike, *, shift_mean: bool = True) -> jax.Array:

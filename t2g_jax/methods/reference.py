@@ -14,7 +14,7 @@ from t2g_jax.methods.base import about_tokens, scored
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.training import padded
-from t2g_jax.training.batch import Row
+from t2g_jax.training.batch import Row, round_up
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl
 
@@ -55,10 +55,7 @@ class Reference:
         else:
             # The reference is not truncated: the KL of the sampled distribution to it stays finite.
             reference = [about["logprobs"] for about in scored(self.context, self.params, rows)]
-            divergences = [
-                np.asarray(ESTIMATORS[config.kl](item.fields["old_logprobs"], logprobs))
-                for item, logprobs in zip(rows, reference, strict=True)
-            ]
+            divergences = estimated(config.kl, rows, reference)
         weights = [item.fields["policy_weight"] for item in rows]
         spent = [d * w for d, w in zip(divergences, weights, strict=True)]
         mean = float(np.concatenate(spent).sum() / max(np.concatenate(weights).sum(), 1.0))
@@ -86,6 +83,19 @@ class Reference:
             )
             found = jax.device_get(found)
         return [about_tokens(found[i], len(item)) for i, item in enumerate(rows)]
+
+
+def estimated(kind: str, rows: Sequence[Row], reference: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """An estimate of the KL for each token of each row: arrays [n]."""
+    lengths = [len(item) for item in rows]
+    # All rows in one array, whose length is rounded up: each length is compiled, and kept.
+    pair = np.zeros((2, round_up(sum(lengths))), np.float32)
+    pair[:, : sum(lengths)] = (
+        np.concatenate([item.fields["old_logprobs"] for item in rows]),
+        np.concatenate(reference),
+    )
+    found = np.asarray(ESTIMATORS[kind](*pair))
+    return np.split(found[: sum(lengths)], np.cumsum(lengths)[:-1])
 
 
 def adapted(coefficient: float, observed: float, target: float | None) -> float:
