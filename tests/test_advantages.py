@@ -60,6 +60,21 @@ def test_gae_matches_a_loop(rows, gamma, gae_lambda, precision):
     precision.assert_close(returns, np.where(mask, expected + values, 0))
 
 
+def test_gae_is_compiled_once(rng, caplog):
+    """Outside of jit too: a program for each call would fill the memory of a long run."""
+    x = rng.normal(size=(3, 11))
+
+    def compiled(gamma):
+        caplog.clear()
+        with jax.log_compiles():
+            advantages.gae(x, x, np.ones((3, 11)), gamma=gamma)
+        return "Compiling" in caplog.text
+
+    assert compiled(0.9)
+    assert not compiled(0.9)
+    assert not compiled(0.8)
+
+
 def test_gae_with_lambda_one_is_the_reward_to_go(rows):
     rewards, values, mask = rows
     _, returns = advantages.gae(rewards, values, mask, gae_lambda=1.0)

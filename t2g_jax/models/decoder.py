@@ -116,7 +116,8 @@ class Decoder(nn.Module):
         x = embed(tokens)
         if self.sharding is not None:
             x = jax.lax.with_sharding_constraint(x, self.sharding)
-        rotation = rotary_angles(positions, config.head_width, config.rope_theta)
+        angles = rotary_angles(positions, config.head_width, config.rope_theta)
+        rotation = jnp.cos(angles), jnp.sin(angles)
         same = segment_ids[:, :, None] == segment_ids[:, None, :]
         causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
         mask = same & causal & (segment_ids[:, :, None] != 0)
@@ -243,9 +244,12 @@ def rotary_angles(positions: Array, head_width: int, theta: float) -> Array:
     return positions[..., None].astype(jnp.float32) * frequencies
 
 
-def rotate(x: Array, angles: Array) -> Array:
-    """Rotates [B, T, N, H] by [B, T, H/2]; halves are paired as in Hugging Face checkpoints."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+def rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
+    """Rotates [B, T, N, H] by angles given as (cos, sin) [B, T, H/2].
+
+    Halves are paired as in Hugging Face checkpoints.
+    """
+    cos, sin = (part[:, :, None] for part in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
     return turned.astype(x.dtype)

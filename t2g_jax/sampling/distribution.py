@@ -9,6 +9,7 @@ distribution (`t2g_jax.logprobs.from_hidden(..., cutoff=…)`) and equal 1 befor
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,28 @@ def log_distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
         return log_probs, cutoff
     kept = jnp.where(log_probs >= cutoff[..., None], log_probs, -jnp.inf)
     return jax.nn.log_softmax(kept), cutoff
+
+
+def draw(key: Array, log_probs: Array) -> Array:
+    """A token of a distribution: first a block of neighbours, then one token of the block.
+
+    argmax_v (log p(v) + Gumbel noise), for the blocks' and for the tokens' probabilities. That takes
+    2 √V random numbers instead of V, which would be a good part of the time of a decoding step.
+
+    Args:
+      key: PRNG key.
+      log_probs: [V], normalised; −inf is never drawn.
+    """
+    vocabulary = log_probs.shape[0]
+    size = math.isqrt(vocabulary - 1) + 1
+    blocks = -(-vocabulary // size)
+    padding = (0, blocks * size - vocabulary)
+    log_probs = jnp.pad(log_probs, padding, constant_values=-jnp.inf).reshape(blocks, size)
+    block_key, token_key = jax.random.split(key)
+    of_blocks = jnp.log(jnp.sum(jnp.exp(log_probs), axis=-1))
+    block = most_likely(of_blocks + jax.random.gumbel(block_key, of_blocks.shape))
+    of_tokens = log_probs[block]
+    return block * size + most_likely(of_tokens + jax.random.gumbel(token_key, of_tokens.shape))
 
 
 def most_likely(scores: Array) -> Array:

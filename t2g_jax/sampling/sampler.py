@@ -12,7 +12,7 @@ from flax import struct
 
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import Cache, Decoder, DecoderConfig
-from t2g_jax.sampling.distribution import Sampling, log_distribution, most_likely
+from t2g_jax.sampling.distribution import Sampling, draw, log_distribution, most_likely
 
 Array = jax.Array
 
@@ -110,8 +110,7 @@ def sample(
             return token, nothing, nothing - jnp.inf
         log_probs, cutoff = log_distribution(logits, sampling)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, log_probs.shape[1:]))(step_keys)
-        token = most_likely(log_probs + noise)  # the Gumbel-max trick
+        token = jax.vmap(draw)(step_keys, log_probs)
         return token, jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0], cutoff
 
     def take(out, done, logits, step):

@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import oracle
 import pytest
 import tiny
 
 from t2g_jax.methods.base import completion_row, first_attempts, policy_learning
-from t2g_jax.methods.reference import Reference, adapted
+from t2g_jax.methods.reference import Reference, adapted, estimated
+from t2g_jax.training.batch import row
 
 BETA = 0.3
 
@@ -104,6 +106,27 @@ def test_the_adaptive_controller(charge, target, factor, where):
     found, _, _ = charge("k3", adaptive_kl_target=target, kl_coefficient=9.0, kl_in=where)
     assert found.metrics["kl_coefficient"] == pytest.approx(BETA)  # the state's, not the config's
     assert found.carry["kl_coefficient"] == pytest.approx(BETA * factor)
+
+
+def test_lengths_of_rows_that_differ_a_little_need_no_other_program(caplog):
+    """A program for each length would fill the memory of a long run."""
+
+    def estimates(lengths):
+        caplog.clear()
+        rows = [
+            row((range(n), {"policy_weight": np.arange(n) > 0, "old_logprobs": -np.arange(n)}))
+            for n in lengths
+        ]
+        reference = [-1.5 * np.arange(n) for n in lengths]
+        with jax.log_compiles():
+            found = estimated("k1", rows, reference)
+        for n, values in zip(lengths, found, strict=True):
+            np.testing.assert_allclose(values, 0.5 * np.arange(n), rtol=1e-6)
+        return "Compiling" in caplog.text
+
+    assert estimates([9, 20, 13])
+    assert not estimates([11, 18, 14])
+    assert not estimates([40, 7])
 
 
 def test_the_controller_by_hand():

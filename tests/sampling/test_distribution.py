@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2g_jax.sampling.distribution import Sampling, log_distribution, truncation_cutoff
+from t2g_jax.sampling.distribution import Sampling, draw, log_distribution, truncation_cutoff
 
 
 def settings(**kwargs):
@@ -108,6 +108,19 @@ def test_a_token_of_no_probability_does_not_drag_the_cutoff_down():
     np.testing.assert_allclose(cutoff, -1.45)
     nothing_else = truncation_cutoff(jnp.array([-0.7, -0.7, -jnp.inf]), top_k=2, top_p=1.0)
     assert nothing_else == -jnp.inf
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 7, 16, 30])
+def test_tokens_are_drawn_as_often_as_they_are_likely(rng, vocabulary):
+    log_probs = np.float32(jax.nn.log_softmax(2 * rng.normal(size=vocabulary)))
+    log_probs[3:5] = -np.inf
+    keys = jax.random.split(jax.random.key(0), 40_000)
+    tokens = jax.vmap(draw, (0, None))(keys, log_probs)
+    found = np.bincount(tokens, minlength=vocabulary) / len(keys)
+    expected = np.exp(log_probs) / np.exp(log_probs).sum()
+    assert found.shape == expected.shape
+    np.testing.assert_array_equal(found[3:5], 0)
+    np.testing.assert_allclose(found, expected, atol=5 * np.sqrt(expected / len(keys)).max())
 
 
 @pytest.mark.parametrize(
