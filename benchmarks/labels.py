@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import random
+import re
 import tempfile
 
 import jax
@@ -15,21 +17,22 @@ from benchmarks.twins import generate, shape, twins
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import pad_prompts, sample
-from t2g_jax.tasks import make_task
-from t2g_jax.training.batch import pad, round_up, row
+from t2g_jax.training.batch import pad, row
 from t2g_jax.training.step import span_probabilities
 
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+QUESTION = "How do models learn from text feedback?"
 REQUEST = "Score every word of the answer from -1 to 1."
 
 
 def measure(*, small: bool = False) -> Section:
-    count, turns = (2, 1) if small else (32, 5)
-    answers, tokenizer = _answers(count)
+    count, words, turns = (2, 3, 1) if small else (32, 100, 3)
+    answers, tokenizer = _answers(count, words)
     config = shape(small=small, vocab_size=-(-tokenizer.vocab_size // 64) * 64)
     params, model = twins(config, with_heads=("span_head",))
 
     rows = [row((prompt, {}), (tokenizer.encode(text), {})) for prompt, text in answers]
-    length = round_up(max(map(len, rows)), 16)
+    length = max(map(len, rows))
     prompts = [[*item.tokens.tolist(), *tokenizer.next_turn(REQUEST, ended=False)] for item in rows]
     written = [len(tokenizer.encode(scores(text))) for _, text in answers]
     new = 8 if small else max(written)
@@ -55,11 +58,11 @@ def measure(*, small: bool = False) -> Section:
     against_torch = in_turns(marked, theirs, turns=turns)
     against_ours = in_turns(marked, ours, turns=turns)
     text = f"""
-{count} answers to 4 × 4 puzzles ({np.mean(list(map(len, rows))):.0f} tokens with their prompts),
-{config.layers} layers × {config.width} on both sides. The generative model writes
-`{scores(answers[0][1])[:28]}…`, {np.mean(written):.0f} tokens on average with a tokenizer that has
-seen such lists; it decodes greedily and stops after the longest ({new} tokens), as an untrained one
-would not end by itself. Parsing is not counted.
+{count} answers of {words} words of prose ({np.mean(list(map(len, rows))):.0f} tokens with their
+prompt), {config.layers} layers × {config.width} on both sides. The generative model writes
+`{scores("such a list")}`, {np.mean(written):.0f} tokens on average with a tokenizer that has seen
+such lists. It decodes greedily and stops after the longest ({new} tokens), as an untrained one
+would not end by itself; a critique before the scores, and their parsing, are not counted.
 """
     return compared(
         "Labelling completions",
@@ -75,25 +78,16 @@ def scores(answer: str) -> str:
     return json.dumps([[word, (-1, 0, 1)[len(word) % 3]] for word in answer.split()])
 
 
-def _answers(count: int) -> tuple[list[tuple[list[int], str]], ChatTokenizer]:
+def _answers(count: int, words: int) -> tuple[list[tuple[list[int], str]], ChatTokenizer]:
     """Prompts as tokens and answers as text; and the tokenizer, which has seen all of these."""
-    settings = {"min_n": 4, "max_n": 4}
-    task = make_task(
-        "binary_matrix",
-        preset="tiny",
-        settings=settings,
-        seed=0,
-        train_size=256,
-        test_size=4,
-        prompt_style="short",
-    )
-    rng, train = random.Random(0), task.split("train")
-    drafts = [(train[i].prompt, task.demonstrate(train[i], rng)) for i in range(len(train))]
-    with tempfile.TemporaryDirectory() as folder:
-        texts = [text for prompt, draft in drafts for text in (prompt, draft, scores(draft))]
-        train_tokenizer([*texts, REQUEST], 1024, folder)
-        tokenizer = ChatTokenizer.load(folder)
-    rendered = [
-        (tokenizer.render([{"role": "user", "content": prompt}]), draft) for prompt, draft in drafts
+    pages = [page.read_text() for page in sorted((ROOT / "docs").glob("*.md"))]
+    prose = [
+        word for page in pages for word in page.split() if re.fullmatch("[A-Za-z',.;:]+", word)
     ]
-    return rendered[:count], tokenizer
+    starts = random.Random(0).sample(range(len(prose) - words), 8 * count)
+    texts = [" ".join(prose[start : start + words]) for start in starts]
+    with tempfile.TemporaryDirectory() as folder:
+        train_tokenizer([*texts, *map(scores, texts), REQUEST, QUESTION], 4096, folder)
+        tokenizer = ChatTokenizer.load(folder)
+    prompt = tokenizer.render([{"role": "user", "content": QUESTION}])
+    return [(prompt, text) for text in texts[:count]], tokenizer

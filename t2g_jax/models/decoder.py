@@ -171,7 +171,8 @@ class Attention(nn.Module):
         k = project((config.kv_heads, config.head_width), name="key")(x)
         v = project((config.kv_heads, config.head_width), name="value")(x)
         q, k = rotate(q, rotation), rotate(k, rotation)
-        q = einops.rearrange(q, "b t (k g) h -> b k g t h", k=config.kv_heads)
+        # Queries that share a key head lie beside each other: one matrix product for them all.
+        q = einops.rearrange(q, "b t (k g) h -> b k (g t) h", k=config.kv_heads)
         q = q * config.head_width**-0.5
         k = einops.rearrange(k, "b s k h -> b k h s")
         v = einops.rearrange(v, "b s k h -> b k s h")
@@ -187,7 +188,7 @@ class Attention(nn.Module):
             weights = jax.nn.softmax(jnp.concatenate([cached, scores], -1)).astype(v.dtype)
             slots = cached.shape[-1]
             mixed = _mixed(weights[..., :slots], cached_v) + _mixed(weights[..., slots:], v)
-        mixed = einops.rearrange(mixed, "b k g t h -> b t (k g) h")
+        mixed = einops.rearrange(mixed, "b k (g t) h -> b t (k g) h", t=x.shape[1])
         out = _dense(config.width, config=config, axis=(-2, -1), name="out")(mixed)
         return out, (k, v)
 
@@ -256,14 +257,15 @@ def rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
 
 
 def _scores(q: Array, k: Array, mask: Array) -> Array:
-    """Masked attention scores [B, K, G, T, S] in float32; a row with no key stays finite."""
-    scores = jnp.einsum("bkgth,bkhs->bkgts", q, k, preferred_element_type=jnp.float32)
-    return jnp.where(mask[:, None, None], scores, -1e30)
+    """Masked attention scores [B, K, GT, S] in float32; a row with no key stays finite."""
+    scores = jnp.einsum("bkqh,bkhs->bkqs", q, k, preferred_element_type=jnp.float32)
+    groups = q.shape[2] // mask.shape[1]
+    return jnp.where(jnp.tile(mask, (1, groups, 1))[:, None], scores, -1e30)
 
 
 def _mixed(weights: Array, v: Array) -> Array:
-    """Values [B, K, S, H] summed by weights [B, K, G, T, S]: [B, K, G, T, H]."""
-    return jnp.einsum("bkgts,bksh->bkgth", weights, v)
+    """Values [B, K, S, H] summed by weights [B, K, GT, S]: [B, K, GT, H]."""
+    return jnp.einsum("bkqs,bksh->bkqh", weights, v)
 
 
 def _dense(features, *, config: DecoderConfig, name: str, axis=-1):

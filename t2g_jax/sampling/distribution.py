@@ -70,8 +70,8 @@ def log_distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
 def draw(key: Array, log_probs: Array) -> Array:
     """A token of a distribution: first a block of neighbours, then one token of the block.
 
-    argmax_v (log p(v) + Gumbel noise), for the blocks' and for the tokens' probabilities. That takes
-    2 √V random numbers instead of V, which would be a good part of the time of a decoding step.
+    Either is argmax (log p + Gumbel noise). That takes 2 √V random numbers instead of V, which
+    would be a good part of the time of a decoding step.
 
     Args:
       key: PRNG key.
