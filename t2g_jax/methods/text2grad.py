@@ -40,7 +40,7 @@ class Text2Grad(PPO):
 
     def token_rewards(self, turns: Sequence[Turn]) -> tuple[list[np.ndarray], dict[str, float]]:
         """δ of each completion token, and metrics; where nobody could mark it, all is neutral."""
-        marked, unaligned = self.marked(turns)
+        marked, counted = self.marked(turns)
         rewards = [
             np.zeros(len(turn.tokens), np.float32) if given is None else given
             for turn, given in zip(turns, marked, strict=True)
@@ -49,16 +49,16 @@ class Text2Grad(PPO):
             rewards = [given * fade(len(given), self.config.fade_after) for given in rewards]
         metrics = {
             "span_reward": float(np.concatenate(rewards).mean()),
-            "judge_failures": sum(given is None for given in marked),
-            "unaligned_quotes": unaligned,
+            "unaligned_quotes": 0,
         }
-        return rewards, metrics
+        return rewards, metrics | counted
 
-    def marked(self, turns: Sequence[Turn]) -> tuple[list[np.ndarray | None], int]:
-        """Span rewards of each completion, None where there are none; and quotes not found."""
+    def marked(self, turns: Sequence[Turn]) -> tuple[list[np.ndarray | None], dict[str, float]]:
+        """Span rewards of each completion, None where there are none; and what was counted."""
         if self.reward_model is not None:
             with self.context.watch.stage("score"):
-                return self.reward_model.rewards([_answer(turn) for turn in turns]), 0
+                rewards = self.reward_model.rewards([_answer(turn) for turn in turns])
+            return rewards, {"no_room": sum(given is None for given in rewards)}
         said = self.context.critiques([t.example for t in turns], [t.text for t in turns])
         marked: list[np.ndarray | None] = []
         unaligned = 0
@@ -69,7 +69,7 @@ class Text2Grad(PPO):
                 judgement = aligned(self.context, turn, critique)
                 marked.append(token_labels(judgement.spans, len(turn.tokens)))
                 unaligned += len(judgement.unaligned)
-        return marked, unaligned
+        return marked, {"unaligned_quotes": unaligned}
 
     def sample(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray, step: int) -> Sample:
         """A completion for the report, with what the reward model says of it."""

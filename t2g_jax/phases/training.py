@@ -15,7 +15,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.models import lora
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context, best_by, say
-from t2g_jax.phases.workspace import SFT
+from t2g_jax.phases.workspace import SFT, Workspace
 from t2g_jax.report import collapse
 from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import PhaseProgress
@@ -171,9 +171,7 @@ def run_training(
         MetricsWriter(
             workspace.phase(phase), phase=phase, resumed_step=checkpoints.latest_step, enabled=first
         ) as writer,
-        PhaseProgress(
-            phase, learning.steps, start=checkpoints.latest_step or 0, enabled=first
-        ) as progress,
+        progress_of(phase, learning, workspace, checkpoints.latest_step or 0, first) as progress,
     ):
         watch = collapse.Watch(
             floor=floor.accuracy if floor else np.nan, floor_policy=floor.policy if floor else ""
@@ -183,7 +181,8 @@ def run_training(
 
         def tell(step: int, metrics: dict[str, float]) -> None:
             tracked.write(step, metrics)
-            progress.update(step, **{name: metrics[name] for name in SHOWN if name in metrics})
+            done = int(metrics["tokens_generated_total"]) if learning.token_budget else step
+            progress.update(done, **{name: metrics[name] for name in SHOWN if name in metrics})
             for sign in watch.look({"step": step} | metrics):
                 progress.note(f"step {step}: {sign.text}")
 
@@ -306,3 +305,14 @@ def summarise(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
         )
         for name in (reports[0] if reports else {})
     }
+
+
+def progress_of(
+    phase: str, learning: Learning, workspace: Workspace, start: int, enabled: bool
+) -> PhaseProgress:
+    """In steps or, with a token budget, in tokens: how many steps that is, nobody knows."""
+    if learning.token_budget is None:
+        return PhaseProgress(phase, learning.steps, start=start, enabled=enabled)
+    logged = list(read_metrics(workspace.phase(phase))) if start else []
+    tokens = int(logged[-1]["tokens_generated_total"]) if logged else 0
+    return PhaseProgress(phase, learning.token_budget, start=tokens, unit="tokens", enabled=enabled)

@@ -137,6 +137,7 @@ class PhaseProgress:
       phase: its name.
       total: steps until done, None if unknown.
       start: steps done before this run (a resumed phase).
+      unit: what `total`, `start` and `step` count, if not steps; such as "tokens".
       console: where to write; a new stderr console if None, so that stdout stays clean.
       every_seconds, every_steps: without a terminal, a line is printed when either has passed since
         the last one; every_steps None leaves it to the clock.
@@ -150,13 +151,14 @@ class PhaseProgress:
         total: int | None = None,
         *,
         start: int = 0,
+        unit: str = "",
         console: Console | None = None,
         every_seconds: float = 10.0,
         every_steps: int | None = None,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.phase, self.total, self.start = _visible(phase), total, start
+        self.phase, self.total, self.start, self.unit = _visible(phase), total, start, unit
         self.step = start
         self._console = console or Console(stderr=True)
         self._every_seconds = every_seconds if not self._console.is_terminal else 0.1
@@ -211,7 +213,8 @@ class PhaseProgress:
         if self._enabled:
             end = "done" if kind is None else f"stopped by {kind.__name__}"
             took = _plain_spaces(formatting.duration(now - self._began))
-            self._print(f"{self.phase}: {end} at step {self.step} after {took}")
+            at = f"{self.step:,} {self.unit}" if self.unit else f"step {self.step}"
+            self._print(f"{self.phase}: {end} at {at} after {took}")
 
     def _show(self, now: float) -> None:
         self._shown_at, self._shown_step = now, self.step
@@ -228,15 +231,19 @@ class PhaseProgress:
             )
             return
         share = f" ({100 * self.step / self.total:.1f} %)" if self.total else ""
-        steps = f"{self.step}/{self.total}" if self.total else f"step {self.step}"
-        parts = [f"{self.phase}: {steps}{share}", measures, remaining]
+        if self.unit:
+            done = f"{self.step:,}/{self.total:,}" if self.total else f"{self.step:,}"
+            done = f"{done} {self.unit}"
+        else:
+            done = f"{self.step}/{self.total}" if self.total else f"step {self.step}"
+        parts = [f"{self.phase}: {done}{share}", measures, remaining]
         self._print("  ".join(part for part in parts if part))
 
     def _remaining(self, now: float) -> str:
         done, elapsed = self.step - self.start, now - self._began
         if not self.total or done <= 0 or elapsed <= 0:
             return ""
-        seconds = (self.total - self.step) * elapsed / done
+        seconds = max(self.total - self.step, 0) * elapsed / done
         return _plain_spaces(f"{formatting.duration(seconds)} left")
 
     def _print(self, line: str) -> None:

@@ -28,7 +28,7 @@ def collect(tiny_context, moved, state_of, earning, monkeypatch, rng):
 
         def marked(given):
             delta.extend(rng.uniform(-1, 1, len(turn.tokens)) for turn in given)
-            return list(delta), 0
+            return list(delta), {}
 
         monkeypatch.setattr(method, "marked", marked)
         state = state_of(method, moved, kl_coefficient=beta)
@@ -158,9 +158,9 @@ def test_from_the_judge(tiny_context, turns):
     assert rewards[1].min() == -1
     assert metrics == {
         "span_reward": pytest.approx(np.concatenate(rewards).mean()),
-        "judge_failures": 0,
         "unaligned_quotes": 0,
     }
+    assert context.tally["judge_failures"] == 0
     assert list(context.watch.lap()) == ["judge"]
 
 
@@ -173,17 +173,19 @@ def test_from_the_reward_model(tiny_context, turns):
         assert given.shape == (len(turn.tokens),)
         np.testing.assert_allclose(given, wanted)
         assert (np.abs(given) < 1).all()
-    assert (metrics["judge_failures"], metrics["unaligned_quotes"]) == (0, 0)
+    assert (metrics["no_room"], metrics["unaligned_quotes"]) == (0, 0)
     assert list(context.watch.lap()) == ["score"]
 
 
 def test_a_judge_that_fails_is_neutral_and_counted(tiny_context, turns, failing_judge):
-    method = Text2Grad(tiny.changed(tiny_context, text2grad__span_source="judge"))
+    context = tiny.changed(tiny_context, text2grad__span_source="judge")
+    context.tally.clear()
+    method = Text2Grad(context)
     failing_judge(lambda completion: completion == turns[0].text)
     rewards, metrics = method.token_rewards(turns)
     assert rewards[0].tolist() == [0] * len(turns[0].tokens)
     assert rewards[1].min() == -1
-    assert (metrics["judge_failures"], metrics["unaligned_quotes"]) == (1, 0)
+    assert (context.tally["judge_failures"], metrics["unaligned_quotes"]) == (1, 0)
 
 
 def test_what_a_reward_model_cannot_read_is_neutral_and_counted(tiny_context, turns, monkeypatch):
@@ -194,7 +196,7 @@ def test_what_a_reward_model_cannot_read_is_neutral_and_counted(tiny_context, tu
     rewards, metrics = method.token_rewards(turns)
     assert rewards[0].tolist() == [0] * len(turns[0].tokens)
     assert rewards[1].min() == 1
-    assert metrics["judge_failures"] == 1
+    assert metrics["no_room"] == 1
 
 
 def ones(answer):

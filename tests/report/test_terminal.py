@@ -117,6 +117,18 @@ def test_remaining_time_after_resuming_counts_this_run_only():
     assert first.endswith("30.0 s left")
 
 
+def test_tokens_instead_of_steps():
+    lines = run(total=2000, start=1000, step=250, seconds=10.0, every_steps=1, unit="tokens")
+    assert lines[0] == "rltf: 1,250/2,000 tokens (62.5 %)  reward 0.500  30.0 s left"
+    assert lines[-1] == "rltf: done at 2,000 tokens after 40.0 s"
+
+
+def test_more_tokens_than_the_budget():
+    lines = run(total=2000, stop=2250, step=250, every_steps=1, unit="tokens")
+    assert lines[0] == "rltf: 250/2,000 tokens (12.5 %)  reward 0.500  21.0 s left"
+    assert lines[-2] == "rltf: 2,250/2,000 tokens (112.5 %)  reward 0.500  0.0 s left"
+
+
 def test_unknown_total():
     clock, console = Steps(), Console(file=io.StringIO())
     with PhaseProgress("annotate", console=console, every_steps=1, clock=clock) as bar:
