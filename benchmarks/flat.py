@@ -54,8 +54,8 @@ def measure(*, small: bool = False) -> Section:
     text = f"""
 {steps:,} steps of the tests' tiny run with logs and checkpoints. Time of a step: the median of the
 {window} steps after the first {skipped}, and of the last {window}. Memory: what the process holds
-after the former, halfway and at the end; rows of a length that was not there before need a program of
-their own, so it still grows for some hundred steps. In the second half it should not (1 ×).
+after the former, halfway and at the end; rows of a length that was not there before need a program
+of their own, so it still grows for some hundred steps. In the second half it should not (1 ×).
 """
     memory_header = ["early", "halfway", "late", "grows in the second half"]
     header = ["", "early", "late", "time grows", *memory_header]
