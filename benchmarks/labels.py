@@ -17,7 +17,7 @@ from benchmarks.twins import generate, shape, twins
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import pad_prompts, sample
-from t2g_jax.training.batch import pad, row
+from t2g_jax.training.batch import pack, row
 from t2g_jax.training.step import span_probabilities
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -41,7 +41,7 @@ def measure(*, small: bool = False) -> Section:
     keys = jax.random.split(jax.random.key(0), count)
 
     def marked():
-        return jax.device_get(span_probabilities(params, pad(rows, length=length), model=config))
+        return jax.device_get(span_probabilities(params, pack(rows, length=length), model=config))
 
     def ours():
         out = sample(params, tokens, lengths, keys, config=config, sampling=sampling)

@@ -38,15 +38,19 @@ def measure(*, small: bool = False) -> Section:
     with tempfile.TemporaryDirectory() as folder:
         sft.run(config, folder)
         context = Context.open(config, folder)
+        group = config.rltf_sd.group_size
+        batches = {"all prompts at once": None, "one prompt after another": group}
         generated: dict[str, list[int]] = {"ours": [], "theirs": []}
-        ours = our_step(context)
-        theirs = plain_step(context, llama(context.model, context.params()))
-        taken = in_turns(
-            lambda: generated["ours"].append(ours()),
-            lambda: generated["theirs"].append(theirs()),
-            turns=turns,
-            warm_up=2,
-        )
+        taken = {}
+        for words, size in batches.items():
+            ours = our_step(context)
+            theirs = plain_step(context, llama(context.model, context.params()), batch=size)
+            taken[words] = in_turns(
+                lambda step=ours: generated["ours"].append(step()),
+                lambda step=theirs: generated["theirs"].append(step()),
+                turns=turns,
+                warm_up=2,
+            )
     settings, model = config.rltf_sd, context.model
     text = f"""
 {settings.prompts_per_step} prompts × {settings.group_size} attempts of up to
@@ -54,12 +58,13 @@ def measure(*, small: bool = False) -> Section:
 Both start from the same weights and have the same tokenizer, task and programmatic judge; each step
 draws other prompts. Tokens generated in a step, on average: {np.mean(generated["ours"]):.0f} by
 t2g_jax, {np.mean(generated["theirs"]):.0f} by the loop. t2g_jax also compares with the reference
-policy, for the log; the loop does not.
+policy, for the log; the loop does not. The loop calls `generate` for all prompts at once, padded on
+the left, or for one after another, {group} attempts each.
 """
     return compared(
         "A whole step of RLTF-SD",
         text,
-        taken.row("step", "≥ 3 ×"),
+        *(in_turn.row(f"step; the loop: {words}", "≥ 3 ×") for words, in_turn in taken.items()),
         theirs="`generate` + torch update",
     )
 
@@ -93,8 +98,11 @@ def our_step(context: Context) -> Callable[[], int]:
     return step
 
 
-def plain_step(context: Context, model: Llama) -> Callable[[], int]:
-    """step() → tokens generated; the method in a loop of `generate` and torch, as one writes it."""
+def plain_step(context: Context, model: Llama, *, batch: int | None = None) -> Callable[[], int]:
+    """step() → tokens generated; the method in a loop of `generate` and torch, as one writes it.
+
+    batch: prompts that `generate` gets at once; None: all.
+    """
     config: Config = context.config
     settings, tokenizer = config.rltf_sd, context.tokenizer
     optimizer = torch.optim.AdamW(
@@ -103,6 +111,11 @@ def plain_step(context: Context, model: Llama) -> Callable[[], int]:
     number = 0
 
     def attempts(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        size = batch or len(prompts)
+        chunks = [prompts[start : start + size] for start in range(0, len(prompts), size)]
+        return [tokens for chunk in chunks for tokens in completed(chunk)]
+
+    def completed(prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         width = max(map(len, prompts))
         left = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts])
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])

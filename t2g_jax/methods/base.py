@@ -13,7 +13,7 @@ from t2g_jax.config import PolicyConfig, RolloutConfig
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn, attempt
-from t2g_jax.phases.training import Collected, Learning, padded
+from t2g_jax.phases.training import Collected, Learning, packed
 from t2g_jax.reductions import Reduction
 from t2g_jax.sampling.generate import Completion
 from t2g_jax.training.batch import Row, row
@@ -113,19 +113,18 @@ def scored(context: Context, params: Params, rows: Sequence[Row]) -> list[dict[s
     """
     temperature = context.config.sampling.temperature
     with context.watch.stage("score"):
-        batch = padded(context, [Row(item.tokens, {}) for item in rows])
+        batch, where = packed(context, rows)
         found = jax.device_get(
             score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
         )
     return [
-        {name: about_tokens(values[i], len(item)) for name, values in found.items()}
-        for i, item in enumerate(rows)
+        {name: about_tokens(values[place]) for name, values in found.items()} for place in where
     ]
 
 
-def about_tokens(values: np.ndarray, length: int) -> np.ndarray:
-    """From the slots of a padded row, each about the next token, to the row's own tokens [n]."""
-    return np.concatenate([np.zeros(1, values.dtype), values[: length - 1]])
+def about_tokens(values: np.ndarray) -> np.ndarray:
+    """From the slots of a row [n], each about the next token, to the row's own tokens [n]."""
+    return np.concatenate([np.zeros(1, values.dtype), values[:-1]])
 
 
 # --- Learning -------------------------------------------------------------------------------------

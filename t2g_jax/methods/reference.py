@@ -13,7 +13,7 @@ from t2g_jax.config import PolicyConfig
 from t2g_jax.methods.base import about_tokens, scored
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
-from t2g_jax.phases.training import padded
+from t2g_jax.phases.training import packed
 from t2g_jax.training.batch import Row, round_up
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl
@@ -73,16 +73,17 @@ class Reference:
         """KL over the whole vocabulary where each token of each row was chosen: arrays [n]."""
         context = self.context
         with context.watch.stage("score"):
+            batch, where = packed(context, rows)
             found = full_kl(
                 params,
                 self.params,
-                padded(context, [Row(item.tokens, {}) for item in rows]),
+                batch,
                 model=context.model,
                 temperature=context.config.sampling.temperature,
                 mesh=context.mesh,
             )
             found = jax.device_get(found)
-        return [about_tokens(found[i], len(item)) for i, item in enumerate(rows)]
+        return [about_tokens(found[place]) for place in where]
 
 
 def estimated(kind: str, rows: Sequence[Row], reference: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ import numpy as np
 from t2g_jax.models.heads import SPAN_CLASSES, Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import complete
-from t2g_jax.phases.training import padded
+from t2g_jax.phases.training import packed
 from t2g_jax.phases.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.training.batch import Row, row
@@ -92,12 +92,12 @@ class RewardModel:
             rows = {i: reward_model_row(context, answer) for i, answer in enumerate(answers)}
         marked: list[np.ndarray | None] = [None] * len(answers)
         if rows:
-            batch = padded(context, [Row(item.tokens, {}) for item in rows.values()])
+            batch, where = packed(context, list(rows.values()))
             found = jax.device_get(
                 span_probabilities(self.params, batch, model=context.model, mesh=context.mesh)
             )
-            for (i, item), p in zip(rows.items(), found, strict=False):  # found ends in padding
-                marked[i] = p[: len(item)][item.fields["span_weight"] > 0]
+            for (i, item), place in zip(rows.items(), where, strict=True):
+                marked[i] = found[place][item.fields["span_weight"] > 0]
         return marked
 
     def critiques(self, answers: Sequence[Answer]) -> list[list[int] | None]:

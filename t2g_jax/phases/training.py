@@ -21,7 +21,7 @@ from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.tasks.base import Floor
 from t2g_jax.training import trackers
-from t2g_jax.training.batch import Batch, Row, micro_batches, pack, pad, round_up
+from t2g_jax.training.batch import Batch, Place, Row, micro_batches, pack, places, round_up
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.loop import train
 from t2g_jax.training.metrics import MetricsWriter, read_metrics
@@ -248,10 +248,11 @@ def minibatches(
             yield micro_batches(batch, learning.micro_batches)
 
 
-def padded(context: Context, rows: Sequence[Row], fields: Sequence[str] = ()) -> Batch:
-    """Rows for scoring, one to a batch row, on the mesh."""
-    batch = pad(rows, length=bucket(rows), fields=fields, multiple=shards(context))
-    return jax.device_put(batch, batch_sharding(context.mesh))
+def packed(context: Context, rows: Sequence[Row]) -> tuple[Batch, list[Place]]:
+    """The tokens of rows for scoring, packed and on the mesh; and where each row is."""
+    rows, length = [Row(item.tokens, {}) for item in rows], bucket(rows)
+    batch = pack(rows, length=length, multiple=shards(context))
+    return jax.device_put(batch, batch_sharding(context.mesh)), places(rows, length)
 
 
 def bucket(rows: Sequence[Row]) -> int:

@@ -133,10 +133,27 @@ def round_up(count: int, multiple: int = 1) -> int:
     return -(-parts // quantum) * quantum * multiple
 
 
+Place = tuple[int, slice]
+"""A batch row and slots in it: indexes the tokens of one row in arrays [B, T, ...]."""
+
+
+def places(rows: Sequence[Row], length: int) -> list[Place]:
+    """Where `pack` puts each row: end to end, in the first batch row that has room."""
+    ends: list[int] = []
+    found = []
+    for item in rows:
+        fit = next((i for i, end in enumerate(ends) if end + len(item) <= length), len(ends))
+        if fit == len(ends):
+            ends.append(0)
+        found.append((fit, slice(ends[fit], ends[fit] + len(item))))
+        ends[fit] += len(item)
+    return found
+
+
 def pack(
     rows: Iterable[Row], *, length: int, fields: Iterable[str] = (), multiple: int = 1
 ) -> Batch:
-    """Lays rows end to end (first fit) into a batch of NumPy arrays.
+    """Lays rows end to end into a batch of NumPy arrays, see `places`.
 
     Args:
       rows: the sequences.
@@ -148,53 +165,48 @@ def pack(
     Raises:
       ValueError: a row is longer than `length`, or has a field that is not among `fields`.
     """
-    bins: list[list[Row]] = []
-    space: list[int] = []
-    for item in rows:
-        fit = next((i for i, free in enumerate(space) if free >= len(item)), None)
-        if fit is None:
-            bins.append([])
-            space.append(length)
-            fit = len(bins) - 1
-        bins[fit].append(item)
-        space[fit] -= len(item)
-    return _fill(bins, length, fields, multiple)
+    rows = list(rows)
+    return _fill(rows, places(rows, length), length, fields, multiple)
 
 
 def pad(
     rows: Iterable[Row], *, length: int, fields: Iterable[str] = (), multiple: int = 1
 ) -> Batch:
-    """As `pack`, with row i alone in batch row i: for scores that are read back by row."""
-    return _fill([[item] for item in rows], length, fields, multiple)
+    """As `pack`, with row i alone in batch row i."""
+    rows = list(rows)
+    where = [(i, slice(0, len(item))) for i, item in enumerate(rows)]
+    return _fill(rows, where, length, fields, multiple)
 
 
 def _fill(
-    bins: Sequence[Sequence[Row]], length: int, fields: Iterable[str], multiple: int
+    rows: Sequence[Row],
+    where: Sequence[Place],
+    length: int,
+    fields: Iterable[str],
+    multiple: int,
 ) -> Batch:
-    count = round_up(len(bins), multiple)
+    count = round_up(1 + max((index for index, _ in where), default=-1), multiple)
     defaults = PREDICTION_FIELDS | TOKEN_FIELDS
     structure = ("tokens", "targets", "positions", "segment_ids")
     arrays: dict[str, Any] = {name: np.zeros((count, length), np.int32) for name in structure}
     arrays |= {name: np.full((count, length), defaults[name], np.float32) for name in fields}
-    for index, contents in enumerate(bins):
-        start = 0
-        for segment, item in enumerate(contents, start=1):
-            if start + len(item) > length:
-                raise ValueError(f"a row of {len(item)} tokens does not fit into length {length}")
-            here = slice(start, start + len(item))
-            before = slice(start, start + len(item) - 1)
-            arrays["tokens"][index, here] = item.tokens
-            arrays["targets"][index, before] = item.tokens[1:]
-            arrays["positions"][index, here] = np.arange(len(item))
-            arrays["segment_ids"][index, here] = segment
-            for name, values in item.fields.items():
-                if name not in arrays:
-                    raise ValueError(f"a row has field {name!r}, which this batch does not take")
-                if name in TOKEN_FIELDS:
-                    arrays[name][index, here] = values
-                else:
-                    arrays[name][index, before] = values[1:]
-            start += len(item)
+    segments = [0] * count
+    for item, (index, here) in zip(rows, where, strict=True):
+        if here.stop > length:
+            raise ValueError(f"a row of {len(item)} tokens does not fit into length {length}")
+        before = slice(here.start, here.stop - 1)
+        segments[index] += 1
+        arrays["tokens"][index, here] = item.tokens
+        arrays["targets"][index, before] = item.tokens[1:]
+        arrays["positions"][index, here] = np.arange(len(item))
+        arrays["segment_ids"][index, here] = segments[index]
+        for name, values in item.fields.items():
+            if name not in arrays:
+                raise ValueError(f"a row has field {name!r}, which this batch does not take")
+            if name in TOKEN_FIELDS:
+                arrays[name][index, here] = values
+            else:
+                arrays[name][index, before] = values[1:]
     return Batch(**arrays)
 
 

@@ -16,7 +16,8 @@ from t2g_jax.methods.base import (
     scored,
     tokens_generated,
 )
-from t2g_jax.phases.training import padded
+from t2g_jax.phases.training import bucket
+from t2g_jax.training.batch import pack
 from t2g_jax.training.step import score
 
 
@@ -47,7 +48,7 @@ def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
     turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
     rows = [completion_row(context, turn, policy_weight=1.0, advantages=1.0) for turn in turns]
     learning = policy_learning(context, context.config.grpo)
-    batch = padded(context, rows, learning.fields)
+    batch = pack(rows, length=bucket(rows), fields=learning.fields)
     temperature = learning.objective.temperature
     found = score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
     learned = np.asarray(batch.policy_weight) > 0

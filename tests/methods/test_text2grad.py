@@ -148,6 +148,7 @@ def turns(tiny_context):
 
 def test_from_the_judge(tiny_context, turns):
     context = tiny.changed(tiny_context, text2grad__span_source="judge")
+    context.tally.clear()
     method = Text2Grad(context)
     assert method.reward_model is None
     rewards, metrics = method.token_rewards(turns)

@@ -15,7 +15,7 @@ from t2g_jax.models import lora
 from t2g_jax.phases import evaluate, generate, policy, reward_model
 from t2g_jax.phases.context import Context, decoder_config
 from t2g_jax.phases.rollout import complete
-from t2g_jax.phases.training import padded
+from t2g_jax.phases.training import packed
 from t2g_jax.training.batch import row
 from t2g_jax.training.checkpoint import load_params
 from t2g_jax.training.metrics import read_metrics
@@ -83,21 +83,19 @@ def test_the_sampler_reports_what_the_trainer_computes(context):
     policy = context.params("text2grad")
     prompts = [context.prompt(example.prompt) for example in context.task.split("test")]
     completed = complete(context, policy, prompts, jax.random.key(0), batch_size=4)
-    batch = padded(
-        context,
-        [
-            row((prompt, {}), (completion.tokens, {}))
-            for prompt, completion in zip(prompts, completed, strict=True)
-        ],
-    )
+    rows = [
+        row((prompt, {}), (completion.tokens, {}))
+        for prompt, completion in zip(prompts, completed, strict=True)
+    ]
+    batch, where = packed(context, rows)
     ours, reference = (
         np.asarray(score(params, batch, model=context.model, mesh=context.mesh)["logprobs"])
         for params in (policy, context.params())
     )
-    for i, (prompt, completion) in enumerate(zip(prompts, completed, strict=True)):
+    for prompt, completion, place in zip(prompts, completed, where, strict=True):
         of = slice(len(prompt) - 1, len(prompt) - 1 + len(completion.tokens))
-        np.testing.assert_allclose(np.exp(ours[i, of] - completion.logprobs), 1, rtol=1e-4)
-        assert np.abs(ours[i, of] - reference[i, of]).max() > 1e-3
+        np.testing.assert_allclose(np.exp(ours[place][of] - completion.logprobs), 1, rtol=1e-4)
+        assert np.abs(ours[place][of] - reference[place][of]).max() > 1e-3
 
 
 def test_evaluated_and_asked(run):

@@ -12,6 +12,7 @@ from t2g_jax.training.batch import (
     micro_batches,
     pack,
     pad,
+    places,
     round_up,
     row,
 )
@@ -114,6 +115,16 @@ def test_rows_that_do_not_fit():
             lay([item], length=2, fields=("span_labels",))
         with pytest.raises(ValueError, match="field 'span_labels', which this batch does not take"):
             lay([item], length=4, fields=("nll_weight",))
+
+
+def test_places_are_where_packed_rows_lie(rng):
+    rows = [row((rng.integers(1, 99, n), {})) for n in rng.integers(1, 9, 30)]
+    batch, where = pack(rows, length=12), places(rows, 12)
+    for item, place in zip(rows, where, strict=True):
+        np.testing.assert_array_equal(batch.tokens[place], item.tokens)
+        np.testing.assert_array_equal(batch.positions[place], np.arange(len(item)))
+        assert len(set(batch.segment_ids[place])) == 1
+    assert sum(map(len, rows)) == (batch.segment_ids > 0).sum()
 
 
 def test_no_rows_make_an_empty_batch():
