@@ -106,17 +106,17 @@ def _short(outcomes: Sequence[TaskOutcome]) -> str:
 
 def _share(c: Comparison) -> str:
     if not c.learned:
-        return f"({c.baseline} learned nothing)"
+        return f"({c.baseline} did not clearly learn)"
     return "no" if c.share is None else f"{c.share:.2f}"
 
 
 def _count(outcomes: Sequence[TaskOutcome]) -> str:
     compared = [c for task in outcomes for c in task.comparisons if c.learned]
-    reached = [c for c in compared if c.share is not None]
-    half = [c for c in reached if c.share <= AIM]
+    there = [c for c in compared if c.share is not None]
+    half = [c for c in there if c.share <= AIM]
     return (
-        f"Of {len(compared)} comparisons with a baseline that learned something, the goal was "
-        f"reached in {len(reached)}, in {len(half)} with at most half of the baseline's tokens."
+        f"Of {len(compared)} comparisons with a baseline that clearly learned, the goal was "
+        f"reached in {len(there)}, in {len(half)} with at most half of the baseline's tokens."
     )
 
 
@@ -145,13 +145,14 @@ def _task(task: TaskOutcome, figures: str, seeds: int) -> list[str]:
     ]
     if task.comparisons:
         parts += [
-            _reached(task),
+            reached(task.comparisons),
             "\n".join(f"- {verdict(comparison, task.task)}" for comparison in task.comparisons),
         ]
     return parts
 
 
-def _reached(task: TaskOutcome) -> str:
+def reached(comparisons: Sequence[Comparison]) -> str:
+    """The table of how many tokens it took; nothing is said of a baseline that did not learn."""
     head = [
         "arm",
         "reaches the final accuracy of",
@@ -162,16 +163,19 @@ def _reached(task: TaskOutcome) -> str:
         "share, each seed alone",
     ]
     rows = []
-    for c in task.comparisons:
+    for c in comparisons:
         own = (c.share, c.share_with_one_off, c.share_of_needed)
         shares = ["no" if share is None else f"{share:.2f}" for share in own]
         if not c.one_off:
             shares[1] = MISSING
+        after = "never" if c.tokens is None else count(round(c.tokens))
+        if not c.learned:
+            after, shares = MISSING, [MISSING] * len(shares)
         rows.append(
             [
                 c.arm,
                 f"{c.baseline}, {percent(c.goal)}",
-                "never" if c.tokens is None else count(round(c.tokens)),
+                after,
                 *shares,
                 ", ".join("no" if s is None else f"{s:.2f}" for s in c.by_seed.values()),
             ]

@@ -8,7 +8,7 @@ import pytest
 
 from t2g_jax import cli
 from t2g_jax.study.measures import Comparison
-from t2g_jax.study.page import verdict
+from t2g_jax.study.page import reached, verdict
 
 
 def comparison(**changes):
@@ -44,6 +44,12 @@ def test_verdicts_follow_from_the_numbers(changes, says):
     assert says in sentence
 
 
+def test_where_the_baseline_did_not_learn_there_is_nothing_to_reach():
+    values = {"by_seed": {0: None}, "tokens": 0.0, "needed": 0.0}
+    line = reached([comparison(learned=False, **values)]).splitlines()[-1]
+    assert line.replace("\u202f", " ") == "| rltf-sd | grpo, 34.0 % | – | – | – | – | no |"
+
+
 @pytest.fixture
 def written(fake, study_file, tmp_path):
     path, root = study_file(), tmp_path / "cells"
@@ -62,7 +68,7 @@ def test_page(written):
         "\n\nChosen with care.\n\n",
         "| rltf-sd | grpo's final accuracy | 0.56 |",
         "| spans | grpo's final accuracy | no |",
-        "Of 2 comparisons with a baseline that learned something, the goal was reached in 1, in 0 "
+        "Of 2 comparisons with a baseline that clearly learned, the goal was reached in 1, in 0 "
         "with at most half",
         "Floor: 5.0 %, a policy that copies the input. Warm start: 10.0 % of first attempts right, "
         "80.0 % after one critique.",
