@@ -64,6 +64,7 @@ class Checkpoints:
             self.directory = self.directory.expanduser().absolute()
         self._read_only, self._made_by, self._keep_best = read_only, made_by, keep_best
         self._saved: int | None = None
+        self._keep_last = keep_last
         if keep_last < 1:
             raise T2GError(f"keep_last is {keep_last}; keep at least 1 to resume from")
         self._claim()
@@ -192,7 +193,10 @@ class Checkpoints:
           T2GError: there is no such checkpoint; it has other parameters, shapes or dtypes (named);
             it is damaged (the step to go back to is named).
         """
-        return self._restore(abstract_state, step, whole=True)
+        restored = self._restore(abstract_state, step, whole=True)
+        if step is None and not self._read_only:
+            self._prune()
+        return restored
 
     def restore_params(
         self, abstract_params: PyTree, step: int | None = None
@@ -361,6 +365,13 @@ class Checkpoints:
                 f"room there, or make it writable, then run the same command again: it goes on "
                 f"from {f'step {kept[-1]}' if kept else 'the beginning of the phase'}"
             ) from error
+
+    def _prune(self) -> None:
+        """Deletes what a save that was killed after it had its own step in place would have."""
+        kept = {*self.steps[-self._keep_last :], self.best_step if self._keep_best else None}
+        for old in [step for step in self.steps if step not in kept]:
+            self._manager.delete(old)
+        self._clear_deleted()
 
     def _clear_deleted(self) -> None:
         deleted = self.directory / DELETED

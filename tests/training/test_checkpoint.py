@@ -301,6 +301,30 @@ def test_another_kind_of_key_does_not_fit(saved):
             checkpoints.restore(make_state().replace(key=jax.random.PRNGKey(0)))
 
 
+def test_what_a_killed_save_left_behind_goes_after_a_restore(tmp_path):
+    with Checkpoints(tmp_path / "c", keep_last=5, async_=False) as checkpoints:
+        for step, reward in ((1, 0.5), (2, 0.9), (3, 0.9), (4, 0.1)):
+            checkpoints.save(step, small(step), {}, metrics={"reward": reward})
+    with Checkpoints(tmp_path / "c", keep_last=1, read_only=True) as checkpoints:
+        checkpoints.restore(small(0))
+        assert checkpoints.steps == [1, 2, 3, 4]
+    with Checkpoints(tmp_path / "c", keep_last=2, async_=False) as checkpoints:
+        checkpoints.restore(small(0), step=1)
+        assert checkpoints.steps == [1, 2, 3, 4]
+        checkpoints.restore(small(0))
+        assert checkpoints.steps == [3, 4]
+
+
+def test_the_best_step_outlasts_what_a_killed_save_left_behind(tmp_path):
+    best = {"keep_best": ("reward", "max"), "async_": False}
+    with Checkpoints(tmp_path / "c", keep_last=5, **best) as checkpoints:
+        for step, reward in ((1, 0.5), (2, 0.9), (3, 0.4), (4, 0.1)):
+            checkpoints.save(step, small(step), {}, metrics={"reward": reward})
+    with Checkpoints(tmp_path / "c", keep_last=1, **best) as checkpoints:
+        checkpoints.restore(small(0))
+        assert checkpoints.steps == [2, 4]
+
+
 def test_what_cannot_be_saved_is_named(tmp_path):
     with Checkpoints(tmp_path / "c") as checkpoints:
         with pytest.raises(T2GError, match=r"params\.w is int"):
