@@ -29,10 +29,22 @@ class Head(NamedTuple):
         double = jnp.float64 in (self.hidden.dtype, self.kernel.dtype)
         return jnp.dtype(jnp.float64 if double else jnp.float32)
 
-    def logits(self, temperature: jax.Array) -> jax.Array:
-        """[..., V], scaled by the temperature, a scalar or [...]."""
+    def logits(self, temperature: jax.Array, softcap: float = 0.0) -> jax.Array:
+        """[..., V], soft-capped if asked, then scaled by the temperature, a scalar or [...]."""
         products = matrix_product(self.hidden, self.kernel, preferred_element_type=self.dtype)
+        if softcap:
+            products = softcap * jnp.tanh(products / softcap)
         return products / temperature[..., None]
+
+
+class Spread(NamedTuple):
+    """How a kernel [D, V] that is spread over devices is read: a chunk at a time is gathered.
+
+    kernel: where it lies, and its gradient. chunk: where columns lie while products read them.
+    """
+
+    kernel: jax.sharding.Sharding
+    chunk: jax.sharding.Sharding
 
 
 class Chunks(NamedTuple):
@@ -40,12 +52,14 @@ class Chunks(NamedTuple):
 
     With one part per device that holds columns, every chunk has columns of every device and cutting
     moves none. The last chunk starts early enough to fit, which avoids a padded copy of the kernel;
-    its columns that an earlier chunk has seen are not `fresh`.
+    its columns that an earlier chunk has seen are not `fresh`. `softcap` is that of the logits.
     """
 
     vocabulary: int
     size: int
     shards: int
+    softcap: float = 0.0
+    spread: Spread | None = None
 
     @property
     def columns(self) -> int:
@@ -65,14 +79,34 @@ class Chunks(NamedTuple):
         return lax.scan(step, carry, jnp.arange(-(-self.columns // self.size)))[0]
 
     def take(self, kernel: jax.Array, index: jax.Array) -> jax.Array:
-        """[D, V] → [D, shards · size], the columns of a chunk."""
+        """[D, V] → [D, shards · size], the columns of a chunk, where products read them."""
+        return self._read(self._cut(kernel, index))
+
+    def whole(self, kernel: jax.Array) -> jax.Array:
+        """[D, V], where products read it if all columns are one chunk."""
+        return self._read(kernel)
+
+    def _read(self, columns: jax.Array) -> jax.Array:
+        if self.spread is None:
+            return columns
+        return lax.with_sharding_constraint(columns, self.spread.chunk)
+
+    def placed(self, kernel: jax.Array) -> jax.Array:
+        """[D, any], where the kernel lies."""
+        if self.spread is None:
+            return kernel
+        return lax.with_sharding_constraint(kernel, self.spread.kernel)
+
+    def _cut(self, kernel: jax.Array, index: jax.Array) -> jax.Array:
         parts = kernel.reshape(-1, self.shards, self.columns)
         chunk = lax.dynamic_slice_in_dim(parts, self._start(index), self.size, axis=2)
-        return chunk.reshape(-1, self.shards * self.size)
+        # First where it lies, or the compiler would gather the kernel and cut then.
+        return self.placed(chunk.reshape(-1, self.shards * self.size))
 
     def add(self, kernel: jax.Array, index: jax.Array, chunk: jax.Array) -> jax.Array:
         """[D, V] with a chunk added in its place."""
-        chunk = (self.take(kernel, index) + chunk).reshape(-1, self.shards, self.size)
+        chunk = self._cut(kernel, index) + self.placed(chunk)
+        chunk = chunk.reshape(-1, self.shards, self.size)
         parts = kernel.reshape(-1, self.shards, self.columns)
         parts = lax.dynamic_update_slice_in_dim(parts, chunk, self._start(index), axis=2)
         return parts.reshape(kernel.shape)
@@ -137,7 +171,7 @@ def _statistics(chunks, head, tokens, temperature, threshold):
 
     def add_chunk(carry, index):
         maximum, total, moment, own_logit = carry
-        logits = head._replace(kernel=chunks.take(head.kernel, index)).logits(temperature)
+        logits = head._replace(kernel=chunks.take(head.kernel, index)).logits(temperature, chunks.softcap)
         own, kept = _selected(chunks, index, tokens, logits, threshold)
         highest = jnp.max(jnp.where(kept, logits, _low(logits)), axis=-1)
         new_maximum = jnp.maximum(maximum, highest)
@@ -178,7 +212,7 @@ def _full_kl_forward(chunks, head, reference, temperature):
         maximum, total, moment, ref_maximum, ref_total = carry
         _, fresh = chunks.ids(index)
         logits, ref_logits = (
-            x._replace(kernel=chunks.take(x.kernel, index)).logits(temperature)
+            x._replace(kernel=chunks.take(x.kernel, index)).logits(temperature, chunks.softcap)
             for x in (head, reference)
         )
         new_maximum = jnp.maximum(maximum, jnp.max(logits, axis=-1))
@@ -210,7 +244,7 @@ def _full_kl_backward(chunks, residuals, d_kl):
         _, fresh = chunks.ids(index)
         chunk = reference._replace(kernel=chunks.take(reference.kernel, index))
         log_probs = logits - log_total[..., None]
-        log_ratio = log_probs - (chunk.logits(temperature) - ref_log_total[..., None])
+        log_ratio = log_probs - (chunk.logits(temperature, chunks.softcap) - ref_log_total[..., None])
         probs = jnp.where(fresh, jnp.exp(log_probs), 0)
         # ∂KL/∂zᵥ = π(v) (log π(v) − log π_ref(v) − KL)
         return d_kl[..., None] * probs * (log_ratio - kl[..., None])
@@ -241,7 +275,10 @@ def _gradient(
 
     def add_chunk(gradient: Head, index: jax.Array) -> Head:
         chunk = head._replace(kernel=chunks.take(head.kernel, index))
-        d_products = d_logits(index, chunk.logits(temperature)) / temperature[..., None]
+        logits = chunk.logits(temperature, chunks.softcap)
+        d_products = d_logits(index, logits) / temperature[..., None]
+        if chunks.softcap:  # d tanh = 1 − tanh²
+            d_products *= 1 - (logits * temperature[..., None] / chunks.softcap) ** 2
         # The transpose of the product, rather than products of our own, so that gradients have the
         # sharding of their operands, and are summed over devices, wherever types say so.
         (d_chunk,) = jax.vjp(products, chunk)[1](d_products.astype(product_dtype))
@@ -250,7 +287,9 @@ def _gradient(
         )
 
     # The hidden states' gradient sums over chunks; of the kernel's, each column is written once.
-    zeros = Head(jnp.zeros_like(head.hidden, dtype=head.dtype), jnp.zeros_like(head.kernel))
+    zeros = Head(
+        jnp.zeros_like(head.hidden, dtype=head.dtype), chunks.placed(jnp.zeros_like(head.kernel))
+    )
     gradient = chunks.scan(add_chunk, zeros)
     return jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, head)
 

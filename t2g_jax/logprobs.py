@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from t2g_jax import chunked
-from t2g_jax.chunked import Chunks, Head
+from t2g_jax.chunked import Chunks, Head, Spread
 from t2g_jax.kl import divergence
 from t2g_jax.numerics import as_float
 
@@ -74,8 +74,10 @@ def from_hidden(
     *,
     temperature: ArrayLike = 1.0,
     cutoff: ArrayLike | None = None,
+    softcap: float = 0.0,
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
+    spread: Spread | None = None,
     with_entropy: bool = True,
 ) -> LogProbs:
     """Log-probability of each token, and the entropy, without [..., V] in memory.
@@ -94,10 +96,14 @@ def from_hidden(
       cutoff: [...] float, log-probability under the whole distribution at this temperature;
         −inf where nothing was cut. A value half way between the last kept and the first dropped
         token keeps the set stable under rounding. No gradient flows to it.
+      softcap: products p of hidden and kernel become softcap · tanh(p / softcap), as in Gemma 2;
+        0 leaves them.
       chunk_size: columns of the kernel held at a time. A vocabulary that is no larger takes the
         ordinary path, which keeps its logits for the backward pass.
       vocab_shards: how many devices the kernel's columns are sharded over. Chunks are then cut
         from each shard, so that the kernel is never gathered. Must divide V.
+      spread: where the kernel lies, if its rows are sharded too, and where a chunk of it is
+        gathered; its gradient is scattered likewise. The kernel is never whole on one device.
       with_entropy: False leaves the entropy None.
 
     Returns:
@@ -108,7 +114,7 @@ def from_hidden(
       ValueError: shapes do not fit, or vocab_shards does not divide V.
     """
     head, tokens = _head("hidden", hidden, "kernel", kernel), jnp.asarray(tokens)
-    chunks = _chunks(head, chunk_size, vocab_shards)
+    chunks = _chunks(head, chunk_size, vocab_shards, softcap, spread)
     if head.hidden.shape[:-1] != tokens.shape:
         raise ValueError(
             "hidden must have the shape of tokens and a feature axis, but hidden has shape "
@@ -117,7 +123,8 @@ def from_hidden(
     temperature, cutoff = _settings(tokens, temperature, cutoff, head.dtype)
     head, ok = _finite(head)
     if chunks.single:
-        result = _dense(head.logits(temperature), tokens, cutoff, with_entropy)
+        head = head._replace(kernel=chunks.whole(head.kernel))
+        result = _dense(head.logits(temperature, softcap), tokens, cutoff, with_entropy)
     else:
         result = LogProbs(*chunked.logprobs(chunks, head, tokens, temperature, cutoff))
         if not with_entropy:
@@ -132,8 +139,10 @@ def full_kl_from_hidden(
     ref_kernel: ArrayLike,
     *,
     temperature: ArrayLike = 1.0,
+    softcap: float = 0.0,
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
+    spread: Spread | None = None,
 ) -> jax.Array:
     """Exact KL(policy ‖ reference) of each next-token distribution, without [..., V] in memory.
 
@@ -143,7 +152,7 @@ def full_kl_from_hidden(
     Args:
       hidden, kernel: [..., D] and [D, V], the policy's.
       ref_hidden, ref_kernel: [..., R] and [R, V], the reference's; R may differ from D.
-      temperature, chunk_size, vocab_shards: see `from_hidden`.
+      temperature, softcap, chunk_size, vocab_shards, spread: see `from_hidden`; for both.
 
     Returns:
       [...], nats; NaN without a gradient where a hidden state is not finite.
@@ -153,7 +162,7 @@ def full_kl_from_hidden(
     """
     head = _head("hidden", hidden, "kernel", kernel)
     reference = _head("ref_hidden", ref_hidden, "ref_kernel", ref_kernel)
-    chunks = _chunks(head, chunk_size, vocab_shards)
+    chunks = _chunks(head, chunk_size, vocab_shards, softcap, spread)
     for name, ours, theirs in (
         ("hidden", head.hidden.shape[:-1], reference.hidden.shape[:-1]),
         ("kernel", head.kernel.shape[1:], reference.kernel.shape[1:]),
@@ -169,7 +178,10 @@ def full_kl_from_hidden(
     reference, ref_ok = _finite(lax.stop_gradient(reference))
     if chunks.single:
         log_probs, ref_log_probs = (
-            jax.nn.log_softmax(x.logits(temperature)) for x in (head, reference)
+            jax.nn.log_softmax(
+                x._replace(kernel=chunks.whole(x.kernel)).logits(temperature, softcap)
+            )
+            for x in (head, reference)
         )
         result = divergence(log_probs, ref_log_probs)
     else:
@@ -205,7 +217,9 @@ def _head(hidden_name: str, hidden: ArrayLike, kernel_name: str, kernel: ArrayLi
     return Head(hidden, kernel)
 
 
-def _chunks(head: Head, chunk_size: int, vocab_shards: int) -> Chunks:
+def _chunks(
+    head: Head, chunk_size: int, vocab_shards: int, softcap: float, spread: Spread | None
+) -> Chunks:
     vocabulary = head.kernel.shape[1]
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
@@ -214,7 +228,7 @@ def _chunks(head: Head, chunk_size: int, vocab_shards: int) -> Chunks:
             f"vocab_shards must divide the vocabulary, but {vocab_shards} does not divide "
             f"{vocabulary}"
         )
-    return Chunks(vocabulary, chunk_size, vocab_shards)
+    return Chunks(vocabulary, chunk_size, vocab_shards, softcap, spread)
 
 
 def _finite(head: Head) -> tuple[Head, jax.Array]:

@@ -1,6 +1,8 @@
-"""A Llama-style decoder in Flax Linen: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+"""A decoder in Flax Linen that configuration makes a Llama, Mistral, Qwen, Gemma or OLMo.
 
-Nothing here knows about meshes, losses or sampling. One call serves training, prefill and decoding:
+RMSNorm, rotary positions, grouped-query attention, a gated MLP or a mixture of them;
+`DecoderConfig` has what differs. Nothing here knows about losses or sampling, nor about a mesh more
+than the sharding of the residual stream. One call serves training, prefill and decoding:
 
     hidden, fresh = Decoder(config).apply({"params": p}, tokens, positions, segment_ids, cache)
 
@@ -12,17 +14,27 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+import math
+from collections.abc import Callable
+from typing import Any, Literal
 
-import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
+from jax.sharding import PartitionSpec as P
 
+from t2g_jax.models import attention
+from t2g_jax.models.experts import mixture
+from t2g_jax.models.rope import Rope, rotate
 from t2g_jax.numerics import matrix_product
 
 Array = jax.Array
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,34 +48,95 @@ class DecoderConfig:
     kv_heads: int
     head_width: int
     mlp_width: int
+    """Of each expert, if there are experts."""
     rope_theta: float = 10_000.0
+    """For a plain `rope`; with stretched frequencies give `rope`."""
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
     dtype: Any = jnp.float32
-    """Of activations and matrix products; parameters stay float32."""
-    remat: bool = False
-    """Recompute whole layers in the backward pass instead of keeping their matrix products."""
+    """Of activations and matrix products."""
+    param_dtype: Any = jnp.float32
+    """Of parameters."""
+    remat: Literal["none", "products", "full"] = "products"
+    """What the backward pass finds: all activations; the layers' matrix products, from which it
+    recomputes the rest; or only the layers' inputs."""
     lora_alpha: float = 32.0
     """Low-rank adapters, if the parameters have them, count alpha / rank; see `models.lora`."""
+    attention: attention.Backend = "auto"
+    """The kernel, see `models.attention`."""
+
+    # What differs between families
+    rope: Rope | None = None
+    """None: plain, of `rope_theta`."""
+    local_rope: Rope | None = None
+    """Of layers with a window, where it is another."""
+    window: int | None = None
+    """Tokens that a local layer sees, itself included."""
+    local_layers: tuple[bool, ...] = ()
+    """Which layers have the window; empty: all if there is one."""
+    pre_norm: bool = True
+    """Attention and MLP read a normalised copy of the residual stream."""
+    post_norm: bool = False
+    """What they write to it is normalised."""
+    norm_offset: float = 0.0
+    """Norms multiply by this + scale."""
+    query_key_norm: Literal["none", "head", "all"] = "none"
+    """Queries and keys are normalised before rotation: each head, or all heads together."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    embedding_scale: float = 1.0
+    attention_scale: float | None = None
+    """Scores are multiplied by this. None: 1/√head_width."""
+    attention_softcap: float = 0.0
+    """Scores s become cap · tanh(s / cap); 0: they do not."""
+    final_softcap: float = 0.0
+    """Likewise the logits; whoever applies the LM head does that."""
+    experts: int = 0
+    """MLPs of a layer that a router chooses from. 0: one MLP, no router."""
+    experts_per_token: int = 1
+    normalise_experts: bool = True
+    """The weights of a token's experts sum to 1."""
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         if self.head_width % 2:
             raise ValueError(f"head_width={self.head_width} must be even for rotary positions")
+        if self.local_layers and len(self.local_layers) != self.layers:
+            raise ValueError(
+                f"local_layers has {len(self.local_layers)} entries for {self.layers} layers"
+            )
+        if any(self.local_layers) and self.window is None:
+            raise ValueError("local_layers needs a window")
+        if self.experts and not 0 < self.experts_per_token <= self.experts:
+            raise ValueError(
+                f"experts_per_token={self.experts_per_token} must be in 1 … experts={self.experts}"
+            )
+
+    @property
+    def locality(self) -> tuple[bool, ...]:
+        """Which layers have the window."""
+        return self.local_layers or (self.window is not None,) * self.layers
+
+    @property
+    def rule(self) -> attention.Rule:
+        return attention.Rule(self.attention_softcap, self.window if any(self.locality) else None)
 
 
 @struct.dataclass
 class Cache:
-    """Keys and values of earlier tokens, and which sequence each slot belongs to.
+    """Keys and values of earlier tokens, and which sequence and position each slot belongs to.
 
-    keys: [L, B, K, H, S] and values: [L, B, K, S, H], as attention reads them; segment_ids: [B, S],
-    0 marks an empty slot.
+    keys: [L, B, K, H, S] and values: [L, B, K, S, H], as attention reads them; positions and
+    segment_ids: [B, S], segment 0 marks an empty slot.
     Slots need not be contiguous: rotary positions are already inside the keys.
     """
 
     keys: Array
     values: Array
+    positions: Array
     segment_ids: Array
 
     @classmethod
@@ -71,15 +144,24 @@ class Cache:
         shape = (config.layers, batch, config.kv_heads)
         keys = jnp.zeros((*shape, config.head_width, slots), config.dtype)
         values = jnp.zeros((*shape, slots, config.head_width), config.dtype)
-        return cls(keys, values, jnp.zeros((batch, slots), jnp.int32))
+        nothing = jnp.zeros((batch, slots), jnp.int32)
+        return cls(keys, values, nothing, nothing)
 
-    def write(self, fresh: tuple[Array, Array], segment_ids: Array, slot: Array | int) -> Cache:
+    def write(
+        self,
+        fresh: tuple[Array, Array],
+        positions: Array,
+        segment_ids: Array,
+        slot: Array | int,
+    ) -> Cache:
         """Puts N tokens (keys [L, B, K, H, N], values [L, B, K, N, H]) at slots slot … slot+N−1."""
         keys, values = (x.astype(self.keys.dtype) for x in fresh)
+        put = jax.lax.dynamic_update_slice_in_dim
         return Cache(
-            jax.lax.dynamic_update_slice_in_dim(self.keys, keys, slot, axis=4),
-            jax.lax.dynamic_update_slice_in_dim(self.values, values, slot, axis=3),
-            jax.lax.dynamic_update_slice_in_dim(self.segment_ids, segment_ids, slot, axis=1),
+            put(self.keys, keys, slot, axis=4),
+            put(self.values, values, slot, axis=3),
+            put(self.positions, positions, slot, axis=1),
+            put(self.segment_ids, segment_ids, slot, axis=1),
         )
 
 
@@ -87,8 +169,10 @@ class Decoder(nn.Module):
     """Tokens to hidden states (after the final norm, ready for any head)."""
 
     config: DecoderConfig
-    sharding: jax.sharding.Sharding | None = None
+    sharding: jax.sharding.NamedSharding | None = None
     """Of the residual stream [B, T, D]; None leaves it to the compiler."""
+    lookup_sharding: jax.sharding.Sharding | None = None
+    """Of [B, T, D] before that, as it comes from the embedding."""
 
     @nn.compact
     def __call__(
@@ -110,35 +194,56 @@ class Decoder(nn.Module):
             config.vocab_size,
             config.width,
             embedding_init=nn.initializers.normal(0.02),
-            dtype=config.dtype,
+            dtype=None,  # looked up first, converted then: its gradient is summed in its own type
+            param_dtype=config.param_dtype,
             name="embed",
         )
-        x = embed(tokens)
+        x = embed(tokens).astype(config.dtype)
+        if self.lookup_sharding is not None:
+            x = jax.lax.with_sharding_constraint(x, self.lookup_sharding)
+        if config.embedding_scale != 1:
+            x *= jnp.asarray(config.embedding_scale, x.dtype)
         if self.sharding is not None:
             x = jax.lax.with_sharding_constraint(x, self.sharding)
-        angles = rotary_angles(positions, config.head_width, config.rope_theta)
-        rotation = jnp.cos(angles), jnp.sin(angles)
-        same = segment_ids[:, :, None] == segment_ids[:, None, :]
-        causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-        mask = same & causal & (segment_ids[:, :, None] != 0)
-        earlier = None if cache is None else (cache.keys, cache.values)
-        earlier_mask = (
-            None
-            if cache is None
-            else (segment_ids[:, :, None] == cache.segment_ids[:, None, :])
-            & (segment_ids[:, :, None] != 0)
+        rope = config.rope or Rope(config.rope_theta)
+        rotation = rope.rotation(positions, config.head_width)
+        local_rotation = None
+        if config.local_rope is not None:
+            local_rotation = config.local_rope.rotation(positions, config.head_width)
+        platform = (
+            jax.default_backend()
+            if self.sharding is None
+            else self.sharding.mesh.devices.flat[0].platform
         )
-        # Products are kept for the backward pass; what is cheap takes longer to keep than to redo.
-        kept = None if config.remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        layer = nn.remat(Layer, prevent_cse=False, policy=kept)
+        backend = attention.choose(
+            config.attention,
+            config.rule,
+            platform=platform,
+            length=tokens.shape[1],
+            head_width=config.head_width,
+            dtype=config.dtype,
+            cached=cache is not None,
+        )
+        see = attention.sight(config.rule, backend, positions, segment_ids, cache)
+        earlier = None if cache is None else (cache.keys, cache.values)
+        layer = Layer
+        if config.remat != "none":
+            # What is cheap takes longer to keep than to redo.
+            kept = (
+                jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+                if config.remat == "products"
+                else None
+            )
+            layer = nn.remat(Layer, prevent_cse=False, policy=kept)
         layers = nn.scan(
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0),
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=config.layers,
-        )
-        x, fresh = layers(config, name="layers")(x, rotation, mask, earlier_mask, earlier)
+        )(config, self.sharding, backend, platform, name="layers")
+        locality = jnp.array(config.locality)
+        x, fresh = layers(x, rotation, local_rotation, see, locality, earlier)
         return RMSNorm(config, name="final_norm")(x), fresh
 
 
@@ -146,15 +251,34 @@ class Layer(nn.Module):
     """Attention and a gated MLP, each on a normalised copy of the residual stream."""
 
     config: DecoderConfig
+    sharding: jax.sharding.NamedSharding | None
+    backend: str
+    platform: str
 
     @nn.compact
-    def __call__(self, x, rotation, mask, earlier_mask, earlier):
+    def __call__(self, x, rotation, local_rotation, see, is_local, earlier):
         config = self.config
-        attended, fresh = Attention(config, name="attention")(
-            RMSNorm(config, name="attention_norm")(x), rotation, mask, earlier_mask, earlier
+        if len(set(config.locality)) == 1:
+            is_local = config.locality[0]  # known when compiled
+        if local_rotation is not None:
+            choice = functools.partial(jnp.where, is_local)
+            rotation = jax.tree.map(choice, local_rotation, rotation)
+
+        def before(name, x):
+            return RMSNorm(config, name=f"{name}_norm")(x) if config.pre_norm else x
+
+        def after(name, x):
+            return RMSNorm(config, name=f"{name}_out_norm")(x) if config.post_norm else x
+
+        attend = Attention(config, self.sharding, self.backend, self.platform, name="attention")
+        attended, fresh = attend(before("attention", x), rotation, see, is_local, earlier)
+        x = x + after("attention", attended)
+        mlp = (
+            Experts(config, self.sharding, name="mlp")
+            if config.experts
+            else MLP(config, name="mlp")
         )
-        x = x + attended
-        x = x + SwiGLU(config, name="mlp")(RMSNorm(config, name="mlp_norm")(x))
+        x = x + after("mlp", mlp(before("mlp", x)))
         return x, fresh
 
 
@@ -162,48 +286,122 @@ class Attention(nn.Module):
     """Grouped-query attention over these tokens and, if given, the cached earlier ones."""
 
     config: DecoderConfig
+    sharding: jax.sharding.NamedSharding | None
+    backend: str
+    platform: str
 
     @nn.compact
-    def __call__(self, x, rotation, mask, earlier_mask, earlier):
+    def __call__(self, x, rotation, see, is_local, earlier):
         config = self.config
-        project = functools.partial(_dense, config=config)
+        project = functools.partial(_dense, config=config, use_bias=config.qkv_bias)
         q = project((config.heads, config.head_width), name="query")(x)
         k = project((config.kv_heads, config.head_width), name="key")(x)
         v = project((config.kv_heads, config.head_width), name="value")(x)
+        if config.query_key_norm != "none":
+            q = self._normed(q, "query_norm")
+            k = self._normed(k, "key_norm")
         q, k = rotate(q, rotation), rotate(k, rotation)
-        # Queries that share a key head lie beside each other: one matrix product for them all.
-        q = einops.rearrange(q, "b t (k g) h -> b k (g t) h", k=config.kv_heads)
-        q = q * config.head_width**-0.5
-        k = einops.rearrange(k, "b s k h -> b k h s")
-        v = einops.rearrange(v, "b s k h -> b k s h")
+        scale = (
+            config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
+        )
+        mixed, fresh = attention.attend(
+            q * scale,
+            k,
+            v,
+            see,
+            config.rule,
+            backend=self.backend,
+            platform=self.platform,
+            is_local=is_local,
+            earlier=earlier,
+            sharding=self.sharding,
+        )
+        out = _dense(
+            config.width, config=config, axis=(-2, -1), use_bias=config.out_bias, name="out"
+        )
+        return out(mixed), fresh
 
-        scores = _scores(q, k, mask)
-        if earlier is None:
-            weights = jax.nn.softmax(scores).astype(v.dtype)
-            mixed = _mixed(weights, v)
-        else:
-            # Scores are joined, keys and values are not: that would copy the cache at every token.
-            cached_k, cached_v = earlier
-            cached = _scores(q, cached_k, earlier_mask)
-            weights = jax.nn.softmax(jnp.concatenate([cached, scores], -1)).astype(v.dtype)
-            slots = cached.shape[-1]
-            mixed = _mixed(weights[..., :slots], cached_v) + _mixed(weights[..., slots:], v)
-        mixed = einops.rearrange(mixed, "b k (g t) h -> b t (k g) h", t=x.shape[1])
-        out = _dense(config.width, config=config, axis=(-2, -1), name="out")(mixed)
-        return out, (k, v)
+    def _normed(self, x, name):
+        norm = RMSNorm(self.config, name=name)
+        if self.config.query_key_norm == "head":
+            return norm(x)
+        return norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) · up(x)), Shazeer, arXiv 2002.05202."""
+class MLP(nn.Module):
+    """down(act(gate(x)) · up(x)), Shazeer, arXiv 2002.05202."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(self, x):
         config = self.config
-        gate = _dense(config.mlp_width, config=config, name="gate")(x)
-        up = _dense(config.mlp_width, config=config, name="up")(x)
-        return _dense(config.width, config=config, name="down")(nn.silu(gate) * up)
+        dense = functools.partial(_dense, config=config, use_bias=config.mlp_bias)
+        gate = dense(config.mlp_width, name="gate")(x)
+        up = dense(config.mlp_width, name="up")(x)
+        return dense(config.width, name="down")(ACTIVATIONS[config.activation](gate) * up)
+
+
+class Experts(nn.Module):
+    """Many MLPs, of which each token goes through a few; see `models.experts`.
+
+    Over a mesh, each device computes its own tokens with its part of every expert's channels.
+    """
+
+    config: DecoderConfig
+    sharding: jax.sharding.NamedSharding | None
+
+    @nn.compact
+    def __call__(self, x):
+        config = self.config
+        initial = nn.initializers.variance_scaling(
+            1.0, "fan_in", "truncated_normal", batch_axis=0, in_axis=1, out_axis=2
+        )
+        inside = (config.experts, config.width, config.mlp_width)
+        outside = (config.experts, config.mlp_width, config.width)
+        shapes = {"gate": inside, "up": inside, "down": outside}
+        router_initial = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+        router = (config.width, config.experts)
+        weights = [
+            self.param("router", router_initial, router, config.param_dtype),
+            *(
+                self.param(f"expert_{name}", initial, shape, config.param_dtype)
+                for name, shape in shapes.items()
+            ),
+        ]
+        weights = [weight.astype(config.dtype) for weight in weights]
+        mix = functools.partial(
+            mixture,
+            chosen=config.experts_per_token,
+            normalise=config.normalise_experts,
+            activation=ACTIVATIONS[config.activation],
+        )
+
+        def of_rows(x, *weights):
+            return mix(x.reshape(-1, x.shape[-1]), *weights).reshape(x.shape)
+
+        if self.sharding is None:
+            return of_rows(x, *weights)
+        mesh, spec = self.sharding.mesh, self.sharding.spec
+        taken = [
+            axis for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,))
+        ]
+        channels = tuple(axis for axis in mesh.axis_names if axis not in taken)
+        if config.mlp_width % math.prod(mesh.shape[axis] for axis in channels):
+            channels = ()
+
+        def of_device(x, *weights):
+            return (
+                jax.lax.psum(of_rows(x, *weights), channels) if channels else of_rows(x, *weights)
+            )
+
+        wide = P(None, None, channels or None)
+        return jax.shard_map(
+            of_device,
+            mesh=mesh,
+            in_specs=(spec, P(), wide, wide, P(None, channels or None)),
+            out_specs=spec,
+        )(x, *weights)
 
 
 class Linear(nn.DenseGeneral):
@@ -226,54 +424,28 @@ class Linear(nn.DenseGeneral):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · scale, computed in float32; Zhang & Sennrich, arXiv 1910.07467."""
+    """x / rms(x) · (offset + scale), in float32; Zhang & Sennrich, arXiv 1910.07467."""
 
     config: DecoderConfig
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        offset = self.config.norm_offset
+        initial = nn.initializers.constant(1 - offset)
+        scale = self.param("scale", initial, (x.shape[-1],), self.config.param_dtype)
         x32 = x.astype(jnp.float32)
         mean_square = jnp.mean(jnp.square(x32), -1, keepdims=True)
         normed = x32 * jax.lax.rsqrt(mean_square + self.config.norm_epsilon)
-        return (normed * scale).astype(self.config.dtype)
+        return (normed * (offset + scale.astype(jnp.float32))).astype(self.config.dtype)
 
 
-def rotary_angles(positions: Array, head_width: int, theta: float) -> Array:
-    """Angles [B, T, H/2] of rotary position embedding; Su et al., arXiv 2104.09864, Eq. 15."""
-    frequencies = theta ** (-jnp.arange(0, head_width, 2, dtype=jnp.float32) / head_width)
-    return positions[..., None].astype(jnp.float32) * frequencies
-
-
-def rotate(x: Array, rotation: tuple[Array, Array]) -> Array:
-    """Rotates [B, T, N, H] by angles given as (cos, sin) [B, T, H/2].
-
-    Halves are paired as in Hugging Face checkpoints.
-    """
-    cos, sin = (part[:, :, None] for part in rotation)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
-    return turned.astype(x.dtype)
-
-
-def _scores(q: Array, k: Array, mask: Array) -> Array:
-    """Masked attention scores [B, K, GT, S] in float32; a row with no key stays finite."""
-    scores = jnp.einsum("bkqh,bkhs->bkqs", q, k, preferred_element_type=jnp.float32)
-    groups = q.shape[2] // mask.shape[1]
-    return jnp.where(jnp.tile(mask, (1, groups, 1))[:, None], scores, -1e30)
-
-
-def _mixed(weights: Array, v: Array) -> Array:
-    """Values [B, K, S, H] summed by weights [B, K, GT, S]: [B, K, GT, H]."""
-    return jnp.einsum("bkqs,bksh->bkqh", weights, v)
-
-
-def _dense(features, *, config: DecoderConfig, name: str, axis=-1):
+def _dense(features, *, config: DecoderConfig, name: str, use_bias: bool, axis=-1):
     return Linear(
         features,
         axis=axis,
-        use_bias=False,
+        use_bias=use_bias,
         dtype=config.dtype,
+        param_dtype=config.param_dtype,
         kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
         dot_general=_product,
         lora_alpha=config.lora_alpha,

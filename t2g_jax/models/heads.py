@@ -64,7 +64,8 @@ def init_params(config: DecoderConfig, key: Array, *, heads: tuple[str, ...] = (
         "decoder": Decoder(config).init(decoder_key, tokens, tokens, tokens)["params"]
     }
     if not config.tie_embeddings:
-        kernel = 0.02 * jax.random.normal(lm_key, (config.width, config.vocab_size))
+        shape = config.width, config.vocab_size
+        kernel = 0.02 * jax.random.normal(lm_key, shape, config.param_dtype)
         params["lm_head"] = {"kernel": kernel}
     return add_heads(params, config, heads_key, heads=heads)
 
@@ -87,6 +88,12 @@ def lm_kernel(params: Params) -> Array:
     return params["decoder"]["embed"]["embedding"].T
 
 
+def capped(logits: Array, config: DecoderConfig) -> Array:
+    """Products of hidden states and the LM head as the model's logits: soft-capped, if it does."""
+    cap = config.final_softcap
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
 def hidden_states(
     params: Params,
     config: DecoderConfig,
@@ -95,9 +102,14 @@ def hidden_states(
     segment_ids: Array,
     *,
     sharding: jax.sharding.Sharding | None = None,
+    lookup_sharding: jax.sharding.Sharding | None = None,
 ) -> Array:
-    """Hidden states [B, T, D] of whole rows (no cache), computed in the given sharding."""
-    return _apply(Decoder(config, sharding), params["decoder"], tokens, positions, segment_ids)[0]
+    """Hidden states [B, T, D] of whole rows (no cache), computed in the given sharding.
+
+    `lookup_sharding` is that of embeddings as they are looked up, see `Decoder`.
+    """
+    decoder = Decoder(config, sharding, lookup_sharding)
+    return _apply(decoder, params["decoder"], tokens, positions, segment_ids)[0]
 
 
 def values(params: Params, hidden: Array) -> Array:

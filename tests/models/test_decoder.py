@@ -198,7 +198,7 @@ def test_remat_changes_neither_values_nor_gradients(params):
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    kept, recomputed = value_and_gradient(remat=False), value_and_gradient(remat=True)
+    kept, recomputed = value_and_gradient(remat="products"), value_and_gradient(remat="full")
     for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(recomputed), strict=True):
         assert np.isfinite(a).all()
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
@@ -259,12 +259,12 @@ def test_decoding_from_the_cache_equals_the_whole_row(params):
     segments = np.array([[1, 1, 1, 1, 0, 0, 0, 0]])
     tokens = np.array([TOKENS])
     hidden, fresh = run(params, tokens, np.arange(8)[None], segments)
-    cache = Cache.empty(CONFIG, 1, 14).write(fresh, segments, 0)
+    cache = Cache.empty(CONFIG, 1, 14).write(fresh, np.arange(8)[None], segments, 0)
     pieces = [hidden[0, :4]]
     for start, slot in ((4, 8), (6, 11)):
         positions, ones = np.array([[start, start + 1]]), np.ones((1, 2), np.int32)
         hidden, fresh = run(params, tokens[:, start : start + 2], positions, ones, cache)
-        cache = cache.write(fresh, ones, slot)
+        cache = cache.write(fresh, positions, ones, slot)
         pieces.append(hidden[0])
     np.testing.assert_array_equal(cache.segment_ids, [[1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0, 1, 1, 0]])
     np.testing.assert_allclose(np.concatenate(pieces), oracle(params, TOKENS), rtol=1e-5, atol=1e-5)
@@ -273,7 +273,7 @@ def test_decoding_from_the_cache_equals_the_whole_row(params):
 def test_the_cache_keeps_sequences_apart(params):
     """Slots of other sequences, and empty slots with garbage, are not attended to."""
     cache = Cache.empty(CONFIG, 1, 14)
-    cache = Cache(cache.keys + 3.0, cache.values - 5.0, np.array([[0, 2] * 7]))
+    cache = Cache(cache.keys + 3.0, cache.values - 5.0, cache.positions, np.array([[0, 2] * 7]))
     ones = np.ones((1, 2), np.int32)
     hidden = run(params, np.array([[7, 3]]), np.array([[0, 1]]), ones, cache)[0][0]
     np.testing.assert_allclose(hidden, oracle(params, [7, 3]), rtol=1e-5, atol=1e-5)

@@ -112,7 +112,7 @@ def by_hand(base, adapted):
     return unflatten_dict(merged, sep="/")
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "products", "full"])
 def test_adapters_act_as_if_they_were_in_the_kernels(base, adapted, by_hand, remat):
     config = dataclasses.replace(CONFIG, remat=remat)
     found = hidden(adapted, config)
@@ -137,7 +137,7 @@ def test_decoding_with_a_cache(adapted):
         ones = np.ones((2, 1), np.int32)
         out, new = run(adapted, TOKENS[:, t : t + 1], at, ones, cache)
         np.testing.assert_allclose(out[:, 0], whole[:, t], rtol=1e-4, atol=1e-4)
-        cache = cache.write(new, ones, t)
+        cache = cache.write(new, at, ones, t)
 
 
 def test_bfloat16(adapted):

@@ -1,0 +1,14 @@
+"""OLMo 3: OLMo 2 with a window in three layers of four; only the others' frequencies are stretched.
+
+arXiv 2512.13961.
+"""
+
+from t2g_jax.models.families import olmo2
+from t2g_jax.models.families.base import Family
+
+FAMILY = Family(
+    model_types=("olmo3",),
+    names=olmo2.FAMILY.names,
+    particular=olmo2.FAMILY.particular,
+    required={"hidden_act": "silu"},
+)

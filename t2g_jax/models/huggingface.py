@@ -1,0 +1,291 @@
+"""Hugging Face folders in and out: parameters, tensor by tensor, straight to their shardings.
+
+    family, config = families.describe(folder)
+    params = load(folder, config, shardings)
+    save(folder, params, config, …)
+
+A tensor of a linear layer is [outputs, inputs] there and [inputs…, outputs…] here, and ours are
+stacked over the layers. What is in host memory is one tensor of the file, or this process' part of
+it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
+from jax.sharding import PartitionSpec as P
+
+from t2g_jax.errors import T2GError
+from t2g_jax.models import heads, tensor_files
+from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.models.families import describe
+from t2g_jax.models.families.base import Family
+from t2g_jax.models.heads import Params
+
+Array = jax.Array
+
+OUTSIDE = {
+    "decoder/embed": "model.embed_tokens",
+    "decoder/final_norm": "model.norm",
+    "lm_head": "lm_head",
+}
+"""Names of modules that are not in a layer."""
+LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_LAYERS = "decoder/layers/"
+
+
+def fetch(source: str) -> Path:
+    """The folder of a model: `source` itself, or where the hub's model of that id was put.
+
+    Only configuration, tokenizer and safetensors are fetched. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`
+    and `HF_HUB_OFFLINE` are those of huggingface_hub.
+
+    Raises:
+      T2GError: it is neither a folder nor a model of the hub that can be reached.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    import huggingface_hub
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+            )
+        )
+    except Exception as error:  # of many kinds: no such id, no network, no permission
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise T2GError(
+            f"model.pretrained is {source!r}: there is no such folder, and the hub's model of that "
+            f"id cannot be fetched ({reason[:300]})"
+        ) from error
+
+
+def load(folder: Path, config: DecoderConfig, shardings: Params | None = None) -> Params:
+    """Parameters of the decoder (and the LM head, unless tied) from a Hugging Face folder.
+
+    Args:
+      folder: with config.json and safetensors.
+      config: from `families.describe`; its `param_dtype` is that of the result.
+      shardings: of each parameter; None: on the first device.
+
+    Raises:
+      T2GError: a tensor is missing, has another shape, or is not known; all that are, are named.
+    """
+    family, _ = describe(folder)
+    there = _canonical(tensor_files.tensors(folder), family)
+    shapes = _flat(jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0))))
+    _check(folder, family, config, shapes, there)
+    placed = _flat(shardings) if shardings is not None else {}
+    default = SingleDeviceSharding(jax.local_devices()[0])
+    params = {}
+    for path, leaf in shapes.items():
+        sharding = placed.get(path, default)
+        value = _zeros(leaf.shape, leaf.dtype, sharding)
+        for index, name in sources(family, config, path):
+            piece = _on_devices(there[name], path, leaf.shape[len(index) :], sharding, len(index))
+            value = _put(value, piece, index, is_matrix=_is_matrix(path), sharding=sharding)
+            jax.block_until_ready(value)  # the next tensor is read when this one is done with
+        params[path] = value
+    return unflatten_dict(params, sep="/")
+
+
+def save_weights(
+    folder: Path,
+    params: Params,
+    config: DecoderConfig,
+    family: Family,
+    *,
+    dtype: Any,
+    file_bytes: int = 4 * 2**30,
+) -> None:
+    """Writes model.safetensors, or several with an index: what `load` reads. All processes call it.
+
+    Args:
+      params: "decoder" and, unless tied, "lm_head"; adapters must have been merged.
+      dtype: of the tensors in the files.
+    """
+    flat = _flat({name: params[name] for name in ("decoder", "lm_head") if name in params})
+    plan = [(path, index, name) for path in flat for index, name in sources(family, config, path)]
+    contents = [
+        (name, their_shape(path, flat[path].shape[len(index) :])) for path, index, name in plan
+    ]
+
+    def values() -> Iterator[np.ndarray]:
+        for path, index, _ in plan:
+            yield to_host(_their_layout(path, flat[path], index))
+
+    first = jax.process_index() == 0
+    tensor_files.write(
+        folder, contents, values(), np.dtype(dtype), file_bytes=file_bytes, first=first
+    )
+
+
+def sources(
+    family: Family, config: DecoderConfig, path: str
+) -> Iterator[tuple[tuple[int, ...], str]]:
+    """The tensors that one of our parameters is made of: index in its first axes, and name."""
+    module, _, leaf = path.rpartition("/")
+    if not path.startswith(_LAYERS):
+        yield (), f"{OUTSIDE[module]}.{LEAVES[leaf]}"
+        return
+    within = path.removeprefix(_LAYERS)
+    if within in family.names:  # a parameter that is a module there
+        name, leaf = family.names[within], "kernel"
+    else:
+        name = family.names[module.removeprefix(_LAYERS)]
+    for layer in range(config.layers):
+        full = f"model.layers.{layer}.{name}.{LEAVES[leaf]}"
+        if "{expert}" in full:
+            for expert in range(config.experts):
+                yield (layer, expert), full.format(expert=expert)
+        else:
+            yield (layer,), full
+
+
+def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape there of one of our parameters, without the axes that are stacked."""
+    if not _is_matrix(path):
+        return (math.prod(shape),) if path.endswith("/bias") else shape
+    at = _input_axes(path)
+    return math.prod(shape[at:]), math.prod(shape[:at])
+
+
+def to_host(value: Array) -> np.ndarray:
+    """The whole of an array, on every process."""
+    if value.is_fully_addressable:
+        return np.asarray(value)
+    whole = NamedSharding(value.sharding.mesh, P())
+    return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(value).addressable_data(0))
+
+
+def _is_matrix(path: str) -> bool:
+    leaf = path.rsplit("/", 1)[-1]
+    return leaf in ("kernel", "router") or leaf.startswith("expert_")
+
+
+def _input_axes(path: str) -> int:
+    """Axes of inputs of a matrix: attention's output reads heads × head width."""
+    return 2 if path.endswith("attention/out/kernel") else 1
+
+
+def _flat(tree: Params) -> dict[str, Any]:
+    return flatten_dict(tree, sep="/")
+
+
+def _canonical(
+    found: Mapping[str, tensor_files.Tensor], family: Family
+) -> dict[str, tensor_files.Tensor]:
+    """Tensors by the names of a model for text alone, without those that are no parameters."""
+    named = {}
+    for name, tensor in found.items():
+        for prefix, plain in family.prefixes.items():
+            if name.startswith(prefix):
+                name = plain + name.removeprefix(prefix)
+                break
+        if not name.startswith(family.ignored) and not name.endswith("rotary_emb.inv_freq"):
+            named[name] = tensor
+    return named
+
+
+def _check(
+    folder: Path,
+    family: Family,
+    config: DecoderConfig,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    there: Mapping[str, tensor_files.Tensor],
+) -> None:
+    wrong, wanted = [], set()
+    for path, leaf in shapes.items():
+        for index, name in sources(family, config, path):
+            wanted.add(name)
+            expected = their_shape(path, leaf.shape[len(index) :])
+            if name not in there:
+                wrong.append(f"{name}: expected {list(expected)}, found nothing")
+            elif there[name].shape != expected:
+                found = list(there[name].shape)
+                wrong.append(f"{name}: expected {list(expected)}, found {found}")
+    known = wanted | ({"lm_head.weight"} if config.tie_embeddings else set())
+    wrong += [
+        f"{name}: expected nothing, found {list(tensor.shape)}"
+        for name, tensor in there.items()
+        if name not in known
+    ]
+    if wrong:
+        more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise T2GError(
+            f"the tensors in {folder} are not those that its config.json describes: "
+            f"{'; '.join(wrong[:5])}{more}. Fetch the model again, config.json with it"
+        )
+
+
+def _on_devices(
+    tensor: tensor_files.Tensor,
+    path: str,
+    shape: tuple[int, ...],
+    sharding: Sharding,
+    stacked: int,
+) -> Array:
+    """A tensor as it lies in the file; each device gets the part that it needs, and no more."""
+    if isinstance(sharding, NamedSharding):
+        spec = (*sharding.spec, *(None,) * (stacked + len(shape) - len(sharding.spec)))[stacked:]
+        if _is_matrix(path):
+            spec = spec[_input_axes(path)], spec[0]
+        sharding = NamedSharding(sharding.mesh, P(*spec[: len(tensor.shape)]))
+        sharding = _fitting(sharding, tensor.shape)
+    parts: dict[str, np.ndarray] = {}
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if str(index) not in parts:  # devices with the same part share it
+            parts[str(index)] = tensor.read(index)
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(tensor.shape, sharding, part)
+
+
+def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:  # some axis does not divide evenly
+        return NamedSharding(sharding.mesh, P())
+    return sharding
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Array:
+    return jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=sharding)()
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames=("is_matrix", "sharding"))
+def _put(
+    stack: Array, piece: Array, index: tuple[int, ...], *, is_matrix: bool, sharding: Sharding
+) -> Array:
+    """A tensor of the file in its place."""
+    piece = (piece.T if is_matrix else piece).astype(stack.dtype)
+    piece = piece.reshape((1,) * len(index) + stack.shape[len(index) :])
+    start = (*index, *(0,) * (stack.ndim - len(index)))
+    placed = jax.lax.dynamic_update_slice(stack, piece, start)
+    return jax.lax.with_sharding_constraint(placed, sharding)
+
+
+def _their_layout(path: str, value: Array, index: tuple[int, ...]) -> Array:
+    """One tensor as it lies in a file."""
+    return _taken(value, index, path=path)
+
+
+@functools.partial(jax.jit, static_argnames="path")
+def _taken(value: Array, index: tuple[int, ...], *, path: str) -> Array:
+    for i in index:
+        value = jax.lax.dynamic_index_in_dim(value, i, keepdims=False)
+    outputs, *inputs = their_shape(path, value.shape)
+    if _is_matrix(path):
+        return value.reshape(*inputs, outputs).T
+    return value.reshape(outputs, *inputs)

@@ -1,0 +1,184 @@
+"""Files of tensors in the safetensors format, read and written a tensor at a time.
+
+The library of that name checks the files; but it maps or holds whole ones, and here what is larger
+than memory is streamed. Pickled weights are never read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from t2g_jax.errors import T2GError
+
+INDEX = "model.safetensors.index.json"
+_TYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file; nothing of it is in memory."""
+
+    name: str
+    file: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    start: int
+    """Of its bytes in the file."""
+
+    @property
+    def bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
+        """The tensor, or a part of it; of the file, only the rows of that part are read."""
+        rows = index[0].indices(self.shape[0])[:2] if index and self.shape else (0, None)
+        first, last = rows[0], self.shape[0] if rows[1] is None and self.shape else rows[1]
+        row = math.prod(self.shape[1:])
+        count = (last - first) * row if self.shape else 1
+        start = self.start + first * row * self.dtype.itemsize
+        values = np.fromfile(self.file, self.dtype, count, offset=start)
+        if values.size != count:
+            raise T2GError(f"{self.file} ends in the middle of {self.name}; fetch it again")
+        values = values.reshape((last - first, *self.shape[1:]) if self.shape else ())
+        return np.ascontiguousarray(values[(slice(None), *index[1:])]) if index else values
+
+
+def tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a Hugging Face folder by name, of one file or of many with an index.
+
+    Raises:
+      T2GError: there is no such file (pickled weights are not read), one is missing, truncated or
+        damaged, the index names a tensor that its file does not have, or a type is not a float.
+    """
+    whole, index = folder / "model.safetensors", folder / INDEX
+    if index.is_file():
+        try:
+            files = json.loads(index.read_text("utf-8"))["weight_map"]
+            wanted = {str(name): folder / Path(file).name for name, file in files.items()}
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise T2GError(f"{index} is damaged ({error}); fetch it again") from error
+    elif whole.is_file():
+        wanted = {}
+    else:
+        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+            p.name for p in folder.glob("*.pt*")
+        )
+        pickled = (
+            f"; {', '.join(others[:3])} may run any code when read, and is not: load it with "
+            "`transformers` where that is safe, and `save_pretrained` it again"
+            if others
+            else ""
+        )
+        raise T2GError(f"{folder} has neither model.safetensors nor {INDEX}{pickled}")
+    found: dict[str, Tensor] = {}
+    for file in sorted(set(wanted.values())) or [whole]:
+        found |= {t.name: t for t in _header(file)}
+    missing = [
+        name for name, file in wanted.items() if found.get(name) is None or found[name].file != file
+    ]
+    if missing:
+        raise T2GError(
+            f"{index} says that {missing[0]} is in {wanted[missing[0]].name}, which does not have "
+            f"it ({len(missing)} such tensors); fetch both again"
+        )
+    return found
+
+
+def write(
+    folder: Path,
+    contents: Sequence[tuple[str, tuple[int, ...]]],
+    values: Iterator[np.ndarray],
+    dtype: np.dtype,
+    *,
+    file_bytes: int,
+    first: bool = True,
+) -> None:
+    """Writes tensors to files of at most `file_bytes`, with an index if they are several.
+
+    Args:
+      contents: name and shape of each, in order.
+      values: of each, in that order; one is in memory at a time.
+      dtype: of all.
+      first: whether this process writes; the others only go through `values`.
+    """
+    groups: list[list[tuple[str, tuple[int, ...]]]] = [[]]
+    room = file_bytes
+    for name, shape in contents:
+        size = math.prod(shape) * dtype.itemsize
+        if groups[-1] and size > room:
+            groups.append([])
+            room = file_bytes
+        groups[-1].append((name, shape))
+        room -= size
+    where = {}
+    for number, group in enumerate(groups, 1):
+        file = (
+            "model.safetensors"
+            if len(groups) == 1
+            else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        )
+        where |= {name: file for name, _ in group}
+        if not first:
+            for _ in group:
+                next(values)
+            continue
+        with open(folder / file, "wb") as out:
+            out.write(_written_header(group, dtype))
+            for name, shape in group:
+                value = next(values)
+                if value.shape != shape:
+                    raise ValueError(f"{name} has shape {value.shape}, announced was {shape}")
+                out.write(np.ascontiguousarray(value.astype(dtype)).tobytes())
+    if first and len(groups) > 1:
+        total = sum(math.prod(shape) * dtype.itemsize for _, shape in contents)
+        index = {"metadata": {"total_size": total}, "weight_map": where}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
+
+
+def _header(file: Path) -> Iterator[Tensor]:
+    if not file.is_file():
+        raise T2GError(f"{file} is missing; fetch the model again")
+    try:
+        with safetensors.safe_open(file, framework="numpy"):  # checks it against its size
+            pass
+        with open(file, "rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            entries: Mapping[str, Any] = json.loads(opened.read(length))
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise T2GError(f"{file} is truncated or damaged ({error}); fetch it again") from error
+    for name, entry in entries.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in _TYPES:
+            raise T2GError(
+                f"{file}: {name} is of type {entry['dtype']}; quantised weights cannot be trained: "
+                "use the model's version in bfloat16"
+            )
+        start = 8 + length + entry["data_offsets"][0]
+        yield Tensor(name, file, tuple(entry["shape"]), _TYPES[entry["dtype"]], start)
+
+
+def _written_header(group: Sequence[tuple[str, tuple[int, ...]]], dtype: np.dtype) -> bytes:
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in group:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
