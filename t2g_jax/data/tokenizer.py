@@ -18,6 +18,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from t2g_jax import durable
+from t2g_jax.data.offsets import BYTE_OF, agreement, byte_offsets, decode_bytes, with_silent
 
 Message = Mapping[str, str]
 
@@ -44,8 +45,21 @@ _PIECES = (
 )
 
 _ROLES = ("system", "user", "assistant", "tool")
-# What the assistant is made to say to see what a template writes around it.
-_QUESTION, _ANSWER = "Xquestion", "Xanswer"
+# What is said to see what a template writes around it.
+_SYSTEM, _QUESTION, _ANSWER = "Xsystem", "Xquestion", "Xanswer"
+# For templates that write today's date: a run must not depend on the day.
+_TODAY = (
+    "{%- macro strftime_now(form) -%}{{ form"
+    + "".join(
+        f"|replace('%{letter}', '{value}')"
+        for letter, value in zip(
+            "dbBmYyAaHMS", "01 Jan January 01 2025 25 Wednesday Wed 00 00 00".split(), strict=True
+        )
+    )
+    + " }}{%- endmacro %}"
+)
+# Says, in Hugging Face's format, which tokens end a completion.
+_GENERATION = "generation_config.json"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> None:
@@ -100,7 +114,7 @@ class ChatTokenizer:
     Attributes:
       vocab_size: 1 + the largest token id.
       end_id: the token that ends an assistant's turn: what the template writes after it, else eos.
-      stop_ids: tokens that end a completion: `end_id` and eos, which may be the same.
+      stop_ids: tokens that end a completion: `end_id`, eos, and those of generation_config.json.
       pad_id: fills rows; `end_id` if the tokenizer has none. It may equal eos, so masks are made
         from lengths, never from ids.
     """
@@ -115,16 +129,20 @@ class ChatTokenizer:
         tokenizer: PreTrainedTokenizerFast,
         *,
         template_options: Mapping[str, Any] | None = None,
+        stop_ids: Sequence[int] = (),
     ):
         """Wraps a tokenizer.
 
         Args:
           tokenizer: a fast tokenizer with a chat template.
-          template_options: variables for the template, such as `enable_thinking=False`, or
-            `date_string` for a template that otherwise writes today's date.
+          template_options: variables for the template, such as `enable_thinking=False`. For a
+            template that asks for today's date it is always 1 January 2025, unless another is
+            given as the template wants it (`date_string`, for Llama 3).
+          stop_ids: more tokens that end a completion.
 
         Raises:
-          ValueError: it is not fast, has no chat template, or no token that ends a turn.
+          ValueError: it is not fast, has no chat template, or no token that ends a turn; or it has
+            no token of `stop_ids`.
         """
         self.name = str(tokenizer.name_or_path or type(tokenizer).__name__)
         if not tokenizer.is_fast:
@@ -142,6 +160,7 @@ class ChatTokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._special_ids = {i for i, token in added.items() if token.special}
         template = tokenizer.get_chat_template()
+        self._chat_template = _TODAY * ("strftime_now" in template) + template
         written = {
             token.content
             for token in added.values()
@@ -156,6 +175,7 @@ class ChatTokenizer:
             for i, token in added.items()
             if token.content in special | written
         }
+        self._spelled = _any_of(self._spelling.values())
         self._writer = _respell(self._backend, self._spelling, self.name)
 
         eos = tokenizer.eos_token_id
@@ -165,7 +185,14 @@ class ChatTokenizer:
                 f"{self.name}: nothing ends a turn; set eos_token in tokenizer_config.json"
             )
         self.end_id = eos if end is None else end
-        self.stop_ids = tuple(dict.fromkeys(i for i in (self.end_id, eos) if i is not None))
+        ends = (i for i in (self.end_id, eos, *stop_ids) if i is not None)
+        self.stop_ids = tuple(dict.fromkeys(ends))
+        if unknown := [i for i in self.stop_ids if self._backend.id_to_token(i) is None]:
+            raise ValueError(
+                f"{self.name}: completions are to end with the tokens {unknown}, which it does not "
+                f"have (it has {self.vocab_size}); the files are of different models, or "
+                f"eos_token_id in {_GENERATION} is wrong"
+            )
         self.pad_id = self.end_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     @classmethod
@@ -189,22 +216,29 @@ class ChatTokenizer:
         tokenizer: Any = AutoTokenizer.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
-        return cls(tokenizer, template_options=template_options)
+        stop_ids = _stop_ids(directory / _GENERATION)
+        return cls(tokenizer, template_options=template_options, stop_ids=stop_ids)
 
     def save(self, directory: str | Path) -> None:
         """Writes a folder that `load` reads. A new folder appears whole or not at all."""
         directory = Path(directory)
         if directory.exists():
-            self.hugging_face.save_pretrained(directory)
+            self._write(directory)
             return
         partial = directory.with_name(f"{directory.name}.{secrets.token_hex(4)}.partial")
-        self.hugging_face.save_pretrained(partial)
+        self._write(partial)
         try:
             durable.appear(partial, directory)
         except OSError:
             shutil.rmtree(partial)
             if not directory.exists():  # else another process was first
                 raise
+
+    def _write(self, directory: Path) -> None:
+        self.hugging_face.save_pretrained(directory)
+        if set(self.stop_ids) - {self.end_id, self.hugging_face.eos_token_id}:
+            about = json.dumps({"eos_token_id": list(self.stop_ids)}, indent=1)
+            (directory / _GENERATION).write_text(about + "\n", encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
         """Tokens of a piece of text: no BOS, and no special tokens even if the text spells them.
@@ -213,7 +247,28 @@ class ChatTokenizer:
         """
         return self._encode(self._written.sub(lambda m: self._spelling[m[0]], text)).ids
 
-    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """As `encode`, and where each token is in `text`: as `offsets`, but in this very text.
+
+        Some tokenizers normalise what they encode, and `decode` then gives another text.
+        """
+        ids = self.encode(text)
+        if self.decode(ids) == text:
+            return ids, self.offsets(ids)
+        spelled, at, starts = "", 0, [0]  # the character of `text` at each of the spelled text
+        for match in [*self._written.finditer(text), None]:
+            start = match.start() if match else len(text)
+            spelled += text[at:start]
+            starts += range(at + 1, start + 1)
+            if match:
+                at = match.end()
+                spelling = self._spelling[match[0]]
+                spelled += spelling
+                starts += [start] * (len(spelling) - 1) + [at]
+        encoding = self._encode(spelled)
+        return encoding.ids, [(starts[start], starts[end]) for start, end in encoding.offsets]
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of tokens, exactly as written; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
@@ -224,6 +279,8 @@ class ChatTokenizer:
 
         The template writes every control token, BOS among them: none is added, and none comes from
         a message. Messages of the assistant may hold added tokens that are not special (<think>).
+        Where the template has no place for a first system message (it refuses it, as Gemma 2's, or
+        leaves it out), that stands at the start of the user's first turn, before an empty line.
 
         Args:
           messages: dicts of "role" (system, user, assistant or tool) and "content".
@@ -232,13 +289,16 @@ class ChatTokenizer:
         Raises:
           ValueError: no messages, one that is malformed, or one that the template refuses.
         """
-        return self._encode(self._template(messages, add_generation_prompt)).ids
+        _check(messages)
+        return self._encode(self._template(self._placed(messages), add_generation_prompt)).ids
 
     def next_turn(self, user_text: str, *, ended: bool) -> list[int]:
         """Tokens that follow a sampled completion: its end, the user's turn, the next opening.
 
         What was sampled stays as it was sampled. The tokens are those that the template writes
-        after an assistant's message in the middle of a conversation.
+        after an assistant's message in the middle of a conversation. An empty thought that opens
+        the turn (Qwen3 with `enable_thinking=False`) stays too, though the template leaves it out
+        of earlier turns.
 
         Args:
           user_text: what the user says next.
@@ -250,17 +310,19 @@ class ChatTokenizer:
         """
         opened = self._template([{"role": "user", "content": _QUESTION}], True)
         text, answer_end = self._after_answer(user_text)
-        if not (text.startswith(opened) and text[len(opened) :].lstrip().startswith(_ANSWER)):
+        same = agreement(opened, text)
+        left_out = self._spelled.sub("", opened[same:])
+        if left_out.strip() or not text[same:].lstrip().startswith(_ANSWER):
             raise ValueError(
                 f"{self.name}: its chat template writes earlier turns differently from the turn "
-                "being sampled, so no turn can be appended; choose other template_options (such "
-                "as enable_thinking) or another chat template"
+                "being sampled, so no turn can be appended; choose other template_options, or "
+                "another chat template"
             )
         ids = self._tokens_from(text, answer_end)
         end = self._first_control(ids)
         return ids[end + 1 :] if ended and end is not None else ids
 
-    def offsets(self, ids: Sequence[int]) -> list[tuple[int, int]]:
+    def offsets(self, ids: Iterable[int]) -> list[tuple[int, int]]:
         """Where each token is in `decode(ids)`, without encoding that text again.
 
         Sampled tokens need not be those that encoding would give. Tokens that share a character
@@ -274,12 +336,27 @@ class ChatTokenizer:
         text = self.decode(ids)
         if self._is_byte_level:
             pieces = [b"" if self._is_silent(i) else self._bytes(i) for i in ids]
-            chars, start_of = _decode_bytes(b"".join(pieces))
+            chars, start_of = decode_bytes(b"".join(pieces))
             if chars == text:
-                return _byte_offsets(pieces, start_of, len(text))
+                return byte_offsets(pieces, start_of, len(text))
         return self._prefix_offsets(ids, text)
 
     # Rendering
+
+    @cached_property
+    def _takes_system(self) -> bool:
+        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _QUESTION}]
+        try:
+            return _SYSTEM in self._template(messages, True)
+        except ValueError:
+            return False
+
+    def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The messages, a system message in front being part of the next if it must be."""
+        if [m["role"] for m in messages[:2]] != ["system", "user"] or self._takes_system:
+            return messages
+        system, first, *rest = messages
+        return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
 
     def _encode(self, text: str) -> Any:
         try:
@@ -289,13 +366,6 @@ class ChatTokenizer:
 
     def _template(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """The conversation as text, control tokens of the template in their secret spelling."""
-        if not messages:
-            raise ValueError("no messages to render")
-        for message in messages:
-            if set(message) != {"role", "content"} or not isinstance(message["content"], str):
-                raise ValueError(f"a message has a role and a content of text, got {message!r}")
-            if message["role"] not in _ROLES:
-                raise ValueError(f"role {message['role']!r} is none of {', '.join(_ROLES)}")
         # A mark before each control token spelled in a message, then none before the template's.
         contents = "".join(message["content"] for message in messages)
         mark = next(c for c in map(chr, range(0xF0000, 0x10FFFE)) if c not in contents)
@@ -307,6 +377,7 @@ class ChatTokenizer:
         try:
             rendered = self.hugging_face.apply_chat_template(
                 marked,
+                chat_template=self._chat_template,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 **self._options,
@@ -372,7 +443,7 @@ class ChatTokenizer:
     def _bytes(self, i: int) -> bytes:
         token = self._backend.id_to_token(i)
         try:
-            return bytes(_BYTE_OF[char] for char in token)
+            return bytes(BYTE_OF[char] for char in token)
         except KeyError:  # an added token, spelled as it is
             return token.encode()
 
@@ -391,7 +462,7 @@ class ChatTokenizer:
                 if text.endswith(rest) and len(text) - len(rest) >= ends[-1]:
                     anchor, origin = k, len(text) - len(rest)
             prefix = self.decode(loud[anchor : k + 1])
-            agreed = origin + _agreement(prefix, text[origin : origin + len(prefix)])
+            agreed = origin + agreement(prefix, text[origin : origin + len(prefix)])
             ends.append(max(agreed, ends[-1]))
         offsets = list(pairwise(ends))
 
@@ -409,15 +480,31 @@ class ChatTokenizer:
                 for n, k in enumerate(tokens):
                     offsets[k] = (char_of[n], char_of[n] + 1) if exact else (first, last)
 
-        return _with_silent(offsets, [self._is_silent(i) for i in ids], len(text))
+        return with_silent(offsets, [self._is_silent(i) for i in ids], len(text))
 
 
-def _agreement(a: str, b: str) -> int:
-    """How many characters two strings have in common at their start."""
-    if a == b:
-        return len(a)
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+def _check(messages: Sequence[Message]) -> None:
+    if not messages:
+        raise ValueError("no messages to render")
+    for message in messages:
+        if set(message) != {"role", "content"} or not isinstance(message["content"], str):
+            raise ValueError(f"a message has a role and a content of text, got {message!r}")
+        if message["role"] not in _ROLES:
+            raise ValueError(f"role {message['role']!r} is none of {', '.join(_ROLES)}")
+
+
+def _stop_ids(path: Path) -> list[int]:
+    """The tokens that end a completion by a generation_config.json, if there is one."""
+    if not path.is_file():
+        return []
+    try:
+        found = json.loads(path.read_text("utf-8")).get("eos_token_id")
+        ids = found if isinstance(found, list) else [found] * (found is not None)
+        if not all(type(i) is int for i in ids):
+            raise ValueError("eos_token_id is no token id, nor a list of them")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}; repair or delete it") from error
+    return ids
 
 
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
@@ -446,52 +533,4 @@ def _respell(tokenizer: Tokenizer, spelling: Mapping[str, str], name: str) -> To
     return copy
 
 
-def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte in byte-level BPE (GPT-2's table), inverted."""
-    visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in visible]
-    table = {chr(byte): byte for byte in visible}
-    return table | {chr(256 + i): byte for i, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()
 _BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
-
-
-def _decode_bytes(data: bytes) -> tuple[str, list[int]]:
-    """Text of UTF-8 bytes, U+FFFD for each part that is none, and the character of each byte."""
-    text: list[str] = []
-    char_of: list[int] = []
-    at = 0
-    while at < len(data):
-        try:
-            valid, bad = data[at:].decode(), 0
-        except UnicodeDecodeError as error:
-            valid, bad = data[at : at + error.start].decode(), error.end - error.start
-        for char in valid:
-            char_of += [len(text)] * len(char.encode())
-            text.append(char)
-        if bad:
-            char_of += [len(text)] * bad
-            text.append("\ufffd")
-        at = len(char_of)
-    return "".join(text), char_of
-
-
-def _with_silent(
-    offsets: list[tuple[int, int]], silent: list[bool], length: int
-) -> list[tuple[int, int]]:
-    """Offsets of all tokens from those of the others: a silent one stands before its successor."""
-    left, out = [*offsets, (length, length)][::-1], []
-    for quiet in silent:
-        out.append((left[-1][0], left[-1][0]) if quiet else left.pop())
-    return out
-
-
-def _byte_offsets(pieces: list[bytes], char_of: list[int], length: int) -> list[tuple[int, int]]:
-    offsets, at = [], 0
-    for piece in pieces:
-        start = char_of[at] if at < len(char_of) else length
-        at += len(piece)
-        offsets.append((start, char_of[at - 1] + 1 if piece else start))
-    return offsets

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from t2g_jax import hosts
 from t2g_jax.config import Config
 from t2g_jax.data.dataset import DatasetError, load_dataset
 from t2g_jax.data.pipeline import batches
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
 from t2g_jax.models import heads
+from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import token_labels
+from t2g_jax.phases.reading import Answer, reader, translated
 from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
 from t2g_jax.phases.training import Collected, Learning, run_training
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, Workspace
-from t2g_jax.spans import TokenSpan
-from t2g_jax.training.batch import Row
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
+from t2g_jax.spans import TokenSpan, carry_spans
+from t2g_jax.training.batch import Row, from_arrays, to_arrays
 from t2g_jax.training.objective import Objective
 
 CLASSES = ("poor", "neutral", "good")
@@ -36,7 +41,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         return once(REWARD_MODEL, config, workdir, train)
     except DatasetError as error:
-        folder = Workspace(workdir, config).phase(ANNOTATE)
+        folder = Path(workdir) / ANNOTATE
         raise T2GError(
             f"{error}. Or delete {folder / 'dataset'} and {folder / 'complete.json'}, and run "
             "`t2g annotate CONFIG`: it writes them from its journal, and judges nothing again"
@@ -49,39 +54,40 @@ def train(context: Context) -> dict[str, Any]:
     Raises:
       T2GError: the annotations are not complete.
     """
-    settings = context.config.reward_model
-    params = heads.add_heads(
-        context.params(), context.model, context.key("span_head"), heads=("span_head",)
-    )
+    settings, reading = context.config.reward_model, reader(context)
+    context.workspace.summary(SFT)
     context.workspace.summary(ANNOTATE)
     source = load_dataset(context.workspace.dataset, "train")
+    size = min(settings.batch_size, len(source))
+    # Each process reads and renders its part of a batch, if there are equal parts.
+    apart = hosts.count() > 1 and size % hosts.count() == 0
     stream = batches(
         source,
-        batch_size=min(settings.batch_size, len(source)),
+        batch_size=size,
         seed=context.seed(REWARD_MODEL),
-        collate=lambda records: [training_row(context, record) for record in records],
+        collate=lambda records: [training_row(context, record, reading) for record in records],
+        process_index=jax.process_index() if apart else 0,
+        process_count=hosts.count() if apart else 1,
     )
 
     def collect(state, step: int) -> Collected:
         del state
         stream.seek(step)
-        return Collected(next(stream))
+        rows = next(stream)
+        if apart:
+            parts = hosts.gathered_arrays(to_arrays(rows))
+            rows = [item for part in parts for item in from_arrays(part)]
+        return Collected(rows)
 
-    learning = Learning(
-        optimizer=settings.optimizer,
-        objective=Objective(
-            nll_coefficient=settings.critique_weight,
-            span_coefficient=settings.span_weight,
-            class_weights=settings.class_weights,
-        ),
-        fields=("nll_weight", "span_weight", "span_labels"),
-        steps=settings.epochs * stream.batches_per_epoch,
-        micro_batches=settings.micro_batches,
+    params, summary = run_training(
+        reading,
+        REWARD_MODEL,
+        starting_params(reading),
+        collect,
+        learning(context.config, settings.epochs * stream.batches_per_epoch),
     )
-    params = context.with_adapters(context.placed(params), REWARD_MODEL)
-    params, summary = run_training(context, REWARD_MODEL, params, collect, learning)
     model, held_out = (
-        RewardModel(context, params),
+        RewardModel(context, params, reading),
         load_dataset(context.workspace.dataset, "held_out"),
     )
     scores = class_scores(model, held_out, settings.batch_size)
@@ -91,22 +97,53 @@ def train(context: Context) -> dict[str, Any]:
     return summary | {"class_scores": scores}
 
 
-def training_row(context: Context, record: AnnotationRecord) -> Row:
-    """The row of an annotated completion."""
-    tokenizer = context.tokenizer
-    return reward_model_row(
-        context,
-        (record.prompt_tokens, record.completion_tokens),
-        critique=[*tokenizer.encode(record.critique), tokenizer.end_id],
-        labels=record_labels(record),
+def starting_params(context: Context) -> Params:
+    """The warm start with a span-reward head and, with LoRA, fresh adapters."""
+    params = heads.add_heads(
+        context.params(), context.model, context.key("span_head"), heads=("span_head",)
     )
+    return context.with_adapters(context.placed(params), REWARD_MODEL)
+
+
+def learning(config: Config, steps: int) -> Learning:
+    """How the reward model learns."""
+    settings = config.reward_model
+    return Learning(
+        optimizer=settings.optimizer,
+        objective=Objective(
+            nll_coefficient=settings.critique_weight,
+            span_coefficient=settings.span_weight,
+            class_weights=settings.class_weights,
+        ),
+        fields=("nll_weight", "span_weight", "span_labels"),
+        steps=steps,
+        micro_batches=settings.micro_batches,
+    )
+
+
+def training_row(context: Context, record: AnnotationRecord, reading: Context | None = None) -> Row:
+    """The row of an annotated completion, in the tokens of `reading` (None: of the policy)."""
+    reading = context if reading is None else reading
+    answer: Answer = (record.prompt_tokens, record.completion_tokens)
+    labels = record_labels(record)
+    if reading is not context:
+        mine = context.tokenizer.offsets(record.completion_tokens)
+        text = context.tokenizer.decode(record.completion_tokens)
+        answer, theirs = translated(context, reading, answer)
+        spans = carry_spans(_spans(record), text, mine, theirs)
+        labels = np.sign(token_labels(spans, len(theirs)))
+    critique = [*reading.tokenizer.encode(record.critique), reading.tokenizer.end_id]
+    return reward_model_row(reading, answer, critique=critique, labels=labels)
 
 
 def record_labels(record: AnnotationRecord) -> np.ndarray:
     """−1, 0 or +1 for each completion token: the sign of its reward."""
+    return np.sign(token_labels(_spans(record), len(record.completion_tokens)))
+
+
+def _spans(record: AnnotationRecord) -> list[TokenSpan]:
     columns = record.span_starts, record.span_ends, record.span_rewards
-    spans = [TokenSpan(*span) for span in zip(*columns, strict=True)]
-    return np.sign(token_labels(spans, len(record.completion_tokens)))
+    return [TokenSpan(*span) for span in zip(*columns, strict=True)]
 
 
 def class_scores(

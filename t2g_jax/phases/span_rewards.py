@@ -14,21 +14,24 @@ from typing import Any
 import jax
 import numpy as np
 
+from t2g_jax import hosts
+from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models.heads import SPAN_CLASSES, Params
 from t2g_jax.phases.context import Context
+from t2g_jax.phases.reading import Answer, Tokens, reader, translated
 from t2g_jax.phases.rollout import complete
 from t2g_jax.phases.training import packed
 from t2g_jax.phases.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.spans.carry import Offsets, carry_values
 from t2g_jax.training.batch import Row, row
 from t2g_jax.training.step import span_probabilities
 
 CRITIQUE_REQUEST = "Critique the answer."
 MARK_REQUEST = "Mark the answer."
 
-Tokens = Sequence[int] | np.ndarray
-Answer = tuple[Tokens, Tokens]
-"""The tokens of a prompt and of a completion."""
+NEUTRAL = np.array([0.0, 1.0, 0.0], np.float32)
+"""The classes of a token that the reward model has not seen."""
 
 
 def reward_model_row(
@@ -64,16 +67,35 @@ class RewardModel:
     """The trained reward model, ready to label completions.
 
     One that is critique-conditioned writes its critiques first. A completion after which the
-    context has no room for a critique gets none, and no labels: None.
+    context has no room for a critique gets none, and no labels: None. If it has a tokenizer of its
+    own, answers and rewards are in the policy's tokens nevertheless; critiques are in its own.
     """
 
     context: Context
     params: Params
+    reading: Context | None = None
+    """See `reader`; None: it reads as the policy."""
 
     @classmethod
     def load(cls, context: Context) -> RewardModel:
         """Raises T2GError if the reward model has not been trained."""
-        return cls(context, context.params(REWARD_MODEL, with_heads=("span_head",)))
+        reading = reader(context)
+        return cls(context, reading.params(REWARD_MODEL, with_heads=("span_head",)), reading)
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Of its critiques."""
+        return self._reading.tokenizer
+
+    @property
+    def _reading(self) -> Context:
+        return self.context if self.reading is None else self.reading
+
+    def _read(self, answers: Sequence[Answer]) -> list[tuple[Answer, Offsets | None]]:
+        """Answers in its own tokens, and where they are; None where they are the policy's."""
+        if self._reading is self.context:
+            return [(answer, None) for answer in answers]
+        return [translated(self.context, self._reading, answer) for answer in answers]
 
     def rewards(self, answers: Sequence[Answer]) -> list[np.ndarray | None]:
         """Expected span reward p(good) − p(poor) of each completion token: arrays [n]."""
@@ -81,11 +103,20 @@ class RewardModel:
 
     def probabilities(self, answers: Sequence[Answer]) -> list[np.ndarray | None]:
         """p(poor), p(neutral), p(good) of each completion token: arrays [n, 3]."""
-        context = self.context
+        read = self._read(answers)
+        marked = self._probabilities([answer for answer, _ in read])
+        for i, ((_, theirs), (_, completion)) in enumerate(zip(read, answers, strict=True)):
+            if theirs is not None and marked[i] is not None:
+                mine = self.context.tokenizer.offsets(completion)
+                marked[i] = carry_values(marked[i], theirs, mine, silent=NEUTRAL)
+        return marked
+
+    def _probabilities(self, answers: Sequence[Answer]) -> list[np.ndarray | None]:
+        context = self._reading
         if context.config.reward_model.critique_conditioned:
             rows = {
                 i: reward_model_row(context, answers[i], critique=critique)
-                for i, critique in enumerate(self.critiques(answers))
+                for i, critique in enumerate(self._critiques(answers))
                 if critique is not None
             }
         else:
@@ -93,7 +124,7 @@ class RewardModel:
         marked: list[np.ndarray | None] = [None] * len(answers)
         if rows:
             batch, where = packed(context, list(rows.values()))
-            found = jax.device_get(
+            found = hosts.fetch(
                 span_probabilities(self.params, batch, model=context.model, mesh=context.mesh)
             )
             for (i, item), place in zip(rows.items(), where, strict=True):
@@ -101,8 +132,11 @@ class RewardModel:
         return marked
 
     def critiques(self, answers: Sequence[Answer]) -> list[list[int] | None]:
-        """The likeliest critiques: tokens, with the end token."""
-        context = self.context
+        """The likeliest critiques: tokens of its `tokenizer`, with the end token."""
+        return self._critiques([answer for answer, _ in self._read(answers)])
+
+    def _critiques(self, answers: Sequence[Answer]) -> list[list[int] | None]:
+        context = self._reading
         prompts = {i: [*x, *y, *critique_request(context, y)] for i, (x, y) in enumerate(answers)}
         longest = context.config.reward_model.max_critique_tokens
         prompts = {i: prompt for i, prompt in prompts.items() if context.has_room(prompt, longest)}

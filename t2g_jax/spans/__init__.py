@@ -1,4 +1,5 @@
-"""Critique spans: from quotes to tokens (host, `align`) and from tokens to arrays (`masks`)."""
+"""Critique spans: from quotes to tokens (host, `align`), from tokens to arrays (`masks`), and from
+the tokens of one tokenizer to those of another (host, `carry`)."""
 
 from t2g_jax.spans.align import (
     Alignment,
@@ -9,6 +10,7 @@ from t2g_jax.spans.align import (
     align,
     to_token_spans,
 )
+from t2g_jax.spans.carry import carry_spans, carry_values
 from t2g_jax.spans.masks import span_mask, token_rewards
 
 __all__ = [
@@ -18,6 +20,8 @@ __all__ = [
     "TokenSpan",
     "Unaligned",
     "align",
+    "carry_spans",
+    "carry_values",
     "span_mask",
     "to_token_spans",
     "token_rewards",

@@ -1,0 +1,282 @@
+"""What a run relies on, for tokenizers with the structure of each family (tests/support)."""
+
+import json
+
+import pytest
+from family_tokenizers import FAMILIES, byte_template, llama3, qwen3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from t2g_jax.data.tokenizer import ChatTokenizer
+
+TOKENIZERS = {name: family.make() for name, family in FAMILIES.items()}
+each = pytest.mark.parametrize("name", FAMILIES)
+words = st.lists(
+    st.sampled_from("The cat sat on mat 0 12 naïve 漢字 👍🏽 row: user model\n2".split(" ")),
+    min_size=1,
+    max_size=8,
+).map(" ".join)
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+def written(tokenizer, ids):
+    """Text with its control tokens."""
+    return tokenizer.decode(ids, skip_special=False)
+
+
+def id_of(tokenizer, token):
+    return tokenizer.hugging_face.convert_tokens_to_ids(token)
+
+
+@each
+def test_bos_is_there_once_although_the_tokenizer_would_add_it_again(name):
+    tokenizer, family = TOKENIZERS[name], FAMILIES[name]
+    ids = tokenizer.render([user("The cat")])
+    if family.bos is None:
+        assert tokenizer.hugging_face.bos_token_id is None
+        return
+    bos = id_of(tokenizer, family.bos)
+    assert ids[0] == bos
+    assert ids.count(bos) == 1
+    # What goes wrong elsewhere: the rendered text, encoded with all that the tokenizer adds.
+    twice = tokenizer.hugging_face(written(tokenizer, ids)).input_ids
+    assert twice[:2] == [bos, bos]
+    assert bos not in tokenizer.encode("The cat")
+    if family.bos != family.end:
+        assert bos not in [*tokenizer.encode("sat"), tokenizer.end_id]
+        two = tokenizer.render([user("a"), assistant("b"), user("c")])
+        assert two.count(bos) == family.turns
+
+
+@each
+def test_rendering_is_what_hugging_face_renders(name):
+    tokenizer = TOKENIZERS[name]
+    messages = [user("The cat  sat\n0 1"), assistant("on 12"), user("漢字?")]
+    expected = tokenizer.hugging_face.apply_chat_template(
+        messages, add_generation_prompt=True, date_string="01 Jan 2025"
+    )["input_ids"]
+    assert tokenizer.render(messages) == expected
+
+
+@each
+def test_what_ends_a_turn_and_what_ends_a_completion(name):
+    tokenizer, family = TOKENIZERS[name], FAMILIES[name]
+    assert tokenizer.end_id == id_of(tokenizer, family.end)
+    assert set(tokenizer.stop_ids) == set(id_of(tokenizer, list(family.stops)))
+    assert tokenizer.stop_ids[0] == tokenizer.end_id
+    assert max(*tokenizer.stop_ids, tokenizer.pad_id) < tokenizer.vocab_size
+    # It is silent, so that quotes and offsets are about the answer alone.
+    ids = [*tokenizer.encode("The cat"), tokenizer.end_id]
+    assert tokenizer.decode(ids) == "The cat"
+    assert tokenizer.offsets(ids)[-1] == (7, 7)
+
+
+@settings(deadline=None, max_examples=40)
+@given(first=words, answer=words, second=words, repaired=words)
+def test_tokens_in_tokens_out_is_the_conversation_that_the_template_renders(
+    first, answer, second, repaired
+):
+    for name, tokenizer in TOKENIZERS.items():
+        messages = [user(first), assistant(answer), user(second), assistant(repaired)]
+        one = tokenizer.render(messages[:1])
+        sampled = [*tokenizer.encode(answer), tokenizer.end_id]
+        two = [*one, *sampled, *tokenizer.next_turn(second, ended=True)]
+        last = [*tokenizer.encode(repaired), tokenizer.end_id]
+        whole = tokenizer.render(messages, add_generation_prompt=False)
+        if FAMILIES[name].loose:  # a blank before the end, which no model samples
+            end = FAMILIES[name].end
+            text = written(tokenizer, whole).replace(f" {end}", end)
+            assert written(tokenizer, [*two, *last]) == text
+        elif name != "qwen3":  # whose last turn has its thought, if only an empty one
+            assert whole[: len(two) + len(last)] == [*two, *last]
+            assert not written(tokenizer, whole[len(two) + len(last) :]).strip()
+        else:
+            assert tokenizer.render(messages[:3]) == two
+
+
+@settings(deadline=None, max_examples=20)
+@given(answer=words, second=words)
+def test_what_was_sampled_is_never_encoded_again(answer, second):
+    """One token a character, as no encoder would have it: the next turn is the same."""
+    for tokenizer in TOKENIZERS.values():
+        odd = [i for character in answer for i in tokenizer.encode(character)]
+        cut = tokenizer.next_turn(second, ended=False)  # the sampler ran out of tokens
+        ended = tokenizer.next_turn(second, ended=True)
+        assert cut[-len(ended) :] == ended
+        assert tokenizer.end_id in cut[: len(cut) - len(ended)]
+        whole = [*tokenizer.render([user("a")]), *odd, *cut]
+        assert whole[len(whole) - len(cut) - len(odd) : len(whole) - len(cut)] == odd
+
+
+@each
+def test_system_messages_are_there_absent_or_folded(name):
+    tokenizer, family = TOKENIZERS[name], FAMILIES[name]
+    without = written(tokenizer, tokenizer.render([user("The cat")]))
+    assert "Be brief." not in without
+    ids = tokenizer.render([system("Be brief."), user("The cat")])
+    text = written(tokenizer, ids)
+    assert text.count("Be brief.") == 1
+    assert text.index("Be brief.") < text.index("The cat")
+    if family.system == "refused":
+        assert ids == tokenizer.render([user("Be brief.\n\nThe cat")])
+    elif family.system == "own":
+        between = text[text.index("Be brief.") : text.index("The cat")]
+        assert "user" in between  # the opening of the next turn
+    # The conversation goes on, and says it no second time.
+    assert "Be brief." not in written(tokenizer, tokenizer.next_turn("again", ended=True))
+
+
+def test_a_system_message_that_is_refused_cannot_write_control_tokens_either():
+    gemma = TOKENIZERS["gemma2"]
+    ids = gemma.render([system("<end_of_turn>\n<bos>"), user("The <start_of_turn> cat")])
+    plain = gemma.render([user("The cat")])
+    for token in ("<end_of_turn>", "<start_of_turn>", "<bos>"):
+        assert ids.count(id_of(gemma, token)) == plain.count(id_of(gemma, token))
+
+
+def test_a_system_message_that_is_left_out_is_folded_too():
+    deaf = "{% for m in messages %}{% if m['role'] != 'system' %}<|im_start|>{{ m['role'] }}\n"
+    deaf += "{{ m['content'] }}<|im_end|>\n{% endif %}{% endfor %}"
+    deaf += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    tokenizer = byte_template(deaf)
+    ids = tokenizer.render([system("Be brief."), user("The cat")])
+    assert ids == tokenizer.render([user("Be brief.\n\nThe cat")])
+    with pytest.raises(ValueError, match="a role and a content"):
+        tokenizer.render([system("a"), {"role": "user"}])
+
+
+# Thinking
+
+
+def test_without_thinking_the_turn_opens_with_an_empty_thought_that_stays():
+    quick = qwen3(enable_thinking=False)
+    opened = quick.render([user("The cat")])
+    assert written(quick, opened).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert written(quick, quick.next_turn("again", ended=True)) == (
+        "\n<|im_start|>user\nagain<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    )
+
+
+def test_with_thinking_the_thought_is_sampled_and_stays_as_sampled():
+    tokenizer = TOKENIZERS["qwen3"]
+    think = id_of(tokenizer, "<think>")
+    assert think not in tokenizer.render([user("<think> The cat")])
+    completion = tokenizer.encode("<think>\nhm\n</think>\n\nsat")
+    assert completion[0] == think
+    assert think not in tokenizer.next_turn("again", ended=True)
+
+
+# Dates
+
+
+def test_a_template_that_writes_the_date_writes_the_same_on_every_day():
+    text = written(TOKENIZERS["llama3"], TOKENIZERS["llama3"].render([user("a")]))
+    assert "Today is 01 Jan 2025\n" in text
+    dated = ChatTokenizer(llama3().hugging_face, template_options={"date_string": "3 May 2031"})
+    assert "Today is 3 May 2031\n" in written(dated, dated.render([user("a")]))
+    # One that asks for it without a way out.
+    forms = byte_template(
+        "{{ '<|im_start|>' + strftime_now('%A, %d %B %Y; %Y-%m-%d') }}{% for m in messages %}"
+        "{{ m['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    text = written(forms, forms.render([user("a")]))
+    assert text == "<|im_start|>Wednesday, 01 January 2025; 2025-01-01a<|im_end|>"
+
+
+# What files say
+
+
+def test_generation_config_says_what_ends_a_completion(tmp_path):
+    TOKENIZERS["gemma2"].hugging_face.save_pretrained(tmp_path / "a")
+    assert ChatTokenizer.load(tmp_path / "a").stop_ids == (5, 1)
+    config = tmp_path / "a/generation_config.json"
+    for found, stops in ((1, (5, 1)), ([1, 5, 3], (5, 1, 3)), (None, (5, 1))):
+        config.write_text(json.dumps({"eos_token_id": found, "temperature": 0.7}))
+        assert ChatTokenizer.load(tmp_path / "a").stop_ids == stops
+    config.write_text('{"eos_token_id": [1, 5, 3]}')
+    # They go along when the tokenizer is saved elsewhere.
+    ChatTokenizer.load(tmp_path / "a").save(tmp_path / "b")
+    assert ChatTokenizer.load(tmp_path / "b").stop_ids == (5, 1, 3)
+    TOKENIZERS["gemma2"].save(tmp_path / "c")
+    assert not (tmp_path / "c/generation_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"eos_token_id": 99999}', r"\[99999\], which it does not have.*generation_config.json"),
+        ('{"eos_token_id": "</s>"}', "generation_config.json cannot be read: eos_token_id is no"),
+        ('{"eos_token_id": ', "generation_config.json cannot be read"),
+        ("[]", "generation_config.json cannot be read"),
+    ],
+)
+def test_a_generation_config_of_another_model_is_an_error(tmp_path, text, reason):
+    TOKENIZERS["llama2"].hugging_face.save_pretrained(tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        ChatTokenizer.load(tmp_path)
+
+
+@each
+def test_a_saved_tokenizer_is_the_same(name, tmp_path):
+    tokenizer = TOKENIZERS[name]
+    tokenizer.save(tmp_path / "t")
+    loaded = ChatTokenizer.load(tmp_path / "t")
+    messages = [system("Be brief."), user("The cat"), assistant("sat"), user("on")]
+    assert loaded.render(messages) == tokenizer.render(messages)
+    assert (loaded.stop_ids, loaded.pad_id) == (tokenizer.stop_ids, tokenizer.pad_id)
+    assert loaded.encode("The cat 漢") == tokenizer.encode("The cat 漢")
+
+
+# Offsets
+
+
+@settings(deadline=None, max_examples=40)
+@given(answer=words)
+def test_offsets_cover_the_answer(answer):
+    for tokenizer in TOKENIZERS.values():
+        ids = [*tokenizer.encode(answer), tokenizer.end_id]
+        offsets = tokenizer.offsets(ids)
+        text = tokenizer.decode(ids)
+        assert len(offsets) == len(ids)
+        assert {i for start, end in offsets for i in range(start, end)} == set(range(len(text)))
+        assert offsets[-1][0] == offsets[-1][1]
+
+
+@settings(deadline=None, max_examples=40)
+@given(text=words | st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_offsets_in_the_text_that_was_encoded(text):
+    text = f"{text}<think>{text}</think> <|im_end|>"
+    for name, tokenizer in TOKENIZERS.items():
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids == tokenizer.encode(text)
+        assert len(ids) == len(offsets)
+        assert all(0 <= a <= b <= len(text) for a, b in offsets)
+        assert offsets == sorted(offsets)
+        covered = {i for a, b in offsets for i in range(a, b)}
+        assert covered == set(range(len(text)))
+        if tokenizer.decode(ids) == text:
+            assert tokenizer.offsets(ids) == offsets
+        if name == "qwen3":  # whose thoughts are tokens
+            think, start = id_of(tokenizer, "<think>"), text.index("<think>")
+            assert offsets[ids.index(think)] == (start, start + 7)
+
+
+def test_offsets_where_the_tokenizer_normalises():
+    qwen = TOKENIZERS["qwen2"]
+    text = "cafe\u0301 sat"  # one character once it is composed
+    ids, offsets = qwen.encode_with_offsets(text)
+    assert qwen.decode(ids) == "caf\u00e9 sat"
+    assert offsets[-1][1] == len(text)
+    assert {i for a, b in offsets for i in range(a, b)} >= {0, 1, 2, 6, 7, 8}
