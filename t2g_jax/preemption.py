@@ -8,12 +8,13 @@ import signal
 import threading
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-EXIT_PREEMPTED = 75
-"""EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again."""
+from t2g_jax import hosts
+from t2g_jax.hosts import EXIT_PREEMPTED
+
+__all__ = ["EXIT_PREEMPTED", "Preempted", "asked", "finishing", "stop_if_asked", "watched"]
 
 
 class Preempted(BaseException):
@@ -31,7 +32,8 @@ _finishing = 0
 def watched() -> Iterator[None]:
     """Inside, a first SIGTERM raises `Preempted`: at once, or at the end of `finishing`.
 
-    A second one, or SIGINT after the first, ends the process at once, even in the middle of a
+    One of several processes goes on to the next `stop_if_asked`, where all of them stop. A second
+    one, or SIGINT after the first, ends the process at once, even in the middle of a
     compilation. Outside the main thread, which alone may handle signals, this does nothing.
     """
     global _asked
@@ -61,16 +63,28 @@ def finishing() -> Iterator[None]:
         yield
     finally:
         _finishing -= 1
-    if _asked and not _finishing:
-        raise Preempted
+    stop_if_asked()
 
 
 def asked() -> bool:
     """Whether any process of the run got SIGTERM. All processes ask at the same points."""
     global _asked
-    if jax.process_count() > 1:
-        _asked = bool(np.any(multihost_utils.process_allgather(np.array(_asked))))
-    return _asked
+    if not hosts.several():
+        return _asked
+    agreed = bool(np.any(multihost_utils.process_allgather(np.array(_asked))))
+    if agreed:
+        _asked = True  # else it stays: it may have become true meanwhile, for the next time
+    return agreed
+
+
+def stop_if_asked() -> None:
+    """Where a phase can stop, so that all processes do: not inside `finishing`.
+
+    Raises:
+      Preempted: any process of the run got SIGTERM.
+    """
+    if not _finishing and asked():
+        raise Preempted
 
 
 def _on_sigterm(number: int, frame: object) -> None:
@@ -80,6 +94,7 @@ def _on_sigterm(number: int, frame: object) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     line = "\nt2g: SIGTERM: finishing this step and saving; once more to stop at once\n"
-    os.write(2, line.encode() if _finishing else b"")  # `print` is not for signal handlers
-    if not _finishing:
+    waits = _finishing or hosts.several()
+    os.write(2, line.encode() if waits else b"")  # `print` is not for signal handlers
+    if not waits:
         raise Preempted

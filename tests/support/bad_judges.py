@@ -74,6 +74,19 @@ def all_that_is_bad(task, level):
     return Bad(task.judge(level), _in_turn(*acts), lambda call: call <= len(acts))
 
 
+class Slow:
+    """The puzzle's own judge, which takes its time."""
+
+    name = "slow"
+
+    def __init__(self, task, level):
+        self.own = task.judge(level)
+
+    def critique(self, example, completion):
+        time.sleep(1.5)
+        return self.own.critique(example, completion)
+
+
 all_is_well = judge_that(None, lambda call: False)
 raises = judge_that(lambda _: _raise(KeyError("choices")))
 always_hangs = judge_that(_hang, lambda call: True)

@@ -1,9 +1,16 @@
-"""Small random models of each family, made by `transformers` and saved to disk as users have them."""
+"""Small random models of each family, made by `transformers` and saved as users have them."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
+
+from t2g_jax.models import heads
+from t2g_jax.models.decoder import Decoder
 
 SMALL: dict[str, Any] = {
     "vocab_size": 96,
@@ -116,3 +123,16 @@ def make(variant: str, folder: Path, *, dtype: str = "float32", **changes: Any):
     model = model.to(getattr(torch, dtype))
     model.save_pretrained(folder)
     return model.float()
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def our_logits(params, tokens, positions, segment_ids, *, config):
+    hidden, _ = Decoder(config).apply({"params": params["decoder"]}, tokens, positions, segment_ids)
+    return heads.capped(hidden @ heads.lm_kernel(params), config)
+
+
+def their_logits(model, tokens):
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(np.asarray(tokens)[None])).logits[0].numpy()

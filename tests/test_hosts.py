@@ -1,0 +1,120 @@
+"""Several processes of one run, as far as one can tell alone; tests/multihost/ has two."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from t2g_jax import hosts
+from t2g_jax.errors import T2GError
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """environment(NAME=value, …) sets what `initialize` looks at; nothing else is set."""
+
+    def environment(**values):
+        for name in (hosts.AUTO, *hosts.ADDRESS):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in values.items():
+            monkeypatch.setenv(name, value)
+
+    return environment
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What `jax.distributed.initialize` was called with."""
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **settings: calls.append(settings))
+    yield calls
+    jax.config.update("jax_enable_preemption_service", True)
+
+
+def test_nobody_is_looked_for_unless_asked(environment, joined):
+    environment()
+    hosts.initialize()
+    environment(T2G_COORDINATOR="", T2G_DISTRIBUTED="")
+    hosts.initialize()
+    assert joined == []
+    assert not hosts.several()
+    assert hosts.is_first()
+    assert hosts.count() == 1
+
+
+def test_an_address_says_all(environment, joined):
+    environment(T2G_COORDINATOR="10.0.0.1:9876", T2G_NUM_PROCESSES="4", T2G_PROCESS_ID="3")
+    hosts.initialize()
+    (settings,) = joined
+    assert settings["coordinator_address"] == "10.0.0.1:9876"
+    assert (settings["num_processes"], settings["process_id"]) == (4, 3)
+    assert settings["cluster_detection_method"] == "deactivate"
+
+
+def test_jax_finds_it_out(environment, joined):
+    environment(T2G_DISTRIBUTED="auto")
+    hosts.initialize()
+    (settings,) = joined
+    assert not {"coordinator_address", "cluster_detection_method"} & settings.keys()
+
+
+ADDRESS = {"T2G_COORDINATOR": "a:1", "T2G_NUM_PROCESSES": "2", "T2G_PROCESS_ID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"T2G_DISTRIBUTED": "yes"}, "T2G_DISTRIBUTED is 'yes'; it can only be auto"),
+        ({"T2G_PROCESS_ID": "0"}, "T2G_PROCESS_ID needs T2G_COORDINATOR, T2G_NUM_PROCESSES too"),
+        ({"T2G_DISTRIBUTED": "auto"} | ADDRESS, "leave out one or the other"),
+        (ADDRESS | {"T2G_COORDINATOR": "a"}, "T2G_COORDINATOR is 'a'; give host:port"),
+        (ADDRESS | {"T2G_COORDINATOR": "a:b"}, "T2G_COORDINATOR is 'a:b'; give host:port"),
+        (ADDRESS | {"T2G_PROCESS_ID": "2"}, "T2G_PROCESS_ID is '2' and T2G_NUM_PROCESSES '2'"),
+        (ADDRESS | {"T2G_NUM_PROCESSES": "two"}, "T2G_NUM_PROCESSES 'two'; give numbers"),
+    ],
+)
+def test_variables_that_make_no_sense(environment, joined, values, message):
+    environment(**values)
+    with pytest.raises(T2GError, match=message):
+        hosts.initialize()
+    assert joined == []
+
+
+def test_who_finds_nobody_says_where_it_looked(environment, monkeypatch):
+    def fail(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: connect\nmore")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    environment(**ADDRESS)
+    with pytest.raises(T2GError, match=r"DEADLINE_EXCEEDED: connect\); see to T2G_COORDINATOR=a:1"):
+        hosts.initialize()
+    jax.config.update("jax_enable_preemption_service", True)
+
+
+def test_alone_everything_is_ones_own():
+    made = object()
+    assert hosts.from_first(lambda: made) is made
+    with pytest.raises(KeyError):
+        hosts.from_first(lambda: {}["nothing"])
+    assert hosts.gathered({"a": 1}) == [{"a": 1}]
+    (arrays,) = hosts.gathered_arrays({"x": np.arange(3)})
+    np.testing.assert_array_equal(arrays["x"], [0, 1, 2])
+    assert hosts.leave(3) == 3
+    hosts.agree(None)
+    with pytest.raises(T2GError, match=r"^the folder is gone$"):
+        hosts.agree("the folder is gone")
+
+
+def test_arrays_are_placed_and_fetched():
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, whole = NamedSharding(mesh, P("x")), NamedSharding(mesh, P())
+    tree = {"a": np.arange(16.0), "b": np.ones(3)}
+    placed = hosts.place(tree, {"a": rows, "b": whole})
+    assert placed["a"].sharding == rows
+    assert placed["b"].sharding == whole
+    keys = hosts.place(jax.random.split(jax.random.key(0), 8), rows)  # one for all, and keys
+    assert keys.sharding.shard_shape(keys.shape) == (1,)
+    fetched = hosts.fetch(placed)
+    assert all(isinstance(leaf, np.ndarray) for leaf in fetched.values())
+    jax.tree.map(np.testing.assert_array_equal, fetched, tree)
