@@ -17,7 +17,17 @@ import sys
 
 from benchmarks import measure
 
-NAMES = ("decode", "labels", "update", "vocabulary", "rltf_step", "quickstart", "flat", "gpu")
+NAMES = (
+    "decode",
+    "labels",
+    "update",
+    "vocabulary",
+    "rltf_step",
+    "quickstart",
+    "flat",
+    "importing",
+    "gpu",
+)
 PAGE = """\
 # Benchmarks
 
@@ -63,7 +73,7 @@ def _one(name: str, known: argparse.Namespace) -> None:
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if name not in ("flat", "quickstart"):
+    if name not in ("flat", "quickstart", "importing"):
         import torch
 
         torch.set_num_threads(threads)

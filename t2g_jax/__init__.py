@@ -7,7 +7,12 @@ name, `t2g_jax.models` and so on.
 
 from t2g_jax import advantages, kl, logprobs, losses, reductions, spans
 from t2g_jax.advantages import first_turn, gae, group_centred, leave_one_out, turn_returns, whiten
-from t2g_jax.logprobs import LogProbs, full_kl_from_hidden, token_logprobs
+from t2g_jax.logprobs import (
+    LogProbs,
+    distillation_from_hidden,
+    full_kl_from_hidden,
+    token_logprobs,
+)
 from t2g_jax.losses import (
     cispo,
     clipped_surrogate,
@@ -36,6 +41,7 @@ __all__ = [
     "cispo",
     "clipped_surrogate",
     "clipped_value",
+    "distillation_from_hidden",
     "feedback_nll",
     "first_turn",
     "full_kl_from_hidden",

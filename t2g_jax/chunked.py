@@ -4,6 +4,7 @@ The forward pass keeps running maxima and sums; the backward pass computes each 
 again. What is in memory is one chunk of logits, never [..., V].
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -77,6 +78,11 @@ class Chunks(NamedTuple):
             return add_chunk(carry, index), None
 
         return lax.scan(step, carry, jnp.arange(-(-self.columns // self.size)))[0]
+
+    def logits(self, head: Head, index: jax.Array, temperature: jax.Array) -> jax.Array:
+        """[..., shards · size], those of a chunk's columns."""
+        chunk = head._replace(kernel=self.take(head.kernel, index))
+        return chunk.logits(temperature, self.softcap)
 
     def take(self, kernel: jax.Array, index: jax.Array) -> jax.Array:
         """[D, V] → [D, shards · size], the columns of a chunk, where products read them."""
@@ -171,7 +177,7 @@ def _statistics(chunks, head, tokens, temperature, threshold):
 
     def add_chunk(carry, index):
         maximum, total, moment, own_logit = carry
-        logits = head._replace(kernel=chunks.take(head.kernel, index)).logits(temperature, chunks.softcap)
+        logits = chunks.logits(head, index, temperature)
         own, kept = _selected(chunks, index, tokens, logits, threshold)
         highest = jnp.max(jnp.where(kept, logits, _low(logits)), axis=-1)
         new_maximum = jnp.maximum(maximum, highest)
@@ -211,10 +217,7 @@ def _full_kl_forward(chunks, head, reference, temperature):
     def add_chunk(carry, index):
         maximum, total, moment, ref_maximum, ref_total = carry
         _, fresh = chunks.ids(index)
-        logits, ref_logits = (
-            x._replace(kernel=chunks.take(x.kernel, index)).logits(temperature, chunks.softcap)
-            for x in (head, reference)
-        )
+        logits, ref_logits = (chunks.logits(x, index, temperature) for x in (head, reference))
         new_maximum = jnp.maximum(maximum, jnp.max(logits, axis=-1))
         new_ref_maximum = jnp.maximum(ref_maximum, jnp.max(ref_logits, axis=-1))
         weights = jnp.where(fresh, jnp.exp(logits - new_maximum[..., None]), 0)
@@ -242,9 +245,9 @@ def _full_kl_backward(chunks, residuals, d_kl):
 
     def d_logits(index, logits):
         _, fresh = chunks.ids(index)
-        chunk = reference._replace(kernel=chunks.take(reference.kernel, index))
         log_probs = logits - log_total[..., None]
-        log_ratio = log_probs - (chunk.logits(temperature, chunks.softcap) - ref_log_total[..., None])
+        ref_logits = chunks.logits(reference, index, temperature)
+        log_ratio = log_probs - (ref_logits - ref_log_total[..., None])
         probs = jnp.where(fresh, jnp.exp(log_probs), 0)
         # ∂KL/∂zᵥ = π(v) (log π(v) − log π_ref(v) − KL)
         return d_kl[..., None] * probs * (log_ratio - kl[..., None])
@@ -253,6 +256,77 @@ def _full_kl_backward(chunks, residuals, d_kl):
 
 
 full_kl.defvjp(_full_kl_forward, _full_kl_backward)
+
+
+# ------------------------------------------------------------------ distillation
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def distillation(
+    chunks: Chunks, alpha: float, head: Head, teacher: Head, temperature: jax.Array
+) -> jax.Array:
+    """Divergence from the teacher, [...]. See `t2g_jax.logprobs.distillation_from_hidden`."""
+    return _distillation_forward(chunks, alpha, head, teacher, temperature)[0]
+
+
+def _distillation_forward(chunks, alpha, head, teacher, temperature):
+    tokens = jnp.zeros(head.hidden.shape[:-1], jnp.int32)
+    totals = [_statistics(chunks, x, tokens, temperature, None)[0] for x in (head, teacher)]
+
+    def add_chunk(carry, index):
+        from_teacher, from_student = carry
+        student, theirs, middle, fresh = _three(
+            chunks, alpha, index, head, teacher, totals, temperature
+        )
+        apart = jnp.where(fresh, jnp.exp(theirs) * (theirs - middle), 0)
+        moved = jnp.where(fresh, jnp.exp(student) * (student - middle), 0)
+        return from_teacher + jnp.sum(apart, -1), from_student + jnp.sum(moved, -1)
+
+    zeros = jnp.zeros_like(head.hidden[..., 0], dtype=head.dtype)
+    from_teacher, from_student = chunks.scan(add_chunk, (zeros, zeros))
+    share = _teacher_share(alpha)
+    loss = share * from_teacher + (1 - share) * from_student
+    return loss, (head, teacher, temperature, totals, from_student)
+
+
+def _distillation_backward(chunks, alpha, residuals, d_loss):
+    head, teacher, temperature, totals, from_student = residuals
+
+    def d_logits(index, logits):
+        del logits
+        student, theirs, middle, fresh = _three(
+            chunks, alpha, index, head, teacher, totals, temperature
+        )
+        probs = jnp.where(fresh, jnp.exp(student), 0)
+        if alpha == 0:  # ∂KL(t ‖ s)/∂zᵥ = s(v) − t(v)
+            slope = probs - jnp.where(fresh, jnp.exp(theirs), 0)
+        else:  # (1 − α) s(v) (log s(v) − log m(v) − KL(s ‖ m)), what m owes to s cancels
+            share = 1 - _teacher_share(alpha)
+            slope = share * probs * (student - middle - from_student[..., None])
+        return d_loss[..., None] * slope
+
+    return _gradient(chunks, head, temperature, d_logits), None, None
+
+
+distillation.defvjp(_distillation_forward, _distillation_backward)
+
+
+def _teacher_share(alpha: float) -> float:
+    """α of KL(t ‖ ·); at the ends one of the two is all there is."""
+    return 1 - alpha if alpha in (0, 1) else alpha
+
+
+def _three(chunks, alpha, index, head, teacher, totals, temperature):
+    """A chunk's log s, log t and log of what they are compared with; and what is fresh."""
+    _, fresh = chunks.ids(index)
+    student, theirs = (
+        chunks.logits(x, index, temperature) - total[..., None]
+        for x, total in zip((head, teacher), totals, strict=True)
+    )
+    if alpha in (0, 1):
+        return student, theirs, student if alpha == 0 else theirs, fresh
+    middle = jnp.logaddexp(theirs + math.log(alpha), student + math.log1p(-alpha))
+    return student, theirs, middle, fresh
 
 
 # ------------------------------------------------------------------ shared

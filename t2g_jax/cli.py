@@ -6,6 +6,7 @@ import os
 import pathlib
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -66,12 +67,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 2: something the user gave cannot be used, or a disk cannot be written to; one line
     says what (`T2G_DEBUG=1` adds the traceback). 75: SIGTERM came, as when a machine is about to be
     taken away; the step under way was finished and saved, and launchers run the same command again.
+    70: no progress for long (`training.watchdog_minutes`), or another process of the run is gone.
     130: interrupted (Ctrl-C), nothing was saved that was not before. A second signal ends the
     process at once; whatever ends it, the same command goes on from the last checkpoint.
+
+    One of several processes (see `hosts.initialize`) ends here rather than return.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Only its tokenizers are used; it need not say that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    from t2g_jax import hosts
+
+    try:
+        return hosts.leave(_status_of(arguments))
+    except Exception:
+        if hosts.joined():  # the interpreter's own way out would wait for the others
+            traceback.print_exc()
+            hosts.leave(1)
+        raise
+
+
+def _status_of(arguments: Sequence[str]) -> int:
+    from t2g_jax import hosts
     from t2g_jax.preemption import EXIT_PREEMPTED, Preempted, watched
 
     try:
@@ -81,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("t2g: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
         return EXIT_PREEMPTED
     except T2GError as error:
+        if hosts.lost_another(error):
+            return _lost()
         if os.environ.get("T2G_DEBUG") == "1":
             raise
         print(f"t2g: {error}", file=sys.stderr)
@@ -88,7 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nt2g: interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except Exception as error:
+        if not hosts.lost_another(error):
+            raise
+        return _lost()
     return 0
+
+
+def _lost() -> int:
+    from t2g_jax.hosts import EXIT_LOST
+
+    traceback.print_exc()
+    print("t2g: another process of this run is gone; its log says why", file=sys.stderr)
+    return EXIT_LOST
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
@@ -108,13 +139,20 @@ def _dispatch(arguments: Sequence[str]) -> None:
         _print_help(subparser, config)
         return
     workdir = known.workdir or pathlib.Path("runs") / config.name
+    if known.command == "plan":  # trains nothing, and the devices are not those of this machine
+        _COMMANDS["plan"].action(config, workdir, known)
+        return
+    from t2g_jax import hosts
     from t2g_jax.compilation_cache import use_compilation_cache
+    from t2g_jax.training.watchdog import watching
 
     use_compilation_cache()
+    hosts.initialize()
     try:
         if known.accept_changes:
             _accept_changes(config, workdir)
-        _COMMANDS[known.command].action(config, workdir, known)
+        with watching(config.training.watchdog_minutes, workdir):
+            _COMMANDS[known.command].action(config, workdir, known)
     except OSError as error:
         if error.errno not in _DISK:
             raise
@@ -300,6 +338,30 @@ def _generate(config: Config, workdir: pathlib.Path, known: argparse.Namespace) 
     generate.run(config, workdir, known.method or config.methods[0], known.prompt)
 
 
+def _import(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
+    from t2g_jax.phases import export
+
+    del workdir
+    export.look(config)
+
+
+def _export(config: Config, workdir: pathlib.Path, known: argparse.Namespace) -> None:
+    from t2g_jax.phases import export
+
+    if known.to is None:
+        raise T2GError("export needs --to: the folder to write")
+    phase = (known.method or config.methods[0]).replace("reward-model", "reward_model")
+    export.run(config, workdir, phase, known.to, dtype=known.dtype, adapters=known.adapters)
+
+
+def _plan(config: Config, _: pathlib.Path, known: argparse.Namespace) -> None:
+    from t2g_jax.plan import command
+
+    if known.topology is None:
+        raise T2GError("plan needs --topology: what to plan for, e.g. v5e-16 or h200-8")
+    command.run(config, known.topology, only=known.only, json_file=known.json)
+
+
 def _report(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
     from t2g_jax.phases import reporting
 
@@ -309,6 +371,43 @@ def _report(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> Non
 def _policy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "t2g train-policy CONFIG --method METHOD [--workdir DIR] [--a.b VALUE ...]"
     parser.add_argument("--method", choices=METHODS, help="how the policy learns")
+
+
+def _plan_arguments(parser: argparse.ArgumentParser) -> None:
+    from t2g_jax.plan.topologies import NAMING
+
+    parser.usage = "t2g plan CONFIG --topology NAME [--only PHASE] [--json FILE] [--a.b VALUE ...]"
+    parser.description = f"{parser.description}\n\n{NAMING}"
+    parser.add_argument(
+        "--topology",
+        metavar="NAME",
+        help="v5e-16, v6e-8, v4-64, v5p-64 and other TPU slices; h200-8, h100-8, b200-8 and other "
+        "GPUs",
+    )
+    parser.add_argument(
+        "--only", metavar="PHASE", help="sft, annotate, reward_model, evaluate or a method (all)"
+    )
+    parser.add_argument(
+        "--json", type=pathlib.Path, metavar="FILE", help="write the plan there, too"
+    )
+
+
+def _export_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "t2g export CONFIG --to FOLDER [--method METHOD] [--adapters] [--dtype TYPE] […]"
+    parser.add_argument("--to", type=pathlib.Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument(
+        "--method",
+        choices=("sft", "reward-model", *METHODS),
+        help="whose parameters (those of the first of the config's methods)",
+    )
+    parser.add_argument(
+        "--adapters", action="store_true", help="low-rank adapters alone, in peft's format"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="type of the tensors (that of the pretrained model; without one, float32)",
+    )
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
@@ -365,6 +464,27 @@ _COMMANDS = {
         "metrics, samples and evaluations",
         "report.html: curves, tables and token heat maps; needs no network to open",
         _report,
+    ),
+    "import": _Command(
+        "fetch the pretrained model, and check that it can be used",
+        "model.pretrained",
+        "nothing: the weights stay where they are, and phases read them there",
+        _import,
+    ),
+    "export": _Command(
+        "write a trained model as a Hugging Face folder",
+        "a policy, or the reward model",
+        "config, tokenizer, chat template, safetensors and a model card, as `transformers`, vLLM "
+        "and others read them",
+        _export,
+        _export_arguments,
+    ),
+    "plan": _Command(
+        "say what a run needs on TPUs or GPUs that need not be here",
+        "the configuration; of model.pretrained only config.json",
+        "nothing but a table: memory, FLOPs, traffic and time of every step function",
+        _plan,
+        _plan_arguments,
     ),
     "generate": _Command(
         "let a trained policy answer, and print what it says",

@@ -91,12 +91,17 @@ class TaskConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig(Section):
-    """The byte-level BPE tokenizer that a small model learns from the task's own texts."""
+    """The byte-level BPE tokenizer that a small model learns from the task's own texts.
+
+    A pretrained model brings its own; of this section only `template_options` is for it.
+    """
 
     vocabulary_size: PositiveInt = 512
     """Tokens in the vocabulary, special tokens included."""
     texts: PositiveInt = 2000
     """Prompts and demonstrations that the tokenizer is trained on."""
+    template_options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """Variables of the chat template, e.g. `{enable_thinking: false}` for Qwen3."""
 
     def __post_init__(self) -> None:
         require(
@@ -108,8 +113,10 @@ class TokenizerConfig(Section):
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Section):
-    """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
+    """A pretrained model, or a small decoder to train from nothing."""
 
+    pretrained: str | None = None
+    """Folder or hub id of a Hugging Face model with its tokenizer. None: begin with nothing."""
     layers: PositiveInt = 4
     """Transformer blocks."""
     width: PositiveInt = 128
@@ -129,11 +136,21 @@ class ModelConfig(Section):
     tie_embeddings: bool = True
     """Use the embedding matrix as the output layer too."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of activations. Parameters and losses are float32 either way."""
-    remat: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Precision of activations and matrix products. Losses are float32 either way."""
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of parameters; for bfloat16 see optimizer.rounding too."""
+    remat: Literal["none", "products", "full"] = "products"
+    """What the backward pass finds: all activations, matrix products, or layer inputs (least)."""
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    """Kernel: cuDNN's on GPUs, splash on TPUs, or XLA's own, which holds all scores in memory."""
 
     def __post_init__(self) -> None:
+        if self.pretrained is not None:
+            given = [name for name in SHAPE if getattr(self, name) != SHAPE[name]]
+            require(
+                not given,
+                f"pretrained ({self.pretrained}) brings its own {', '.join(given)}; leave them out",
+            )
         require(
             self.heads % self.kv_heads == 0,
             f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})",
@@ -149,6 +166,15 @@ class ModelConfig(Section):
         )
 
 
+_NOT_SHAPE = {"pretrained", "context_length", "compute_dtype", "param_dtype", "remat", "attention"}
+SHAPE = {
+    field.name: field.default
+    for field in dataclasses.fields(ModelConfig)
+    if field.name not in _NOT_SHAPE
+}
+"""What a pretrained model brings, and the defaults of one that is trained from nothing."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig(Section):
     """Low-rank adapters (arXiv 2106.09685) for the reward model and all methods; sft has none.
@@ -161,26 +187,37 @@ class LoRAConfig(Section):
     """Rank of the adapters of every linear layer. 0: full fine-tuning."""
     alpha: PositiveFloat = 32.0
     """Adapters count alpha / rank."""
+    pretrained: str | None = None
+    """Folder of adapters to begin with, in peft's format; the reference is without. None: fresh."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.pretrained is None or self.rank > 0,
+            f"pretrained is {self.pretrained}, but rank is 0; set rank to that of the adapters",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Section):
-    """How devices are arranged: the product of the three. One may be -1: what the others leave."""
+    """How devices are arranged: the product of the four. One may be -1: what the others leave."""
 
     data: int = -1
-    """Ways to split the batch."""
+    """Ways to split the batch. Of several TPU slices each takes a part of this axis alone."""
     fsdp: int = 1
     """Ways to split parameters and optimizer state, and the batch with them."""
+    context: int = 1
+    """Ways to split rows of tokens, and parameters with them: for rows too long for one device."""
     tensor: int = 1
     """Ways to split heads and feed-forward channels."""
 
     def __post_init__(self) -> None:
-        axes = (self.data, self.fsdp, self.tensor)
+        axes = (self.data, self.fsdp, self.context, self.tensor)
+        named = f"data, fsdp, context and tensor are {axes}"
         require(
             all(size == -1 or size >= 1 for size in axes),
-            f"data, fsdp and tensor are {axes}: each must be a positive number of devices, or -1",
+            f"{named}: each must be a positive number of devices, or -1",
         )
-        require(axes.count(-1) <= 1, f"data, fsdp and tensor are {axes}: only one may be -1")
+        require(axes.count(-1) <= 1, f"{named}: only one may be -1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +242,10 @@ class OptimizerConfig(Section):
     """Decoupled weight decay, on matrices only."""
     clip_norm: PositiveFloat = 1.0
     """Largest global gradient norm."""
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of AdamW's first moment; the second is float32. Adafactor has no first moment."""
+    rounding: Literal["float32_copy", "stochastic"] = "float32_copy"
+    """With model.param_dtype bfloat16: keep a float32 copy of parameters, or round at random."""
 
 
 # --- How completions are drawn and judged ----------------------------------------------------
@@ -256,8 +297,8 @@ class SFTConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine")
     examples: PositiveInt = 4000
     """Training examples that are demonstrated, the first ones; later phases use all of them."""
-    steps: PositiveInt = 400
-    """Optimizer steps."""
+    steps: NonNegativeInt = 400
+    """Optimizer steps. 0: the pretrained model is the warm start as it is."""
     batch_size: PositiveInt = 64
     """Rows a step."""
     micro_batches: PositiveInt = 1
@@ -291,6 +332,8 @@ class AnnotateConfig(Section):
 class RewardModelConfig(Section):
     """The span-reward model: reads a completion, marks each token good, neutral or poor."""
 
+    pretrained: str | None = None
+    """Folder or hub id of a model to start from, with its own tokenizer. None: the warm start."""
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine")
     epochs: PositiveInt = 3
     """Passes over the annotated completions."""
@@ -552,6 +595,8 @@ class TrainingConfig(Section):
 
     max_skipped_updates: PositiveInt = 10
     """Updates with a NaN or Inf in loss or gradients are skipped; so many in a row end the run."""
+    watchdog_minutes: NonNegativeFloat = 30.0
+    """A process without progress for so long says where it is stuck, and ends. 0: never."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -608,6 +653,21 @@ class Config(Section):
             len(set(self.methods)) == len(self.methods), f"methods {self.methods} names one twice"
         )
         require(
+            self.sft.steps != 0 or self.model.pretrained is not None,
+            "sft.steps is 0, but there is no model.pretrained to begin with",
+        )
+        require(
+            self.lora.pretrained is None or self.model.pretrained is not None,
+            f"lora.pretrained ({self.lora.pretrained}) are adapters of a model: set "
+            "model.pretrained to it",
+        )
+        require(
+            self.model.pretrained is None
+            or dataclasses.replace(self.tokenizer, template_options={}) == TokenizerConfig(),
+            f"model.pretrained ({self.model.pretrained}) brings its own tokenizer; leave "
+            "tokenizer.vocabulary_size and tokenizer.texts out",
+        )
+        require(
             self.sampling.max_new_tokens < self.model.context_length,
             f"sampling.max_new_tokens ({self.sampling.max_new_tokens}) must be less than "
             f"model.context_length ({self.model.context_length}): the prompt needs room too",
@@ -623,7 +683,7 @@ class Config(Section):
             f"sampling.max_new_tokens ({self.sampling.max_new_tokens}): it counts the last of them",
         )
         require(
-            self.sft.examples <= self.task.train_size,
+            self.sft.steps == 0 or self.sft.examples <= self.task.train_size,
             f"sft.examples ({self.sft.examples}) must not exceed task.train_size "
             f"({self.task.train_size})",
         )

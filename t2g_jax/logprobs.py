@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -163,16 +162,7 @@ def full_kl_from_hidden(
     head = _head("hidden", hidden, "kernel", kernel)
     reference = _head("ref_hidden", ref_hidden, "ref_kernel", ref_kernel)
     chunks = _chunks(head, chunk_size, vocab_shards, softcap, spread)
-    for name, ours, theirs in (
-        ("hidden", head.hidden.shape[:-1], reference.hidden.shape[:-1]),
-        ("kernel", head.kernel.shape[1:], reference.kernel.shape[1:]),
-    ):
-        if ours != theirs:
-            raise ValueError(
-                f"{name} and ref_{name} must agree in all but the feature axis, but they have "
-                f"shapes {np.shape(hidden if name == 'hidden' else kernel)} and "
-                f"{np.shape(ref_hidden if name == 'hidden' else ref_kernel)}"
-            )
+    _agree("ref", head, reference)
     temperature, _ = _settings(head.hidden[..., 0], temperature, None, head.dtype)
     head, ok = _finite(head)
     reference, ref_ok = _finite(lax.stop_gradient(reference))
@@ -187,6 +177,61 @@ def full_kl_from_hidden(
     else:
         result = chunked.full_kl(chunks, head, reference, temperature)
     return jnp.where(ok & ref_ok, result, jnp.nan)
+
+
+def distillation_from_hidden(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    teacher_hidden: ArrayLike,
+    teacher_kernel: ArrayLike,
+    *,
+    alpha: float = 0.5,
+    temperature: ArrayLike = 1.0,
+    softcap: float = 0.0,
+    chunk_size: int = CHUNK_SIZE,
+    vocab_shards: int = 1,
+    spread: Spread | None = None,
+) -> jax.Array:
+    """`losses.logit_distillation` over the whole vocabulary, without [..., V] in memory.
+
+    Args:
+      hidden, kernel: [..., D] and [D, V], the student's.
+      teacher_hidden, teacher_kernel: [..., R] and [R, V]; no gradient.
+      alpha: 0 KL(t ‖ s), 1 KL(s ‖ t), between them the mixture; a Python number.
+      temperature, softcap, chunk_size, vocab_shards, spread: see `from_hidden`; for both.
+
+    Returns:
+      [...], nats; NaN without a gradient where a hidden state is not finite.
+
+    Raises:
+      ValueError: shapes do not fit, or alpha is out of range.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    head = _head("hidden", hidden, "kernel", kernel)
+    teacher = _head("teacher_hidden", teacher_hidden, "teacher_kernel", teacher_kernel)
+    _agree("teacher", head, teacher)
+    chunks = _chunks(head, chunk_size, vocab_shards, softcap, spread)
+    chunks = chunks._replace(size=min(chunks.size, chunks.columns))
+    temperature, _ = _settings(head.hidden[..., 0], temperature, None, head.dtype)
+    head, ok = _finite(head)
+    teacher, teacher_ok = _finite(lax.stop_gradient(teacher))
+    result = chunked.distillation(chunks, alpha, head, teacher, temperature)
+    return jnp.where(ok & teacher_ok, result, jnp.nan)
+
+
+def _agree(name: str, head: Head, other: Head) -> None:
+    """ValueError unless two heads are of as many hidden states, and of as many tokens."""
+    for part, ours, theirs in (
+        ("hidden", head.hidden.shape[:-1], other.hidden.shape[:-1]),
+        ("kernel", head.kernel.shape[1:], other.kernel.shape[1:]),
+    ):
+        if ours != theirs:
+            ours, theirs = (getattr(x, part).shape for x in (head, other))
+            raise ValueError(
+                f"{part} and {name}_{part} must agree in all but the feature axis, but they have "
+                f"shapes {ours} and {theirs}"
+            )
 
 
 def _dense(

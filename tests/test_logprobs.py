@@ -4,12 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from t2g_jax import kl
-from t2g_jax.logprobs import LogProbs, from_hidden, from_logits, full_kl_from_hidden, token_logprobs
+from t2g_jax.chunked import Spread
+from t2g_jax.logprobs import (
+    LogProbs,
+    distillation_from_hidden,
+    from_hidden,
+    from_logits,
+    full_kl_from_hidden,
+    token_logprobs,
+)
+from t2g_jax.losses import logit_distillation
 from t2g_jax.reductions import masked_mean
 
 ROWS, TOKENS, WIDTH, VOCABULARY = 4, 3, 5, 24
@@ -330,6 +339,37 @@ def test_sharded_is_unsharded(head, chunk_size, vocab_shards, axis_type):
     assert result[1][1].sharding.is_equivalent_to(kernel.sharding, 2)
 
 
+@pytest.mark.parametrize("chunk_size", [5, VOCABULARY])
+def test_a_spread_kernel_is_gathered_by_chunks(head, chunk_size):
+    """The same values and gradients; the gradient lies as the kernel."""
+    even = WIDTH - 1
+    head = head | {"hidden": head["hidden"][..., :even], "kernel": head["kernel"][:even]}
+    mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+    stored, read, rows = (
+        NamedSharding(mesh, spec)
+        for spec in (P("fsdp", "tensor"), P(None, "tensor"), P(("data", "fsdp")))
+    )
+    compute = jax.jit(
+        jax.value_and_grad(lambda *a, **k: sum(_losses(*a, **k)), (0, 1)),
+        static_argnames=("chunk_size", "vocab_shards", "spread"),
+    )
+    expected = compute(*head.values(), chunk_size=VOCABULARY)
+    hidden, kernel, tokens = (
+        jax.device_put(array, sharding)
+        for array, sharding in zip(head.values(), (rows, stored, rows), strict=True)
+    )
+    spread = Spread(stored, read)
+    lowered = compute.lower(
+        hidden, kernel, tokens, chunk_size=chunk_size, vocab_shards=2, spread=spread
+    )
+    compiled = lowered.compile()
+    result = compiled(hidden, kernel, tokens)
+    _assert_close(result, expected)
+    if chunk_size < VOCABULARY // 2:
+        assert result[1][1].sharding.is_equivalent_to(stored, 2)
+        assert f"[{even},{VOCABULARY // 2}]" not in compiled.as_text()
+
+
 @pytest.mark.parametrize("check_vma", [True, False])
 def test_inside_shard_map(head, check_vma):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -434,3 +474,90 @@ def test_refusals(head):
     for message, call in refusals.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+# ------------------------------------------------------------------ soft-capped logits
+
+
+@pytest.mark.parametrize("chunk_size", [5, VOCABULARY])
+def test_soft_capped_logits(head, chunk_size):
+    """Values and gradients of the cap written out, cutoff and KL included."""
+    cap = 1.5
+    reference = {"hidden": -head["hidden"], "kernel": head["kernel"]}
+
+    def capped(hidden, kernel):
+        return cap * jnp.tanh(hidden @ kernel / cap)
+
+    def chunked(hidden, kernel):
+        scored = from_hidden(
+            hidden,
+            kernel,
+            head["tokens"],
+            temperature=0.7,
+            cutoff=np.full((ROWS, TOKENS), -3.0),
+            softcap=cap,
+            chunk_size=chunk_size,
+        )
+        kls = full_kl_from_hidden(
+            hidden, kernel, *reference.values(), softcap=cap, chunk_size=chunk_size
+        )
+        return _mixed(scored) + jnp.sum(kls)
+
+    def dense(hidden, kernel):
+        logits = capped(hidden, kernel)
+        scored = from_logits(
+            logits, head["tokens"], temperature=0.7, cutoff=np.full((ROWS, TOKENS), -3.0)
+        )
+        log_probs, ref_log_probs = map(
+            jax.nn.log_softmax, (logits, jax.lax.stop_gradient(capped(*reference.values())))
+        )
+        return _mixed(scored) + jnp.sum(kl.full(log_probs, ref_log_probs))
+
+    both = head["hidden"], head["kernel"]
+    found, expected = (jax.jit(jax.value_and_grad(f, (0, 1)))(*both) for f in (chunked, dense))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    uncapped = from_hidden(*both, head["tokens"], chunk_size=chunk_size)
+    other = from_hidden(*both, head["tokens"], softcap=cap, chunk_size=chunk_size)
+    assert np.abs(uncapped.logprobs - other.logprobs).max() > 0.01
+
+
+# ------------------------------------------------------------------ distillation
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+@pytest.mark.parametrize("chunk_size", [5, VOCABULARY])
+def test_distillation_is_that_of_the_logits(head, alpha, chunk_size, precision):
+    rng = np.random.default_rng(3)
+    teacher = rng.normal(size=(ROWS, TOKENS, 3)), rng.normal(size=(3, VOCABULARY))
+    weight = rng.normal(size=(ROWS, TOKENS))
+    arrays = [precision.cast(x) for x in (head["hidden"], head["kernel"], *teacher, weight)]
+
+    def chunked(*arrays):
+        *heads, weight = arrays
+        found = distillation_from_hidden(
+            *heads, alpha=alpha, temperature=0.7, softcap=4.0, chunk_size=chunk_size
+        )
+        return jnp.sum(weight * found)
+
+    def dense(hidden, kernel, theirs, their_kernel, weight):
+        student, teacher = (
+            4.0 * jnp.tanh(h @ k / 4.0) / 0.7 for h, k in ((hidden, kernel), (theirs, their_kernel))
+        )
+        return jnp.sum(weight * logit_distillation(student, teacher, alpha=alpha))
+
+    found, expected = (
+        jax.jit(jax.value_and_grad(f, (0, 1, 2, 3)))(*arrays) for f in (chunked, dense)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(
+            a, b, rtol=10 * precision.tolerance, atol=10 * precision.tolerance
+        )
+
+
+def test_distillation_names_what_does_not_fit(head):
+    both = head["hidden"], head["kernel"]
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\], got 2"):
+        distillation_from_hidden(*both, *both, alpha=2)
+    with pytest.raises(ValueError, match="kernel and teacher_kernel must agree"):
+        distillation_from_hidden(*both, both[0], both[1][:, 1:])

@@ -285,9 +285,10 @@ def _splash(
     q, k, v = (jnp.pad(x, [*pad, (0, 0), (0, 0)]).swapaxes(1, 2) for x in (q, k, v))
     segment_ids = jnp.pad(segment_ids, pad)
     sizes = splash.BlockSizes(
-        **dict.fromkeys(("block_q", "block_kv", "block_kv_compute"), block),
-        **{f"{name}_dkv": block for name in ("block_q", "block_kv")},
-        block_kv_dkv_compute=block,
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
         block_q_dq=block,
         block_kv_dq=block,
     )

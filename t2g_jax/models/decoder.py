@@ -24,7 +24,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from t2g_jax.models import attention
+from t2g_jax.models.attention import Backend, Rule, attend, choose, sight
 from t2g_jax.models.experts import mixture
 from t2g_jax.models.rope import Rope, rotate
 from t2g_jax.numerics import matrix_product
@@ -62,7 +62,7 @@ class DecoderConfig:
     recomputes the rest; or only the layers' inputs."""
     lora_alpha: float = 32.0
     """Low-rank adapters, if the parameters have them, count alpha / rank; see `models.lora`."""
-    attention: attention.Backend = "auto"
+    attention: Backend = "auto"
     """The kernel, see `models.attention`."""
 
     # What differs between families
@@ -121,8 +121,8 @@ class DecoderConfig:
         return self.local_layers or (self.window is not None,) * self.layers
 
     @property
-    def rule(self) -> attention.Rule:
-        return attention.Rule(self.attention_softcap, self.window if any(self.locality) else None)
+    def rule(self) -> Rule:
+        return Rule(self.attention_softcap, self.window if any(self.locality) else None)
 
 
 @struct.dataclass
@@ -215,7 +215,7 @@ class Decoder(nn.Module):
             if self.sharding is None
             else self.sharding.mesh.devices.flat[0].platform
         )
-        backend = attention.choose(
+        backend = choose(
             config.attention,
             config.rule,
             platform=platform,
@@ -224,7 +224,7 @@ class Decoder(nn.Module):
             dtype=config.dtype,
             cached=cache is not None,
         )
-        see = attention.sight(config.rule, backend, positions, segment_ids, cache)
+        see = sight(config.rule, backend, positions, segment_ids, cache)
         earlier = None if cache is None else (cache.keys, cache.values)
         layer = Layer
         if config.remat != "none":
@@ -270,8 +270,8 @@ class Layer(nn.Module):
         def after(name, x):
             return RMSNorm(config, name=f"{name}_out_norm")(x) if config.post_norm else x
 
-        attend = Attention(config, self.sharding, self.backend, self.platform, name="attention")
-        attended, fresh = attend(before("attention", x), rotation, see, is_local, earlier)
+        attention = Attention(config, self.sharding, self.backend, self.platform, name="attention")
+        attended, fresh = attention(before("attention", x), rotation, see, is_local, earlier)
         x = x + after("attention", attended)
         mlp = (
             Experts(config, self.sharding, name="mlp")
@@ -304,7 +304,7 @@ class Attention(nn.Module):
         scale = (
             config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
         )
-        mixed, fresh = attention.attend(
+        mixed, fresh = attend(
             q * scale,
             k,
             v,

@@ -101,7 +101,7 @@ def hidden_states(
     positions: Array,
     segment_ids: Array,
     *,
-    sharding: jax.sharding.Sharding | None = None,
+    sharding: jax.sharding.NamedSharding | None = None,
     lookup_sharding: jax.sharding.Sharding | None = None,
 ) -> Array:
     """Hidden states [B, T, D] of whole rows (no cache), computed in the given sharding.

@@ -24,12 +24,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from t2g_jax import hosts
 from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import describe
 from t2g_jax.models.families.base import Family
 from t2g_jax.models.heads import Params
+from t2g_jax.training.watchdog import beat
 
 Array = jax.Array
 
@@ -43,6 +45,7 @@ LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": 
 _LAYERS = "decoder/layers/"
 
 
+@functools.cache
 def fetch(source: str) -> Path:
     """The folder of a model: `source` itself, or where the hub's model of that id was put.
 
@@ -83,9 +86,9 @@ def load(folder: Path, config: DecoderConfig, shardings: Params | None = None) -
     """
     family, _ = describe(folder)
     there = _canonical(tensor_files.tensors(folder), family)
-    shapes = _flat(jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0))))
+    shapes = flat(jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0))))
     _check(folder, family, config, shapes, there)
-    placed = _flat(shardings) if shardings is not None else {}
+    placed = flat(shardings) if shardings is not None else {}
     default = SingleDeviceSharding(jax.local_devices()[0])
     params = {}
     for path, leaf in shapes.items():
@@ -95,6 +98,7 @@ def load(folder: Path, config: DecoderConfig, shardings: Params | None = None) -
             piece = _on_devices(there[name], path, leaf.shape[len(index) :], sharding, len(index))
             value = _put(value, piece, index, is_matrix=_is_matrix(path), sharding=sharding)
             jax.block_until_ready(value)  # the next tensor is read when this one is done with
+            beat()
         params[path] = value
     return unflatten_dict(params, sep="/")
 
@@ -114,19 +118,23 @@ def save_weights(
       params: "decoder" and, unless tied, "lm_head"; adapters must have been merged.
       dtype: of the tensors in the files.
     """
-    flat = _flat({name: params[name] for name in ("decoder", "lm_head") if name in params})
-    plan = [(path, index, name) for path in flat for index, name in sources(family, config, path)]
+    leaves = flat({name: params[name] for name in ("decoder", "lm_head") if name in params})
+    plan = [(path, index, name) for path in leaves for index, name in sources(family, config, path)]
     contents = [
-        (name, their_shape(path, flat[path].shape[len(index) :])) for path, index, name in plan
+        (name, their_shape(path, leaves[path].shape[len(index) :])) for path, index, name in plan
     ]
 
     def values() -> Iterator[np.ndarray]:
         for path, index, _ in plan:
-            yield to_host(_their_layout(path, flat[path], index))
+            yield hosts.fetch(_taken(leaves[path], index, path=path))
 
-    first = jax.process_index() == 0
     tensor_files.write(
-        folder, contents, values(), np.dtype(dtype), file_bytes=file_bytes, first=first
+        folder,
+        contents,
+        values(),
+        np.dtype(dtype),
+        file_bytes=file_bytes,
+        first=hosts.is_first(),
     )
 
 
@@ -160,12 +168,9 @@ def their_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return math.prod(shape[at:]), math.prod(shape[:at])
 
 
-def to_host(value: Array) -> np.ndarray:
-    """The whole of an array, on every process."""
-    if value.is_fully_addressable:
-        return np.asarray(value)
-    whole = NamedSharding(value.sharding.mesh, P())
-    return np.asarray(jax.jit(lambda x: x, out_shardings=whole)(value).addressable_data(0))
+def flat(tree: Params) -> dict[str, Any]:
+    """Leaves by their path, such as decoder/embed/embedding."""
+    return flatten_dict(tree, sep="/")
 
 
 def _is_matrix(path: str) -> bool:
@@ -176,10 +181,6 @@ def _is_matrix(path: str) -> bool:
 def _input_axes(path: str) -> int:
     """Axes of inputs of a matrix: attention's output reads heads × head width."""
     return 2 if path.endswith("attention/out/kernel") else 1
-
-
-def _flat(tree: Params) -> dict[str, Any]:
-    return flatten_dict(tree, sep="/")
 
 
 def _canonical(
@@ -276,13 +277,9 @@ def _put(
     return jax.lax.with_sharding_constraint(placed, sharding)
 
 
-def _their_layout(path: str, value: Array, index: tuple[int, ...]) -> Array:
-    """One tensor as it lies in a file."""
-    return _taken(value, index, path=path)
-
-
 @functools.partial(jax.jit, static_argnames="path")
 def _taken(value: Array, index: tuple[int, ...], *, path: str) -> Array:
+    """One tensor as it lies in a file."""
     for i in index:
         value = jax.lax.dynamic_index_in_dim(value, i, keepdims=False)
     outputs, *inputs = their_shape(path, value.shape)

@@ -87,7 +87,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         raise T2GError(f"{folder} has neither model.safetensors nor {INDEX}{pickled}")
     found: dict[str, Tensor] = {}
     for file in sorted(set(wanted.values())) or [whole]:
-        found |= {t.name: t for t in _header(file)}
+        found |= {t.name: t for t in of_file(file)}
     missing = [
         name for name, file in wanted.items() if found.get(name) is None or found[name].file != file
     ]
@@ -106,6 +106,7 @@ def write(
     dtype: np.dtype,
     *,
     file_bytes: int,
+    name: str = "model.safetensors",
     first: bool = True,
 ) -> None:
     """Writes tensors to files of at most `file_bytes`, with an index if they are several.
@@ -114,35 +115,32 @@ def write(
       contents: name and shape of each, in order.
       values: of each, in that order; one is in memory at a time.
       dtype: of all.
+      name: of the file, if it is one.
       first: whether this process writes; the others only go through `values`.
     """
     groups: list[list[tuple[str, tuple[int, ...]]]] = [[]]
     room = file_bytes
-    for name, shape in contents:
+    for tensor, shape in contents:
         size = math.prod(shape) * dtype.itemsize
         if groups[-1] and size > room:
             groups.append([])
             room = file_bytes
-        groups[-1].append((name, shape))
+        groups[-1].append((tensor, shape))
         room -= size
-    where = {}
+    where: dict[str, str] = {}
     for number, group in enumerate(groups, 1):
-        file = (
-            "model.safetensors"
-            if len(groups) == 1
-            else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
-        )
-        where |= {name: file for name, _ in group}
+        file = name if len(groups) == 1 else f"model-{number:05d}-of-{len(groups):05d}.safetensors"
+        where |= {tensor: file for tensor, _ in group}
         if not first:
             for _ in group:
                 next(values)
             continue
         with open(folder / file, "wb") as out:
             out.write(_written_header(group, dtype))
-            for name, shape in group:
+            for tensor, shape in group:
                 value = next(values)
                 if value.shape != shape:
-                    raise ValueError(f"{name} has shape {value.shape}, announced was {shape}")
+                    raise ValueError(f"{tensor} has shape {value.shape}, announced was {shape}")
                 out.write(np.ascontiguousarray(value.astype(dtype)).tobytes())
     if first and len(groups) > 1:
         total = sum(math.prod(shape) * dtype.itemsize for _, shape in contents)
@@ -150,7 +148,8 @@ def write(
         (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", "utf-8")
 
 
-def _header(file: Path) -> Iterator[Tensor]:
+def of_file(file: Path) -> Iterator[Tensor]:
+    """The tensors of one file. Raises as `tensors`."""
     if not file.is_file():
         raise T2GError(f"{file} is missing; fetch the model again")
     try:

@@ -8,21 +8,23 @@ be used goes to quarantine.jsonl with the reason.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from t2g_jax import hosts
 from t2g_jax.config import Config, config_hash
 from t2g_jax.data.dataset import write_dataset
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import JudgeError
+from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.judges.guard import name_of
 from t2g_jax.phases.context import Context, once
 from t2g_jax.phases.judgement import Judgement, aligned
@@ -44,6 +46,16 @@ def annotate(context: Context) -> dict[str, Any]:
     """
     began = time.monotonic()
     records, quarantined = judged(context)
+    return hosts.from_first(lambda: written(context, records, quarantined, began))
+
+
+def written(
+    context: Context,
+    records: Sequence[AnnotationRecord],
+    quarantined: dict[str, int],
+    began: float,
+) -> dict[str, Any]:
+    """Writes the dataset; the summary of the phase."""
     splits = split(records, context.config.annotate.held_out, quarantined)
     if not context.workspace.dataset.exists():  # else a run was stopped just after writing it
         write_dataset(
@@ -70,31 +82,28 @@ def annotate(context: Context) -> dict[str, Any]:
 def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
     """The judged completions in the order they were drawn, and the number quarantined, by reason.
 
-    A batch is sampled whole, so that its completions do not depend on where a run was stopped.
-    Failures of the judge are settled by its next success: if it is down, the next run asks again.
+    A batch is sampled whole, so that its completions do not depend on where a run was stopped. Of
+    several processes all sample, and the first takes notes; the others return nothing.
     """
-    settings, folder = context.config.annotate, context.workspace.phase(ANNOTATE)
+    settings = context.config.annotate
     policy = context.params()
-    with (
-        Journal(folder / "journal.jsonl") as journal,
-        Quarantine(folder / "quarantine.jsonl") as quarantine,
-        PhaseProgress(
-            ANNOTATE,
-            settings.prompts * settings.samples_per_prompt,
-            start=len(journal) + len(quarantine),
-            enabled=jax.process_index() == 0,
-        ) as progress,
-    ):
-        records_of(journal)  # if a line is damaged, better said now than in the end
-        settled = journal.done | quarantine.ids
-        failed: list[tuple[str, Turn, JudgeError]] = []
+    with contextlib.ExitStack() as opened:
+        of_first: list[Notes] = []
 
-        def settle_failures() -> None:
-            for id, turn, error in failed:
-                payload = {"completion": turn.text, "details": error.details}
-                quarantine.add(id, f"judge: {error.reason}", payload)
-            failed.clear()
+        def open_notes() -> list[str]:
+            of_first.append(opened.enter_context(notes_of(context)))
+            return sorted(of_first[0].settled)
 
+        settled = set(hosts.from_first(open_notes))
+        notes = of_first[0] if of_first else None
+        progress = opened.enter_context(
+            PhaseProgress(
+                ANNOTATE,
+                settings.prompts * settings.samples_per_prompt,
+                start=len(settled),
+                enabled=notes is not None,
+            )
+        )
         for batch in range(-(-settings.prompts // settings.batch_size)):
             examples = context.train_examples(ANNOTATE, batch, settings.batch_size)
             examples = examples[: settings.prompts - batch * settings.batch_size]
@@ -121,21 +130,73 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                     [turn.example for _, turn in left], [turn.text for _, turn in left]
                 )
                 for (id, turn), critique in zip(left, said, strict=True):
-                    if isinstance(critique, JudgeError):
-                        failed.append((id, turn, critique))
-                        continue
-                    settle_failures()
-                    record = annotated(context, id, turn, aligned(context, turn, critique))
-                    try:
-                        validate(record)
-                    except T2GError as error:
-                        payload = {"completion": turn.text, "details": str(error)}
-                        quarantine.add(id, "not a valid record", payload)
-                    else:
-                        journal.append(record.to_json())
-            progress.update(len(journal) + len(quarantine), quarantined=len(quarantine))
-        settle_failures()
-        return records_of(journal), dict(quarantine.counts)
+                    if notes is not None:
+                        notes.add(id, turn, critique)
+            if notes is not None:
+                progress.update(len(notes), quarantined=len(notes.quarantine))
+        return notes.end() if notes is not None else ([], {})
+
+
+@dataclasses.dataclass
+class Notes:
+    """What became of each completion: its record in the journal, or why there is none.
+
+    Failures of the judge are settled by its next success: if it is down, the next run asks again.
+    """
+
+    context: Context
+    journal: Journal
+    quarantine: Quarantine
+    failed: list[tuple[str, Turn, JudgeError]] = dataclasses.field(default_factory=list)
+
+    @property
+    def settled(self) -> set[str]:
+        """The ids that need not be judged again."""
+        return self.journal.done | self.quarantine.ids
+
+    def add(self, id: str, turn: Turn, critique: Critique | JudgeError) -> None:
+        if isinstance(critique, JudgeError):
+            self.failed.append((id, turn, critique))
+            return
+        self._settle_failures()
+        record = annotated(self.context, id, turn, aligned(self.context, turn, critique))
+        try:
+            validate(record)
+        except T2GError as error:
+            payload = {"completion": turn.text, "details": str(error)}
+            self.quarantine.add(id, "not a valid record", payload)
+        else:
+            self.journal.append(record.to_json())
+
+    def end(self) -> tuple[list[AnnotationRecord], dict[str, int]]:
+        """All records, and the number quarantined, by reason."""
+        self._settle_failures()
+        return records_of(self.journal), dict(self.quarantine.counts)
+
+    def __len__(self) -> int:
+        return len(self.journal) + len(self.quarantine)
+
+    def _settle_failures(self) -> None:
+        for id, turn, error in self.failed:
+            payload = {"completion": turn.text, "details": error.details}
+            self.quarantine.add(id, f"judge: {error.reason}", payload)
+        self.failed.clear()
+
+
+@contextlib.contextmanager
+def notes_of(context: Context) -> Iterator[Notes]:
+    """The notes in the work directory, to be continued.
+
+    Raises:
+      T2GError: they are damaged, or another process takes notes there.
+    """
+    folder = context.workspace.phase(ANNOTATE)
+    with (
+        Journal(folder / "journal.jsonl") as journal,
+        Quarantine(folder / "quarantine.jsonl") as quarantine,
+    ):
+        records_of(journal)  # if a line is damaged, better said now than in the end
+        yield Notes(context, journal, quarantine)
 
 
 def records_of(journal: Journal) -> list[AnnotationRecord]:

@@ -8,16 +8,17 @@ import dataclasses
 import functools
 import os
 import random
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
 import grain
 import jax
-import jax.numpy as jnp
 import rich.console
 from jax.sharding import Mesh
 
+from t2g_jax import hosts, preemption
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.errors import T2GError
@@ -26,6 +27,7 @@ from t2g_jax.judges.custom import make_judge
 from t2g_jax.judges.guard import Guard
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.phases import pretrained
 from t2g_jax.phases.workspace import SFT, Workspace, claimed, command
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
@@ -33,6 +35,7 @@ from t2g_jax.tasks.base import Example, Task
 from t2g_jax.training.checkpoint import Checkpoints, load_params
 from t2g_jax.training.metrics import Stopwatch
 from t2g_jax.training.sharding import make_mesh, state_shardings
+from t2g_jax.training.watchdog import beat
 
 _TRIES = 1000
 """Training examples that are looked at for one whose prompt is not too long."""
@@ -64,7 +67,11 @@ class Context:
 
     @classmethod
     def open(cls, config: Config, workdir: str | os.PathLike[str]) -> Context:
-        """Opens a work directory; the first time, trains the tokenizer on the task's own text."""
+        """Opens a work directory.
+
+        The first time, it gets the tokenizer of the pretrained model; without one, a tokenizer is
+        trained on the task's own text.
+        """
         workspace = Workspace(workdir, config)
         mesh = make_mesh(config.mesh)
         task = make_task(
@@ -78,13 +85,22 @@ class Context:
         )
         level = CritiqueLevel(config.judge.level)
         judge = make_judge(config.judge.name, task, level)
-        if not workspace.tokenizer.exists():
+
+        def make_tokenizer() -> None:
+            if workspace.tokenizer.exists():
+                return
+            if config.model.pretrained is not None:
+                pretrained.tokenizer(config.model.pretrained).save(workspace.tokenizer)
+                return
             count = min(config.tokenizer.texts, config.task.train_size)
             # Of the puzzle's own judge: one that must be paid or waited for is not asked for this.
             texts = _texts(task, task.judge(level), count)
             train_tokenizer(texts, config.tokenizer.vocabulary_size, workspace.tokenizer)
+
+        hosts.from_first(make_tokenizer)
         try:
-            tokenizer = ChatTokenizer.load(workspace.tokenizer)
+            options = config.tokenizer.template_options
+            tokenizer = ChatTokenizer.load(workspace.tokenizer, template_options=options)
         except Exception as error:  # of many kinds, from several libraries
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise T2GError(
@@ -92,13 +108,17 @@ class Context:
                 "back as it was, or begin anew in another --workdir: policies cannot be used "
                 "without the tokenizer that they were trained with"
             ) from error
+        try:
+            tokenizer.next_turn("", ended=True)
+        except ValueError as error:  # sooner here than after an hour
+            raise T2GError(f"no critique could be answered: {error}") from error
         return cls(
             config=config,
             workspace=workspace,
             task=task,
             judge=judge,
             tokenizer=tokenizer,
-            model=decoder_config(config, tokenizer.vocab_size),
+            model=pretrained.decoder_config(config, tokenizer.vocab_size),
             mesh=mesh,
             guard=Guard(
                 timeout_seconds=config.judge.timeout_seconds,
@@ -195,14 +215,46 @@ class Context:
         Raises:
           T2GError: the judge is down (`judge.max_failures_in_a_row`).
         """
-        outcomes = self.guard.critiques(self.judge, examples, texts)
+        outcomes = self._outcomes(examples, texts)
         while True:
             with self.watch.stage("judge"):
                 outcome = next(outcomes, None)
             if outcome is None:
                 return
+            beat()
             self.tally["judge_failures"] += isinstance(outcome, JudgeError)
             yield outcome
+
+    def _outcomes(
+        self, examples: Sequence[Example], texts: Sequence[str]
+    ) -> Iterator[Critique | JudgeError]:
+        """What the judge said. One of several processes asks, and tells the others every second."""
+        asked = self.guard.critiques(self.judge, examples, texts)
+        if not hosts.several():
+            yield from asked
+            return
+
+        def next_ones() -> list[dict[str, Any]]:
+            told: list[dict[str, Any]] = []
+            end = time.monotonic() + 1
+            for outcome in asked:
+                if isinstance(outcome, Critique):
+                    told.append({"critique": outcome.to_dict()})
+                else:
+                    told.append({"reason": outcome.reason, "details": outcome.details})
+                if time.monotonic() > end:
+                    break
+            return told
+
+        known = 0
+        while known < len(texts):
+            for outcome in hosts.from_first(next_ones):
+                known += 1
+                if "critique" in outcome:
+                    yield Critique.from_dict(outcome["critique"])
+                else:
+                    yield JudgeError(outcome["reason"], outcome["details"])
+            preemption.stop_if_asked()
 
     def params(
         self, phase: str = SFT, *, with_heads: Sequence[str] = (), step: int | None = None
@@ -241,6 +293,10 @@ class Context:
             )
         return best
 
+    def initial_params(self) -> heads.Params:
+        """What the warm start begins with, on the mesh: the pretrained model, or random weights."""
+        return pretrained.params(self.config, self.model, self.mesh, self.key("init"))
+
     @functools.cached_property
     def _warm_start(self) -> heads.Params:
         return self._saved(SFT, ())
@@ -249,6 +305,9 @@ class Context:
         self, phase: str, with_heads: Sequence[str], step: int | None = None
     ) -> heads.Params:
         """What a complete phase trained."""
+        if phase == SFT and self.config.sft.steps == 0:
+            self.workspace.summary(phase)
+            return self.initial_params()
         rank = 0 if phase == SFT else self.config.lora.rank
         found = self.workspace.summary(phase).get("lora_rank", 0)
         if found != rank:
@@ -272,11 +331,15 @@ class Context:
             ) from error
 
     def with_adapters(self, params: heads.Params, phase: str) -> heads.Params:
-        """The parameters that a phase starts from, with fresh adapters if there is LoRA."""
-        rank = self.config.lora.rank
-        if rank == 0:
+        """The parameters that a phase starts from, with adapters if there is LoRA."""
+        settings = self.config.lora
+        if settings.rank == 0:
             return params
-        return self.placed(lora.add_adapters(params, self.key(f"{phase}/lora"), rank=rank))
+        key = self.key(f"{phase}/lora")
+        params = self.placed(lora.add_adapters(params, key, rank=settings.rank))
+        if settings.pretrained is None:
+            return params
+        return pretrained.adapters(self.config, self.model, params)
 
     def placed(self, params: heads.Params) -> heads.Params:
         """Parameters, or their shapes, with the shardings of the mesh."""
@@ -285,7 +348,7 @@ class Context:
             return jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), params, shardings
             )
-        return jax.device_put(params, shardings)
+        return hosts.place(params, shardings)
 
 
 def once(
@@ -297,6 +360,7 @@ def once(
     """A phase's summary: of `work`, done now and recorded, or done before and not again."""
     with claimed(workdir):
         workspace = Workspace(workdir, config)
+        preemption.stop_if_asked()
         if workspace.is_complete(phase):
             say(f"{phase}: complete, skipped")
             return workspace.summary(phase)
@@ -305,7 +369,7 @@ def once(
 
 def say(line: str) -> None:
     """A line for whoever watches, on stderr, by the first process only."""
-    if jax.process_index() == 0:
+    if hosts.is_first():
         rich.console.Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -313,25 +377,6 @@ def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:
     """`Checkpoints.keep_best` of a config, for the phases of methods."""
     name, best_is = config.checkpoint.keep_best, config.checkpoint.best_is
     return None if name is None else (name, best_is)
-
-
-def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
-    """The decoder that a config describes, for a vocabulary rounded up to a multiple of 64."""
-    model = config.model
-    return DecoderConfig(
-        vocab_size=-(-vocab_size // 64) * 64,
-        width=model.width,
-        layers=model.layers,
-        heads=model.heads,
-        kv_heads=model.kv_heads,
-        head_width=model.head_width or model.width // model.heads,
-        mlp_width=model.mlp_width,
-        rope_theta=model.rope_theta,
-        tie_embeddings=model.tie_embeddings,
-        dtype=jnp.dtype(model.compute_dtype),
-        remat=model.remat,
-        lora_alpha=config.lora.alpha,
-    )
 
 
 def _texts(task: Task, judge: Judge, count: int) -> Iterator[str]:

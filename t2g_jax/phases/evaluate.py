@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
+from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config
 from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases.context import Context, say
@@ -36,13 +38,21 @@ def _run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     scores = {}
     for phase in (SFT, *done):
         path = context.workspace.phase(phase) / "evaluation.json"
-        if path.exists():
-            scores[phase] = read_json(path, made_by="t2g evaluate")
+        before = _before(path)
+        if before is not None:
+            scores[phase] = before
         else:
             scores[phase] = evaluate(context, phase)
             write_json(path, scores[phase])
         say(line(scores[phase]))
     return scores
+
+
+def _before(path: Path) -> dict[str, Any] | None:
+    """The scores that were written there, if any were."""
+    return hosts.from_first(
+        lambda: read_json(path, made_by="t2g evaluate") if path.exists() else None
+    )
 
 
 def evaluate(context: Context, phase: str) -> dict[str, Any]:

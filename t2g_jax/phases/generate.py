@@ -11,6 +11,7 @@ import numpy as np
 import rich.console
 from rich.text import Text
 
+from t2g_jax import hosts
 from t2g_jax.config import Config, Method
 from t2g_jax.errors import T2GError
 from t2g_jax.models.heads import Params
@@ -52,7 +53,7 @@ def run(
     params = context.params(method, step=context.best_step(method))
     trained = context.workspace.is_complete(REWARD_MODEL)
     model = RewardModel.load(context) if trained else None
-    console = console or rich.console.Console(highlight=False)
+    console = console or rich.console.Console(highlight=False, quiet=not hosts.is_first())
     for sample in answers(context, params, model, prompt):
         show(console, sample)
 
@@ -128,4 +129,4 @@ def _marks(
         model.rewards([(prompt, completion)]),
         model.critiques([(prompt, completion)]),
     )
-    return predicted, None if critique is None else context.tokenizer.decode(critique)
+    return predicted, None if critique is None else model.tokenizer.decode(critique)

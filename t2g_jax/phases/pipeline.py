@@ -22,8 +22,8 @@ def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:
     return chosen
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Report:
-    """Runs the phases that are not complete, evaluates, and writes the report."""
+def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
+    """Runs the phases that are not complete, evaluates, and writes the report, see `reporting`."""
     with claimed(workdir):
         for phase in phases(config).values():
             phase(config, workdir)

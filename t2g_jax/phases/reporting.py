@@ -12,6 +12,7 @@ import jax
 import rich.console
 
 import t2g_jax
+from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.phases.samples import read_samples
@@ -42,16 +43,20 @@ BY_TOKENS = ("test_accuracy", "accuracy")
 differs from method to method."""
 
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> Report:
-    """Writes report.html and prints its table; returns the contents.
+def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
+    """Writes report.html and prints its table; returns the contents, on the first process only.
 
     Raises:
       T2GError: nothing has been evaluated yet.
     """
     workspace = Workspace(workdir, config)
+    reports: list[Report] = []
+    hosts.from_first(lambda: reports.append(_write(workspace)))
+    return reports[0] if reports else None
+
+
+def _write(workspace: Workspace) -> Report:
     report = contents(workspace)
-    if jax.process_index() != 0:
-        return report
     html.write(report, workspace.report)
     console = rich.console.Console()
     if report.class_scores:

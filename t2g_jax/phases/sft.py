@@ -13,7 +13,6 @@ from typing import Any
 
 from t2g_jax.config import Config
 from t2g_jax.judges.base import Critique, JudgeError
-from t2g_jax.models import heads
 from t2g_jax.phases.context import Context, once
 from t2g_jax.phases.span_rewards import critique_request
 from t2g_jax.phases.training import Collected, Learning, run_training
@@ -29,23 +28,30 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def train(context: Context) -> dict[str, Any]:
-    """Trains the warm start."""
+    """Trains the warm start; with 0 steps it is the pretrained model as it is."""
     sft = context.config.sft
 
     def collect(state, step: int) -> Collected:
         del state
         return Collected(demonstrations(context, step))
 
-    learning = Learning(
-        optimizer=sft.optimizer,
+    if sft.steps == 0:  # the pretrained model is the warm start
+        return {"lora_rank": 0, "seconds": 0.0, "tokens_trained": 0, "tokens_generated": 0}
+    _, summary = run_training(
+        context, SFT, context.initial_params(), collect, learning(context.config)
+    )
+    return summary
+
+
+def learning(config: Config) -> Learning:
+    """How the warm start learns."""
+    return Learning(
+        optimizer=config.sft.optimizer,
         objective=Objective(),
         fields=("nll_weight",),
-        steps=sft.steps,
-        micro_batches=sft.micro_batches,
+        steps=config.sft.steps,
+        micro_batches=config.sft.micro_batches,
     )
-    params = heads.init_params(context.model, context.key("init"))
-    _, summary = run_training(context, SFT, params, collect, learning)
-    return summary
 
 
 def demonstrations(context: Context, step: int) -> list[Row]:

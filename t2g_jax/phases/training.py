@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from t2g_jax import hosts
 from t2g_jax.config import OptimizerConfig, config_hash
 from t2g_jax.errors import T2GError
 from t2g_jax.models import lora
@@ -26,7 +28,7 @@ from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.loop import train
 from t2g_jax.training.metrics import MetricsWriter, read_metrics
 from t2g_jax.training.objective import Objective
-from t2g_jax.training.sharding import batch_sharding
+from t2g_jax.training.sharding import ROWS, batch_sharding, parts
 from t2g_jax.training.state import TrainState, learning_rate, make_optimizer
 from t2g_jax.training.step import make_update
 
@@ -109,15 +111,17 @@ def run_training(
 
     def carried(values: dict[str, float]) -> dict[str, jax.Array]:
         # Placed as the update leaves it, or the update would be compiled for either place.
-        return jax.device_put({k: np.float32(v) for k, v in values.items()}, replicated)
+        return hosts.place({k: np.float32(v) for k, v in values.items()}, replicated)
 
+    rank = lora.rank(params)
     trained, frozen = lora.split(params)
     # A copy: the first update donates its state, and the caller may keep `params` as a reference.
     trained = jax.tree.map(jax.numpy.copy, trained)
+    del params  # if the caller does not, they need not take memory
     state = TrainState.create(trained, optimizer, carried(learning.carry))
     update = make_update(context.model, learning.objective, optimizer, context.mesh, state, frozen)
     sharding = batch_sharding(context.mesh, micro_batched=True)
-    first = jax.process_index() == 0
+    first = hosts.is_first()
 
     rate = learning_rate(learning.optimizer, updates)
 
@@ -135,7 +139,7 @@ def run_training(
         reports = []
         with context.watch.stage("update"):
             for batch in minibatches(context, phase, learning, rows, step):
-                placed = jax.device_put(batch, sharding)
+                placed = hosts.place(batch, sharding)
                 state, report = update(state, placed, frozen) if frozen else update(state, placed)
                 reports.append(report)
             reports = jax.device_get(reports)
@@ -207,16 +211,26 @@ def run_training(
             ),
             on_step=tell,
         )
-    lines = read_metrics(workspace.phase(phase))
+    return lora.join(state.params, frozen), {"lora_rank": rank} | hosts.from_first(
+        lambda: summary(context, phase)
+    )
+
+
+def summary(context: Context, phase: str) -> dict[str, Any]:
+    """Of a phase, from its log: seconds, tokens, and the last metrics.
+
+    Raises:
+      T2GError: no row was short enough to be learned from.
+    """
+    lines = read_metrics(context.workspace.phase(phase))
     too_long = sum(line.get("rows_too_long", 0) for line in lines)
     if too_long and not any(line["tokens_trained"] for line in lines):
         raise T2GError(
             f"{phase}: all {too_long} rows are longer than model.context_length "
-            f"({config.model.context_length}), so nothing was learned; raise it, then delete "
-            f"{workspace.root} or use another --workdir"
+            f"({context.config.model.context_length}), so nothing was learned; raise it, then "
+            f"delete {context.workspace.root} or use another --workdir"
         )
-    return lora.join(state.params, frozen), {
-        "lora_rank": lora.rank(params),
+    return {
         "seconds": lines[-1]["seconds"],
         "tokens_trained": int(sum(line["tokens_trained"] for line in lines)),
         "tokens_generated": int(sum(line.get("tokens_generated", 0) for line in lines)),
@@ -236,8 +250,8 @@ def minibatches(
     """
     if not rows:
         return
-    length = bucket(rows)
-    multiple = shards(context) * learning.micro_batches
+    length = bucket(rows, parts(context.mesh, "context"))
+    multiple = parts(context.mesh, *ROWS) * learning.micro_batches
     for epoch in range(learning.epochs):
         rng = np.random.default_rng(context.seed(f"{phase}/{step}/{epoch}"))
         order = rng.permutation(len(rows))
@@ -250,19 +264,15 @@ def minibatches(
 
 def packed(context: Context, rows: Sequence[Row]) -> tuple[Batch, list[Place]]:
     """The tokens of rows for scoring, packed and on the mesh; and where each row is."""
-    rows, length = [Row(item.tokens, {}) for item in rows], bucket(rows)
-    batch = pack(rows, length=length, multiple=shards(context))
-    return jax.device_put(batch, batch_sharding(context.mesh)), places(rows, length)
+    rows = [Row(item.tokens, {}) for item in rows]
+    length = bucket(rows, parts(context.mesh, "context"))
+    batch = pack(rows, length=length, multiple=parts(context.mesh, *ROWS))
+    return hosts.place(batch, batch_sharding(context.mesh)), places(rows, length)
 
 
-def bucket(rows: Sequence[Row]) -> int:
-    """The length of the longest row, rounded up."""
-    return round_up(max(len(row) for row in rows), LENGTH_BUCKET)
-
-
-def shards(context: Context) -> int:
-    """Parts that the rows of a batch are split into."""
-    return context.mesh.shape["data"] * context.mesh.shape["fsdp"]
+def bucket(rows: Sequence[Row], stretches: int = 1) -> int:
+    """The length of the longest row, rounded up, and to a multiple of `stretches`."""
+    return round_up(max(len(row) for row in rows), math.lcm(LENGTH_BUCKET, stretches))
 
 
 def weighed(row: Row) -> int:
@@ -314,6 +324,6 @@ def progress_of(
     """In steps or, with a token budget, in tokens: how many steps that is, nobody knows."""
     if learning.token_budget is None:
         return PhaseProgress(phase, learning.steps, start=start, enabled=enabled)
-    logged = list(read_metrics(workspace.phase(phase))) if start else []
+    logged = list(read_metrics(workspace.phase(phase))) if start and enabled else []
     tokens = int(logged[-1]["tokens_generated_total"]) if logged else 0
     return PhaseProgress(phase, learning.token_budget, start=tokens, unit="tokens", enabled=enabled)

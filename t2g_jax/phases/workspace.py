@@ -11,13 +11,12 @@ import os
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import jax
-
-from t2g_jax import durable
+from t2g_jax import durable, hosts
 from t2g_jax.config import Config, changes, config_hash, load_config, to_yaml
 from t2g_jax.errors import T2GError
 
@@ -39,7 +38,8 @@ class Workspace:
         workdir/<phase>/evaluation.json
         workdir/report.html
 
-    Of the processes of a run the first writes; checkpoints are written by all.
+    Of the processes of a run the first writes, and says what is there; checkpoints are written by
+    all. It must be one folder that all of them see.
 
     Args:
       root: the work directory; made if missing.
@@ -47,15 +47,24 @@ class Workspace:
 
     Raises:
       T2GError: another config was used here before; the keys that differ are named, with their
-        values. Or the folder cannot be written to.
+        values. Or the folder cannot be written to, or is not the same for all processes.
     """
 
     def __init__(self, root: str | os.PathLike[str], config: Config):
         self.root = Path(root)
         self.config = config
+        hosts.from_first(self._open)
+        if hosts.several():
+            seen = _appears(self.root / "config.yaml")
+            here = f"{self.root.resolve()} on {socket.gethostname()} is not the folder of the first"
+            hosts.agree(
+                None if seen else f"{here} process: give a --workdir that all machines share"
+            )
+
+    def _open(self) -> None:
         snapshot = self.root / "config.yaml"
         if snapshot.exists():
-            changed = changes(load_config(snapshot), config)
+            changed = changes(load_config(snapshot), self.config)
             if changed:
                 shown = ", ".join(changed[:8]) + (" …" if len(changed) > 8 else "")
                 raise T2GError(
@@ -65,7 +74,7 @@ class Workspace:
                 )
         else:
             with _writable(self.root):
-                write_text(snapshot, to_yaml(config))
+                write_text(snapshot, to_yaml(self.config))
 
     @property
     def tokenizer(self) -> Path:
@@ -87,7 +96,7 @@ class Workspace:
         return self.phase(name) / "checkpoints"
 
     def is_complete(self, name: str) -> bool:
-        return (self.phase(name) / "complete.json").exists()
+        return hosts.from_first(lambda: (self.phase(name) / "complete.json").exists())
 
     def complete(self, name: str, summary: dict[str, Any]) -> dict[str, Any]:
         """Records that a phase is done; the summary is what reports read."""
@@ -102,9 +111,13 @@ class Workspace:
           T2GError: the phase is not complete, or the record is damaged; its command is named.
         """
         path = self.phase(name) / "complete.json"
-        if not path.exists():
-            raise T2GError(f"{path} is missing: first run `{command(name)} CONFIG`")
-        return read_json(path, made_by=command(name))
+
+        def recorded() -> dict[str, Any]:
+            if not path.exists():
+                raise T2GError(f"{path} is missing: first run `{command(name)} CONFIG`")
+            return read_json(path, made_by=command(name))
+
+        return hosts.from_first(recorded)
 
 
 def accept_changes(root: str | os.PathLike[str], config: Config) -> list[str]:
@@ -119,7 +132,10 @@ def accept_changes(root: str | os.PathLike[str], config: Config) -> list[str]:
     Raises:
       T2GError: another process is writing there.
     """
-    root = Path(root)
+    return hosts.from_first(lambda: _accept(Path(root), config))
+
+
+def _accept(root: Path, config: Config) -> list[str]:
     snapshot = root / "config.yaml"
     changed = changes(load_config(snapshot), config) if snapshot.exists() else []
     if changed:
@@ -149,7 +165,9 @@ def claimed(root: str | os.PathLike[str]) -> Iterator[None]:
     root = Path(root).resolve()
     file, times = _claims.get(root, (None, 0))
     if file is None:
-        file = _claim(root) if jax.process_index() == 0 else open(os.devnull)
+        claimed_by_first: list[IO[str]] = []
+        hosts.from_first(lambda: claimed_by_first.append(_claim(root)))
+        file = claimed_by_first.pop() if claimed_by_first else open(os.devnull)
     _claims[root] = file, times + 1
     try:
         yield
@@ -186,6 +204,16 @@ def _claim(root: Path) -> IO[str]:
     for left in root.glob("tokenizer.*.partial"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     return file
+
+
+def _appears(path: Path, seconds: float = 5.0) -> bool:
+    """Whether a file is there; network file systems may show it somewhat later."""
+    end = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @contextlib.contextmanager
@@ -229,6 +257,5 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """`durable.write_text`, by the first process."""
-    if jax.process_index() != 0:
-        return
-    durable.write_text(path, text)
+    if hosts.is_first():
+        durable.write_text(path, text)

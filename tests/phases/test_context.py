@@ -7,7 +7,8 @@ import tiny
 
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.phases import context as contexts
-from t2g_jax.phases.context import Context, decoder_config
+from t2g_jax.phases.context import Context
+from t2g_jax.phases.pretrained import decoder_config
 
 
 def ids(examples):
@@ -156,7 +157,8 @@ def test_the_mesh_is_the_configs(tiny_run, tmp_path):
     sizes = {"data": 2, "fsdp": -1, "tensor": 2}
     values = {f"mesh__{axis}": size for axis, size in sizes.items()}
     workdir, config = tiny_run.branch(tmp_path / "run", **values)
-    assert dict(Context.open(config, workdir).mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    shape = dict(Context.open(config, workdir).mesh.shape)
+    assert shape == {"data": 2, "fsdp": 2, "context": 1, "tensor": 2}
 
 
 @pytest.mark.parametrize("level", ["correctness", "what", "where"])

@@ -13,7 +13,8 @@ import tiny
 from t2g_jax.errors import T2GError
 from t2g_jax.models import lora
 from t2g_jax.phases import evaluate, generate, policy, reward_model
-from t2g_jax.phases.context import Context, decoder_config
+from t2g_jax.phases.context import Context
+from t2g_jax.phases.pretrained import decoder_config
 from t2g_jax.phases.rollout import complete
 from t2g_jax.phases.training import packed
 from t2g_jax.training.batch import row

@@ -16,7 +16,7 @@ from t2g_jax.models.rope import Rope
 HFConfig = Any
 """A configuration of `transformers`, which brings the formats of many years to one form."""
 
-LLAMA_NAMES: Mapping[str, str] = MappingProxyType(
+LLAMA_NAMES: MappingProxyType[str, str] = MappingProxyType(
     {
         "attention/query": "self_attn.q_proj",
         "attention/key": "self_attn.k_proj",

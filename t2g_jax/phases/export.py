@@ -1,0 +1,280 @@
+"""`t2g export`: a trained model as a Hugging Face folder; `t2g import`: a look at a pretrained one.
+
+config.json  generation_config.json  tokenizer…  model*.safetensors    what others read
+t2g/heads.safetensors                                                  span-reward, value head
+README.md                                                              the model card
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+from transformers import LlamaConfig
+
+import t2g_jax
+from t2g_jax import durable, hosts
+from t2g_jax.config import Config
+from t2g_jax.errors import T2GError
+from t2g_jax.models import families, huggingface, lora, peft, tensor_files
+from t2g_jax.models.families import llama
+from t2g_jax.phases import pretrained
+from t2g_jax.phases.context import Context, say
+from t2g_jax.phases.reading import reader
+from t2g_jax.phases.workspace import REWARD_MODEL, SFT
+from t2g_jax.training.sharding import make_mesh
+
+HEADS_FILE = Path("t2g") / "heads.safetensors"
+WITH_HEADS = {REWARD_MODEL: ("span_head",), "ppo": ("value_head",), "text2grad": ("value_head",)}
+"""Phases that train a head."""
+
+Type = Literal["float32", "bfloat16", "float16"]
+
+
+def run(
+    config: Config,
+    workdir: str | os.PathLike[str],
+    phase: str,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: Type | None = None,
+    adapters: bool = False,
+) -> None:
+    """Writes what a phase trained; the folder appears whole or not at all.
+
+    Args:
+      phase: "sft", "reward_model" or a method.
+      dtype: of the tensors. None: that of the pretrained model, or float32.
+      adapters: write the adapters alone, in peft's format; otherwise they are merged.
+
+    Raises:
+      T2GError: the phase is not complete, the folder is not empty, or there are no adapters.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise T2GError(f"{folder} is there already and not empty; name a new folder")
+    if adapters and (config.lora.rank == 0 or phase == SFT):
+        raise T2GError(
+            "--adapters, but nothing has adapters: lora.rank is 0, or the phase is sft; leave it "
+            "out to write the whole model"
+        )
+    context = Context.open(config, workdir)
+    if phase == REWARD_MODEL:
+        context = reader(context)
+        config = context.config
+    with_heads = WITH_HEADS.get(phase, ())
+    params = context.params(phase, with_heads=with_heads, step=context.best_step(phase))
+    source = None if config.model.pretrained is None else huggingface.fetch(config.model.pretrained)
+    family = llama.FAMILY if source is None else families.describe(source)[0]
+    described = _described(context, source)
+    dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
+    first = hosts.is_first()
+    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+    if first:
+        partial.mkdir(parents=True)
+    try:
+        if adapters:
+            base = config.model.pretrained or ""
+            peft.save_adapters(partial, params, context.model, family, base=base)
+        else:
+            merged = lora.merge_adapters(params, context.model) if lora.rank(params) else params
+            huggingface.save_weights(partial, merged, context.model, family, dtype=jnp.dtype(dtype))
+            if first:
+                _write_configs(partial, context, described, source, dtype)
+        _write_heads(partial, {name: params[name] for name in with_heads})
+        if first:
+            context.tokenizer.hugging_face.save_pretrained(partial)
+            card = model_card(config, phase, dtype, with_heads, adapters=adapters)
+            (partial / "README.md").write_text(card, "utf-8")
+            if folder.exists():
+                folder.rmdir()
+            durable.appear(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    what = "adapters, float32" if adapters else dtype
+    say(f"{phase}: written to {folder} ({what})")
+
+
+def look(config: Config) -> dict[str, Any]:
+    """Fetches the pretrained model, reads it onto the mesh as a run would, and says what it is.
+
+    Raises:
+      T2GError: the config names none, or it cannot be used.
+    """
+    if config.model.pretrained is None:
+        raise T2GError("t2g import needs model.pretrained: a Hugging Face folder or hub id")
+    folder = huggingface.fetch(config.model.pretrained)
+    family, _ = families.describe(folder)
+    tokenizer = pretrained.tokenizer(config.model.pretrained)
+    model = pretrained.decoder_config(config, tokenizer.vocab_size)
+    began = time.monotonic()
+    params = pretrained.params(config, model, make_mesh(config.mesh), jax.random.key(0))
+    jax.block_until_ready(params)
+    leaves = jax.tree.leaves(params)
+    found = {
+        "folder": str(folder),
+        "family": family.model_types[0],
+        "parameters": sum(leaf.size for leaf in leaves),
+        "bytes": sum(leaf.nbytes for leaf in leaves),
+        "seconds": time.monotonic() - began,
+        "tokens": tokenizer.vocab_size,
+        "stop": [tokenizer.decode([i], skip_special=False) for i in tokenizer.stop_ids],
+    }
+    say(
+        f"{folder}: {found['family']}, {found['parameters']:,} parameters, "
+        f"{found['bytes'] / 2**30:.2f} GiB as {config.model.param_dtype}, read in "
+        f"{found['seconds']:.1f} s; {found['tokens']:,} tokens, turns end with "
+        f"{' or '.join(found['stop'])}"
+    )
+    return found
+
+
+def model_card(
+    config: Config, phase: str, dtype: str, with_heads: tuple[str, ...], *, adapters: bool
+) -> str:
+    """README.md of an exported folder."""
+    base = config.model.pretrained
+    front = ["---", "library_name: " + ("peft" if adapters else "transformers")]
+    local = base is not None and Path(base).exists()  # a path is nobody's business
+    if base is not None and not local:
+        front.append(f"base_model: {base}")
+    front += ["tags: [t2g_jax, text-feedback]", "---"]
+    lines = [
+        *front,
+        f"# {config.name}: {phase}",
+        "",
+        f"Trained with t2g_jax {t2g_jax.__version__} on the task {config.task.name}, seed "
+        f"{config.seed}; tensors are {dtype}. "
+        + (
+            "It began with random weights."
+            if base is None
+            else f"It began with {Path(base).name if local else base}."
+        ),
+        "",
+    ]
+    if adapters:
+        lines += [
+            "These are low-rank adapters: `PeftModel.from_pretrained(base, folder)` of peft.",
+            "",
+        ]
+    if "span_head" in with_heads:
+        lines += [_SPAN_HEAD, ""]
+    if "value_head" in with_heads:
+        lines += [_VALUE_HEAD, ""]
+    return "\n".join(lines)
+
+
+_SPAN_HEAD = """\
+## Span-reward head
+
+`t2g/heads.safetensors` has a classifier of tokens: poor, neutral or good. It reads the hidden state
+after the final norm, on the token itself:
+
+```python
+from safetensors.torch import load_file
+
+head = load_file("t2g/heads.safetensors")
+hidden = model.model(input_ids).last_hidden_state.float()
+logits = hidden @ head["span_head.out.kernel"] + head["span_head.out.bias"]
+poor, neutral, good = logits.softmax(-1).unbind(-1)
+span_reward = good - poor  # of each token, in [-1, 1]
+```"""
+_VALUE_HEAD = """\
+## Value head
+
+`t2g/heads.safetensors` has the value function of the training run: the expected return before the
+next token, from the hidden state h after the final norm:
+`h @ head["value_head.out.kernel"] + head["value_head.out.bias"]`."""
+
+
+def load_heads(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The heads of an exported folder, as they are in parameters; none if it has none."""
+    file = Path(folder) / HEADS_FILE
+    if not file.exists():
+        return {}
+    heads: dict[str, Any] = {}
+    for tensor in tensor_files.of_file(file):
+        *path, leaf = tensor.name.split(".")
+        at = heads
+        for name in path:
+            at = at.setdefault(name, {})
+        at[leaf] = jnp.asarray(tensor.read())
+    return heads
+
+
+def _write_heads(folder: Path, heads: dict[str, Any]) -> None:
+    flat = flatten_dict(heads, sep=".")
+    if not flat:
+        return
+    first = hosts.is_first()
+    if first:
+        (folder / HEADS_FILE).parent.mkdir()
+    tensor_files.write(
+        folder / HEADS_FILE.parent,
+        [(name, leaf.shape) for name, leaf in flat.items()],
+        (hosts.fetch(leaf) for leaf in flat.values()),
+        np.dtype(np.float32),
+        file_bytes=2**62,
+        name=HEADS_FILE.name,
+        first=first,
+    )
+
+
+def _described(context: Context, source: Path | None) -> dict[str, Any]:
+    """config.json of the model as it is exported."""
+    if source is not None:
+        described = json.loads((source / "config.json").read_text("utf-8"))
+        if "text_config" in described:  # the language model of one that sees, too
+            described = described["text_config"] | {"architectures": ["Gemma3ForCausalLM"]}
+            described.setdefault("model_type", "gemma3_text")
+        return described
+    model, tokenizer = context.model, context.tokenizer
+    made = LlamaConfig(
+        vocab_size=model.vocab_size,
+        hidden_size=model.width,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        head_dim=model.head_width,
+        intermediate_size=model.mlp_width,
+        rms_norm_eps=model.norm_epsilon,
+        tie_word_embeddings=model.tie_embeddings,
+        max_position_embeddings=context.config.model.context_length,
+        bos_token_id=None,
+        eos_token_id=tokenizer.end_id,
+        pad_token_id=tokenizer.pad_id,
+    ).to_dict()
+    # As older readers know it; new ones understand both.
+    made.pop("rope_parameters", None)
+    plain = {"rope_theta": model.rope_theta, "architectures": ["LlamaForCausalLM"]}
+    return made | plain
+
+
+def _write_configs(
+    folder: Path, context: Context, described: dict[str, Any], source: Path | None, dtype: str
+) -> None:
+    key = "torch_dtype" if "torch_dtype" in described else "dtype"
+    text = json.dumps(described | {key: dtype}, indent=2) + "\n"
+    (folder / "config.json").write_text(text, "utf-8")
+    kept = None if source is None else source / "generation_config.json"
+    if kept is not None and kept.is_file():
+        shutil.copyfile(kept, folder / "generation_config.json")
+        return
+    tokenizer = context.tokenizer
+    generation = {
+        "do_sample": True,
+        "temperature": context.config.sampling.temperature,
+        "eos_token_id": list(tokenizer.stop_ids),
+        "pad_token_id": tokenizer.pad_id,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")
