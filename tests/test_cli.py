@@ -103,7 +103,10 @@ def test_overrides_and_workdir_in_any_order(phase, config):
     [
         (["sft", "no.yaml"], "t2g: no.yaml: cannot be read: No such file or directory\n"),
         (["sft", "CONFIG", "--sft.stps", "3"], "did you mean `--sft.steps`?\n"),
-        (["sft", "CONFIG", "--sft.steps", "-3"], "`sft.steps` is -3; must be greater than 0\n"),
+        (
+            ["sft", "CONFIG", "--sft.steps", "-3"],
+            "`sft.steps` is -3; must be greater than or equal to 0\n",
+        ),
         (["sft", "CONFIG", "--work", "x"], "unknown option `--work`"),
     ],
 )

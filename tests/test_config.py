@@ -86,6 +86,8 @@ def test_free_dictionary_takes_any_name(write):
     assert config.task.settings == {"min_n": 2, "max_n": 4, "p_zero": 0.5}
     assert "`--task.settings.NAME VALUE`" in error_of(path, "--task.settings", "max_n", "4")
     assert "needs a value" in error_of(path, "--task.settings.max_n")
+    config = load_config(path, ["--tokenizer.template_options.enable_thinking", "false"])
+    assert config.tokenizer.template_options == {"enable_thinking": False}
 
 
 @pytest.mark.parametrize(
@@ -100,11 +102,11 @@ def test_free_dictionary_takes_any_name(write):
         ("sft: {steps: '3'}", '`sft.steps` is "3"; must be a valid integer'),
         ("sft: {steps: true}", "`sft.steps` is true; must be a valid integer"),
         ("sft: {steps: 1.5}", "`sft.steps` is 1.5; must be a valid integer"),
-        ("sft: {steps: 0}", "`sft.steps` is 0; must be greater than 0"),
+        ("grpo: {steps: 0}", "`grpo.steps` is 0; must be greater than 0"),
         ("lora: {rank: -1}", "`lora.rank` is -1; must be greater than or equal to 0"),
         ("lora: {alpha: 0}", "`lora.alpha` is 0; must be greater than 0"),
         ("seed: -1", "`seed` is -1; must be greater than or equal to 0"),
-        ("model: {remat: 1}", "`model.remat` is 1; must be a valid boolean"),
+        ("model: {tie_embeddings: 1}", "`model.tie_embeddings` is 1; must be a valid boolean"),
         ("sampling: {top_p: 0}", "`sampling.top_p` is 0; must be greater than 0"),
         ("sampling: {top_p: 1.1}", "`sampling.top_p` is 1.1; must be less than or equal to 1"),
         ("text2grad: {gamma: 2}", "`text2grad.gamma` is 2; must be less than or equal to 1"),
@@ -172,7 +174,7 @@ def test_file_that_is_not_text(tmp_path):
         ("--gamma 1", "did you mean `--text2grad.gamma` or `--ppo.gamma` or"),
         ("--sft 3", "`--sft` is a section; set a field, e.g. `--sft.optimizer.name`"),
         ("--sft.steps many", "--sft.steps: invalid literal for int() with base 10: 'many'"),
-        ("--sft.steps -3", "`sft.steps` is -3; must be greater than 0"),
+        ("--sft.steps -3", "`sft.steps` is -3; must be greater than or equal to 0"),
         ("--sft.steps", "Missing value for argument"),
         ("--methods grpo dpo", "invalid choice 'dpo'"),
         ("--seed 1 more", "more"),
@@ -255,7 +257,8 @@ def test_every_option_is_explained(section):
 def test_options_are_listed_with_their_values(write, capsys):
     schema.print_options(load_config(write("sft: {steps: 123}")))
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--sft.steps INT Optimizer steps. (default: 123)" in shown
+    assert "--sft.steps INT Optimizer steps. 0: the pretrained" in shown
+    assert "(default: 123)" in shown
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

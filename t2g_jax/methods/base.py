@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from t2g_jax import hosts
 from t2g_jax.advantages import group_centred, leave_one_out
 from t2g_jax.config import PolicyConfig, RolloutConfig
 from t2g_jax.models.heads import Params
@@ -114,7 +115,7 @@ def scored(context: Context, params: Params, rows: Sequence[Row]) -> list[dict[s
     temperature = context.config.sampling.temperature
     with context.watch.stage("score"):
         batch, where = packed(context, rows)
-        found = jax.device_get(
+        found = hosts.fetch(
             score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
         )
     return [

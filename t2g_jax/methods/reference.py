@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from t2g_jax import kl
+from t2g_jax import hosts, kl
 from t2g_jax.config import PolicyConfig
 from t2g_jax.methods.base import about_tokens, scored
 from t2g_jax.models.heads import Params
@@ -82,7 +81,7 @@ class Reference:
                 temperature=context.config.sampling.temperature,
                 mesh=context.mesh,
             )
-            found = jax.device_get(found)
+            found = hosts.fetch(found)
         return [about_tokens(found[place]) for place in where]
 
 

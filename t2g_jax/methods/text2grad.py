@@ -76,7 +76,7 @@ class Text2Grad(PPO):
         critique = None
         if self.reward_model is not None:
             (tokens,) = self.reward_model.critiques([_answer(turn)])
-            critique = None if tokens is None else self.context.tokenizer.decode(tokens)
+            critique = None if tokens is None else self.reward_model.tokenizer.decode(tokens)
         return sample_of(
             self.context,
             turn,

@@ -9,13 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from t2g_jax import hosts, preemption
 from t2g_jax.errors import T2GError
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.heads import Params
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import pad_prompts, sample
 from t2g_jax.training.batch import round_up
-from t2g_jax.training.sharding import batch_sharding
+from t2g_jax.training.sharding import ROWS, parts, rows_sharding
+from t2g_jax.training.watchdog import beat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +63,18 @@ def generate(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed "
             f"model.context_length={context_length}: raise it, or lower sampling.max_new_tokens"
         )
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    shards = parts(mesh, *ROWS, "context")
     rows = round_up(min(batch_size, len(prompts)), shards)
-    sharding = batch_sharding(mesh)
+    sharding = rows_sharding(mesh)
     completions: list[Completion] = []
     for start in range(0, len(prompts), rows):
         chunk = prompts[start : start + rows]
         tokens, lengths = pad_prompts(chunk, rows=rows)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(start, start + rows))
-        inputs = jax.device_put((tokens, lengths, keys), sharding)
-        out = jax.device_get(sample(params, *inputs, config=config, sampling=sampling))
+        inputs = hosts.place((tokens, lengths, keys), sharding)
+        out = hosts.fetch(sample(params, *inputs, config=config, sampling=sampling, mesh=mesh))
+        beat()
+        preemption.stop_if_asked()
         for i in range(len(chunk)):
             n = int(out.lengths[i])
             completions.append(

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, NamedSharding
 
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import Cache, Decoder, DecoderConfig
 from t2g_jax.sampling.distribution import Sampling, draw, log_distribution, most_likely
+from t2g_jax.training.sharding import lookup_sharding, rows_sharding
 
 Array = jax.Array
 
@@ -62,7 +64,7 @@ def pad_prompts(
     return tokens, np.array(lengths + [0] * (rows - len(prompts)), np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling"))
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "mesh"))
 def sample(
     params: heads.Params,
     tokens: Array,
@@ -71,6 +73,7 @@ def sample(
     *,
     config: DecoderConfig,
     sampling: Sampling,
+    mesh: Mesh | None = None,
 ) -> Completions:
     """Samples one completion for each row.
 
@@ -83,23 +86,30 @@ def sample(
       lengths: [B] int32; a row of length 0 is a dummy and stays empty.
       keys: [B] typed PRNG keys.
       config, sampling: static.
+      mesh: static, where rows and parameters are sharded over devices. Prompts are read with
+        each layer gathered, as in training. A token at a time is another matter: layers stay where
+        they are, and devices exchange the activations of all rows, which are smaller.
     """
+    rows = lookup = None
+    if mesh is not None:
+        rows, lookup = rows_sharding(mesh), lookup_sharding(mesh, config.width)
     batch, prompt_width = tokens.shape
     new = sampling.max_new_tokens
     params = _as_read(params, config)
     kernel = heads.lm_kernel(params)
     stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)
 
-    def decode(*inputs):
-        return Decoder(config).apply({"params": params["decoder"]}, *inputs)
+    def decode(decoder, *inputs):
+        return decoder.apply({"params": params["decoder"]}, *inputs)
 
     def logits_of(hidden):
-        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        products = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        return heads.capped(_placed(products, rows), config)
 
     positions = jnp.broadcast_to(jnp.arange(prompt_width), tokens.shape)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, fresh = decode(tokens, positions, segment_ids)
-    cache = Cache.empty(config, batch, prompt_width + new).write(fresh, segment_ids, 0)
+    hidden, fresh = decode(Decoder(config, rows, lookup), tokens, positions, segment_ids)
+    cache = Cache.empty(config, batch, prompt_width + new).write(fresh, positions, segment_ids, 0)
     final = jnp.maximum(lengths - 1, 0)[:, None, None]
     last = jnp.take_along_axis(hidden, final, axis=1)[:, 0]
 
@@ -129,8 +139,9 @@ def sample(
     def advance(carry):
         step, out, done, token, cache = carry
         segments = (~done).astype(jnp.int32)[:, None]
-        hidden, fresh = decode(token[:, None], (lengths + step - 1)[:, None], segments, cache)
-        cache = cache.write(fresh, segments, prompt_width + step - 1)
+        positions = (lengths + step - 1)[:, None]
+        hidden, fresh = decode(Decoder(config), token[:, None], positions, segments, cache)
+        cache = cache.write(fresh, positions, segments, prompt_width + step - 1)
         return step + 1, *take(out, done, logits_of(hidden[:, 0]), step), cache
 
     def unfinished(carry):
@@ -146,6 +157,10 @@ def sample(
     )
     start = (jnp.int32(1), *take(empty, lengths == 0, logits_of(last), 0), cache)
     return jax.lax.while_loop(unfinished, advance, start)[1]
+
+
+def _placed(x: Array, sharding: NamedSharding | None) -> Array:
+    return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
 
 
 def _as_read(params: heads.Params, config: DecoderConfig) -> heads.Params:

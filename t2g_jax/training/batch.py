@@ -13,7 +13,7 @@ and sharding do not change it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +117,34 @@ def row(*parts: tuple[Sequence[int], dict[str, float | Sequence[float]]]) -> Row
         for name in names
     }
     return Row(tokens, fields)
+
+
+def to_arrays(rows: Sequence[Row]) -> dict[str, np.ndarray]:
+    """Rows as a few arrays, to be sent; `from_arrays` makes them again."""
+    defaults = PREDICTION_FIELDS | TOKEN_FIELDS
+    names = sorted({name for item in rows for name in item.fields})
+    arrays = {"lengths": np.array([len(item) for item in rows], np.int32)}
+    for name, parts in {
+        "tokens": [item.tokens for item in rows],
+        **{
+            name: [item.fields.get(name, np.full(len(item), defaults[name])) for item in rows]
+            for name in names
+        },
+    }.items():
+        dtype = np.int32 if name == "tokens" else np.float32
+        arrays[name] = np.concatenate([*parts, np.zeros(0)]).astype(dtype)
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Row]:
+    """The rows; a field that only some of them had is now in all, with its default."""
+    ends = np.cumsum(arrays["lengths"])[:-1]
+    parts = {name: np.split(x, ends) for name, x in arrays.items() if name != "lengths"}
+    tokens = parts.pop("tokens")
+    return [
+        Row(tokens[i], {name: values[i] for name, values in parts.items()})
+        for i in range(len(arrays["lengths"]))
+    ]
 
 
 def round_up(count: int, multiple: int = 1) -> int:

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
+from t2g_jax import hosts
 from t2g_jax.errors import T2GError
 
 MARKER = "t2g_checkpoints.json"
@@ -67,7 +68,7 @@ class Checkpoints:
         self._keep_last = keep_last
         if keep_last < 1:
             raise T2GError(f"keep_last is {keep_last}; keep at least 1 to resume from")
-        self._claim()
+        hosts.from_first(self._claim)
 
         managers, handlers = ocp.checkpoint_managers, ocp.handlers
         keep: list[Any] = [managers.LatestN(keep_last)]
@@ -323,9 +324,8 @@ class Checkpoints:
             )
         if self._read_only:
             raise self._nothing()
-        if jax.process_index() == 0:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            (self.directory / MARKER).write_text('{"format": 1}\n')
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / MARKER).write_text('{"format": 1}\n')
 
     def _nothing(self) -> T2GError:
         first = f"run `{self._made_by}` first" if self._made_by else "run the phase that saves it"
@@ -375,7 +375,7 @@ class Checkpoints:
 
     def _clear_deleted(self) -> None:
         deleted = self.directory / DELETED
-        if not self._read_only and jax.process_index() == 0 and deleted.exists():
+        if not self._read_only and hosts.is_first() and deleted.exists():
             deleted.rmtree(missing_ok=True)
 
     def _quality(self, metrics: Mapping[str, float]) -> float:

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from t2g_jax import preemption
+from t2g_jax import hosts, preemption
 from t2g_jax.errors import T2GError
+from t2g_jax.training import watchdog
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import MetricsWriter
 from t2g_jax.training.sharding import state_shardings
@@ -63,7 +64,7 @@ def train(
         metric to keep the best checkpoint by is never measured.
       Preempted: SIGTERM came.
     """
-    state = jax.device_put(state, state_shardings(state, mesh))
+    state = hosts.place(state, state_shardings(state, mesh))
     step, generated = checkpoints.latest_step or 0, 0
     if step:
         state, saved = checkpoints.restore(abstract(state))
@@ -93,6 +94,7 @@ def train(
                     save(None)
                     checkpoints.wait()
                 raise
+            watchdog.beat()
             step += 1
             if "tokens_generated" in metrics:
                 generated += int(metrics["tokens_generated"])

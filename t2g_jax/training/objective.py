@@ -22,7 +22,13 @@ from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.reductions import Reduction, count, reduce
 from t2g_jax.training.batch import Batch
-from t2g_jax.training.sharding import as_read, batch_sharding, vocab_shards
+from t2g_jax.training.sharding import (
+    batch_sharding,
+    head_spread,
+    lookup_sharding,
+    vocab_shards,
+    within,
+)
 
 Array = jax.Array
 
@@ -97,7 +103,7 @@ def objective(
       loss: scalar float32; the losses of a step's micro-batches add up to the loss of the step.
       metrics: {"sum": …, "max": …, "min": …}: how each is combined over micro-batches.
     """
-    params, hidden = read(params, batch, model=model, mesh=mesh)
+    hidden = read(params, batch, model=model, mesh=mesh)
     loss = jnp.float32(0)
     metrics: dict[str, dict[str, Array]] = {"sum": {}, "max": {}, "min": {}}
 
@@ -119,6 +125,7 @@ def objective(
             params,
             hidden,
             batch,
+            model=model,
             temperature=settings.temperature if sampled else 1.0,
             mesh=mesh,
         )
@@ -208,18 +215,18 @@ def surrogate_loss(logprobs: Array, batch: Batch, settings: Objective) -> tuple[
 
 def read(
     params: heads.Params, batch: Batch, *, model: DecoderConfig, mesh: Mesh | None = None
-) -> tuple[heads.Params, Array]:
-    """Hidden states [B, T, D] of a batch, and the parameters as its heads are to read them."""
-    params = as_read(params, mesh)
-    hidden = heads.hidden_states(
-        params,
-        model,
-        batch.tokens,
-        batch.positions,
-        batch.segment_ids,
-        sharding=None if mesh is None else batch_sharding(mesh),
-    )
-    return params, hidden
+) -> Array:
+    """Hidden states [B, T, D] of a batch."""
+    with within(mesh):
+        return heads.hidden_states(
+            params,
+            model,
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            sharding=None if mesh is None else batch_sharding(mesh),
+            lookup_sharding=None if mesh is None else lookup_sharding(mesh, model.width),
+        )
 
 
 def score_targets(
@@ -227,6 +234,7 @@ def score_targets(
     hidden: Array,
     batch: Batch,
     *,
+    model: DecoderConfig,
     temperature: float,
     mesh: Mesh | None = None,
 ) -> logprobs.LogProbs:
@@ -243,11 +251,14 @@ def score_targets(
             sampled |= batch.distill_weight != 0
         scale = jnp.where(sampled, temperature, 1.0)
     kernel = heads.lm_kernel(params).astype(hidden.dtype)
-    return logprobs.from_hidden(
-        hidden,
-        kernel,
-        batch.targets,
-        temperature=scale,
-        cutoff=batch.cutoffs,
-        vocab_shards=vocab_shards(kernel.shape[1], mesh),
-    )
+    with within(mesh):
+        return logprobs.from_hidden(
+            hidden,
+            kernel,
+            batch.targets,
+            temperature=scale,
+            cutoff=batch.cutoffs,
+            softcap=model.final_softcap,
+            vocab_shards=vocab_shards(kernel.shape[1], mesh),
+            spread=None if mesh is None else head_spread(kernel, mesh),
+        )

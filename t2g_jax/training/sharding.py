@@ -2,71 +2,116 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
 
+from t2g_jax.chunked import Spread
 from t2g_jax.config import MeshConfig
 from t2g_jax.errors import T2GError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "context", "tensor")
 
 Rules = Sequence[tuple[str, P]]
 
+FSDP = ("fsdp", "context")
+"""What parameters are spread over, beside tensor: devices that share a row have each a part."""
+
 RULES: Rules = (
-    (r"decoder/embed/embedding$", P("tensor", "fsdp")),
-    (r"decoder/layers/attention/(query|key|value)/kernel$", P(None, "fsdp", "tensor", None)),
-    (r"decoder/layers/attention/out/kernel$", P(None, "tensor", None, "fsdp")),
-    (r"decoder/layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
-    (r"decoder/layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),
-    (r"decoder/layers/(attention/(query|key|value)|mlp/(gate|up))/lora_a$", P(None, "fsdp")),
+    (r"decoder/embed/embedding$", P("tensor", FSDP)),
+    (r"decoder/layers/attention/(query|key|value)/kernel$", P(None, FSDP, "tensor", None)),
+    (r"decoder/layers/attention/(query|key|value)/bias$", P(None, "tensor")),
+    (r"decoder/layers/attention/out/kernel$", P(None, "tensor", None, FSDP)),
+    (r"decoder/layers/mlp/(gate|up)/kernel$", P(None, FSDP, "tensor")),
+    (r"decoder/layers/mlp/down/kernel$", P(None, "tensor", FSDP)),
+    (r"decoder/layers/mlp/(gate|up)/bias$", P(None, "tensor")),
+    (r"decoder/layers/mlp/router$", P(None, FSDP)),
+    (r"decoder/layers/mlp/expert_(gate|up)$", P(None, None, FSDP, "tensor")),
+    (r"decoder/layers/mlp/expert_down$", P(None, None, "tensor", FSDP)),
+    (r"decoder/layers/(attention/(query|key|value)|mlp/(gate|up))/lora_a$", P(None, FSDP)),
     (
         r"decoder/layers/(attention/(query|key|value)|mlp/(gate|up))/lora_b$",
         P(None, None, "tensor"),
     ),
     (r"decoder/layers/(attention/out|mlp/down)/lora_a$", P(None, "tensor")),
-    (r"decoder/layers/(attention/out|mlp/down)/lora_b$", P(None, None, "fsdp")),
+    (r"decoder/layers/(attention/out|mlp/down)/lora_b$", P(None, None, FSDP)),
+    (r"decoder/layers/(attention/out|mlp/down)/bias$", P()),
     (r"_norm/scale$", P()),
-    (r"lm_head/kernel$", P("fsdp", "tensor")),
+    (r"lm_head/kernel$", P(FSDP, "tensor")),
     (r"(value_head|span_head)/out/(kernel|bias)$", P()),
 )
 """First match wins. Layers are stacked by `nn.scan`, so their first axis is the layer.
 
-Adapters lie as their kernels: inputs and outputs over the same axes, the rank whole.
+Adapters lie as their kernels: inputs and outputs over the same axes, the rank whole. Experts are
+whole on every device that has a part of their width.
 """
 
-READ_WHOLE = {"decoder/embed/embedding": P("tensor"), "lm_head/kernel": P(None, "tensor")}
-"""What lies whole over fsdp while a step reads it, see `as_read`."""
+ROWS = ("data", "fsdp")
+"""What the rows of a batch are spread over, as fully sharded data parallelism wants."""
 
-BATCH = P(("data", "fsdp"))
-"""Rows of a batch: over both axes, as fully sharded data parallelism wants."""
+BATCH = P(ROWS, "context")
+"""Batches [B, T]: rows over data and fsdp, and each row over context, a stretch to a device."""
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A ("data", "fsdp", "tensor") mesh over all devices; an axis of −1 takes what others leave.
+    """A mesh of `AXES` over all devices; an axis of −1 takes what others leave.
+
+    Inner axes exchange the most, so they get the devices with the fastest links: those of one
+    process and, on TPUs, neighbours in the torus. Of several TPU slices, whose links are slow, each
+    holds a part of the data axis, and nothing but gradients crosses.
 
     Raises:
-      T2GError: the axes do not multiply to the number of devices.
+      T2GError: the axes do not multiply to the number of devices, or data is no multiple of the
+        TPU slices.
     """
-    devices = jax.devices() if devices is None else devices
-    shape: tuple[int, ...] = (config.data, config.fsdp, config.tensor)
-    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-    fixed = math.prod(size for size in shape if size != -1)
-    if shape.count(-1) > 1:
+    devices = list(jax.devices() if devices is None else devices)
+    sizes: tuple[int, ...] = (config.data, config.fsdp, config.context, config.tensor)
+    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
+    fixed = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1:
         raise T2GError(f"mesh: at most one axis may be -1, got {asked}")
-    if len(devices) % fixed or (fixed != len(devices) and -1 not in shape):
-        multiple = "a multiple of " if -1 in shape else ""
+    if len(devices) % fixed or (fixed != len(devices) and -1 not in sizes):
+        multiple = "a multiple of " if -1 in sizes else ""
         raise T2GError(
             f"mesh {asked} needs {multiple}{fixed} devices, there are {len(devices)}: "
-            "set mesh.data, mesh.fsdp and mesh.tensor to multiply to that"
+            "set mesh.data, mesh.fsdp, mesh.context and mesh.tensor to multiply to that"
         )
-    shape = tuple(len(devices) // fixed if size == -1 else size for size in shape)
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    shape = tuple(len(devices) // fixed if size == -1 else size for size in sizes)
+    return Mesh(_arranged(devices, shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(devices: list[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
+    if devices[0].platform != "tpu":
+        in_order = sorted(devices, key=lambda x: (_slice(x), x.process_index, x.id))
+        return np.array(in_order, object).reshape(shape)
+    slices = len(set(map(_slice, devices)))
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    data, *inner = shape
+    if data % slices:
+        raise T2GError(
+            f"mesh: the data axis ({data}) must be a multiple of the {slices} TPU slices, as no "
+            "other axis may cross them: set mesh.data to such a multiple, and the others lower"
+        )
+    return mesh_utils.create_hybrid_device_mesh(
+        (data // slices, *inner),
+        (slices, *(1 for _ in inner)),
+        devices,
+        allow_split_physical_axes=True,
+    )
+
+
+def _slice(device: jax.Device) -> int:
+    """Which of the groups of devices with fast links it is in."""
+    return getattr(device, "slice_index", None) or 0
 
 
 def param_specs(params: Any, rules: Rules = RULES) -> Any:
@@ -95,8 +140,8 @@ def param_specs(params: Any, rules: Rules = RULES) -> Any:
 def state_shardings(state: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     """Shardings of parameters or of a train state: moments lie as their parameters.
 
-    What is neither lies whole on every device. An axis that does not divide evenly is left
-    unsharded.
+    What is neither lies whole on every device. Mesh axes that do not divide a dimension evenly are
+    left out, the last ones first.
     """
     params = jax.tree.leaves_with_path(getattr(state, "params", state))
     specs = jax.tree.leaves(
@@ -119,25 +164,42 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def batch_sharding(mesh: Mesh, *, micro_batched: bool = False) -> NamedSharding:
-    """Rows over data and fsdp; with a leading micro-batch axis that is not sharded."""
+    """Of batches [B, T], see `BATCH`; with a leading micro-batch axis that is not sharded."""
     return NamedSharding(mesh, P(None, *BATCH) if micro_batched else BATCH)
 
 
-def as_read(params: Any, mesh: Mesh | None) -> Any:
-    """Parameters inside a step: the token embedding and the LM head gathered over fsdp, once.
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Of rows that are sampled: each whole on one device, or on those of its tensor axis."""
+    return NamedSharding(mesh, P((*ROWS, "context")))
 
-    The compiler gathers a layer when it runs it, if the residual stream is told to stay in rows.
-    These two it would rather leave as they are and exchange activations, all rows of them.
+
+def parts(mesh: Mesh, *axes: str) -> int:
+    """The number of devices along some axes."""
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+@contextlib.contextmanager
+def within(mesh: Mesh | None) -> Iterator[None]:
+    """Inside, what is traced can see the mesh, see `numerics.matrix_product`."""
+    with contextlib.nullcontext() if mesh is None else use_abstract_mesh(mesh.abstract_mesh):
+        yield
+
+
+def lookup_sharding(mesh: Mesh, width: int) -> NamedSharding:
+    """Of [B, T, D] as it leaves the token embedding: D split as the embedding's own.
+
+    Each device looks up its part of D for the rows of others too; then rows go where they belong,
+    an exchange of activations. Without it the compiler gathers the embedding.
     """
+    return NamedSharding(mesh, P("data", None, *_divisible(P(FSDP), (width,), mesh)))
 
-    def place(path, leaf):
-        spec = READ_WHOLE.get(path_name(path))
-        if spec is None:
-            return leaf
-        sharding = NamedSharding(mesh, _divisible(spec, leaf.shape, mesh))
-        return jax.lax.with_sharding_constraint(leaf, sharding)
 
-    return params if mesh is None else jax.tree.map_with_path(place, params)
+def head_spread(kernel: Any, mesh: Mesh) -> Spread:
+    """How the LM head's kernel [D, V] lies and is read: gathered, but for tensor, by chunks."""
+    stored, read = P(FSDP, "tensor"), P(None, "tensor")
+    return Spread(
+        *(NamedSharding(mesh, _divisible(spec, kernel.shape, mesh)) for spec in (stored, read))
+    )
 
 
 def path_name(path: tuple) -> str:
@@ -151,11 +213,14 @@ def vocab_shards(vocab_size: int, mesh: Mesh | None) -> int:
 
 
 def _divisible(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
-    def parts(entry):
-        return math.prod(mesh.shape[axis] for axis in _axes(entry))
+    def fitting(entry: Any, size: int) -> Any:
+        axes = _axes(entry)
+        while size % parts(mesh, *axes):
+            axes = axes[:-1]
+        return axes[0] if len(axes) == 1 else axes or None
 
-    entries = zip(spec, shape, strict=False)  # a spec may leave the last dimensions out
-    return P(*(None if size % parts(entry) else entry for entry, size in entries))
+    # A spec may leave the last dimensions out.
+    return P(*(fitting(entry, size) for entry, size in zip(spec, shape, strict=False)))
 
 
 def _axes(entry: Any) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from flax import struct
 
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.models.heads import Params
+from t2g_jax.training.rounding import in_float32
 
 
 class TrainState(struct.PyTreeNode):
@@ -54,7 +55,10 @@ def learning_rate(config: OptimizerConfig, updates: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTransformation:
-    """AdamW or Adafactor behind a clip by global norm; norms and biases are not decayed."""
+    """AdamW or Adafactor behind a clip by global norm; norms and biases are not decayed.
+
+    All of it is computed in float32, for bfloat16 parameters see `rounding`.
+    """
     schedule = learning_rate(config, updates)
 
     def decayed(params):
@@ -70,6 +74,7 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
             eps=config.eps,
             weight_decay=config.weight_decay,
             mask=decayed,
+            mu_dtype=jnp.dtype(config.moment_dtype),
         )
     else:
         # With a learning rate of its own it would decay weights by the whole rate at every update.
@@ -82,4 +87,5 @@ def make_optimizer(config: OptimizerConfig, updates: int) -> optax.GradientTrans
             ),
             optax.scale_by_schedule(schedule),
         )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), core)
+    clipped = optax.chain(optax.clip_by_global_norm(config.clip_norm), core)
+    return in_float32(clipped, config.rounding)

@@ -15,9 +15,16 @@ from jax.sharding import PartitionSpec as P
 from t2g_jax import logprobs
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.numerics import as_float
 from t2g_jax.training.batch import Batch
 from t2g_jax.training.objective import Objective, objective, read, score_targets, totals
-from t2g_jax.training.sharding import batch_sharding, state_shardings, vocab_shards
+from t2g_jax.training.sharding import (
+    batch_sharding,
+    head_spread,
+    state_shardings,
+    vocab_shards,
+    within,
+)
 from t2g_jax.training.state import TrainState
 
 Array = jax.Array
@@ -51,6 +58,7 @@ def make_update(
     """
     shardings = state_shardings(state, mesh)
 
+    @within(mesh)
     def update(state: TrainState, batch: Batch, frozen: heads.Params | None = None):
         denominators = totals(batch, settings)
 
@@ -64,10 +72,15 @@ def make_update(
             (_, fresh), micro_grads = gradient(state.params, micro)
             return (jax.tree.map(jnp.add, grads, micro_grads), _combine(metrics, fresh)), None
 
-        first, rest = jax.tree.map(lambda x: x[0], batch), jax.tree.map(lambda x: x[1:], batch)
-        (_, metrics), grads = gradient(state.params, first)
-        if batch.tokens.shape[0] > 1:
-            (grads, metrics), _ = jax.lax.scan(accumulate, (grads, metrics), rest)
+        first = jax.tree.map(lambda x: x[0], batch)
+        if batch.tokens.shape[0] == 1:
+            (_, metrics), grads = gradient(state.params, first)
+            grads = jax.tree.map(as_float, grads)
+        else:
+            # From zero, and not from the first micro-batch: so the gradient is compiled once.
+            _, shapes = jax.eval_shape(gradient, state.params, first)[0]
+            start = jax.lax.with_sharding_constraint(_zeros(state.params), shardings.params)
+            (grads, metrics), _ = jax.lax.scan(accumulate, (start, _nothing(shapes)), batch)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         report = metrics["sum"] | metrics["max"] | metrics["min"]
@@ -93,6 +106,20 @@ def make_update(
     )
 
 
+def _zeros(params: heads.Params) -> heads.Params:
+    """Gradients to add to, in float32 whatever the parameters are."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "float32")), params)
+
+
+def _nothing(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What `_combine` with metrics of these shapes leaves as they are."""
+    start = {"sum": 0.0, "max": -jnp.inf, "min": jnp.inf}
+    return {
+        kind: jax.tree.map(lambda x, kind=kind: jnp.full(x.shape, start[kind], x.dtype), found)
+        for kind, found in metrics.items()
+    }
+
+
 def _combine(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     how = {"sum": jnp.add, "max": jnp.maximum, "min": jnp.minimum}
     return {kind: jax.tree.map(how[kind], a[kind], b[kind]) for kind in how}
@@ -112,8 +139,8 @@ def score(
     Returns:
       "logprobs", "entropy" [B, T] of the targets; "values" [B, T] if there is a value head.
     """
-    params, hidden = read(params, batch, model=model, mesh=mesh)
-    scored = score_targets(params, hidden, batch, temperature=temperature, mesh=mesh)
+    hidden = read(params, batch, model=model, mesh=mesh)
+    scored = score_targets(params, hidden, batch, model=model, temperature=temperature, mesh=mesh)
     out = {"logprobs": scored.logprobs, "entropy": scored.entropy}
     if "value_head" in params:
         out["values"] = heads.values(params, hidden)
@@ -125,7 +152,7 @@ def span_probabilities(
     params: heads.Params, batch: Batch, *, model: DecoderConfig, mesh: Mesh | None = None
 ) -> Array:
     """p(poor), p(neutral), p(good) [B, T, 3] of each token of rows [B, T], on the token itself."""
-    params, hidden = read(params, batch, model=model, mesh=mesh)
+    hidden = read(params, batch, model=model, mesh=mesh)
     return jax.nn.softmax(heads.span_logits(params, hidden))
 
 
@@ -145,12 +172,15 @@ def full_kl(
     """
 
     def hidden_and_kernel(p: heads.Params) -> tuple[Array, Array]:
-        p, hidden = read(p, batch, model=model, mesh=mesh)
+        hidden = read(p, batch, model=model, mesh=mesh)
         return hidden, heads.lm_kernel(p).astype(hidden.dtype)
 
-    return logprobs.full_kl_from_hidden(
-        *hidden_and_kernel(params),
-        *hidden_and_kernel(reference),
-        temperature=temperature,
-        vocab_shards=vocab_shards(model.vocab_size, mesh),
-    )
+    with within(mesh):
+        return logprobs.full_kl_from_hidden(
+            *hidden_and_kernel(params),
+            *hidden_and_kernel(reference),
+            temperature=temperature,
+            softcap=model.final_softcap,
+            vocab_shards=vocab_shards(model.vocab_size, mesh),
+            spread=None if mesh is None else head_spread(heads.lm_kernel(params), mesh),
+        )

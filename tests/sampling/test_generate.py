@@ -17,9 +17,9 @@ KEY = jax.random.key(7)
 
 @pytest.fixture(scope="module")
 def draw(model, params):
-    """draw(prompts, batch_size=…, mesh=(data, fsdp, tensor), context_length=…)"""
+    """draw(prompts, batch_size=…, mesh=(data, fsdp, context, tensor), context_length=…)"""
 
-    def draw(prompts, *, batch_size, mesh=(1, 1, 1), context_length=99):
+    def draw(prompts, *, batch_size, mesh=(1, 1, 1, 1), context_length=99):
         mesh = make_mesh(MeshConfig(*mesh), jax.devices()[: np.prod(mesh)])
         return generate(
             jax.device_put(params, state_shardings(params, mesh)),
@@ -68,7 +68,7 @@ def test_the_batch_size_does_not_matter(draw, prompts, completions, batch_size):
     assert_same(draw(prompts, batch_size=batch_size), completions)
 
 
-@pytest.mark.parametrize("mesh", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1)])
 def test_the_mesh_does_not_matter(draw, prompts, completions, mesh):
     assert_same(draw(prompts, batch_size=100, mesh=mesh), completions)
 

@@ -142,7 +142,7 @@ def gradient_of_loss():
 
 @pytest.fixture(scope="session")
 def mesh_of():
-    """mesh_of(data, fsdp, tensor), over the first devices."""
+    """mesh_of(data, fsdp, context, tensor), over the first devices."""
 
     def mesh_of(*shape):
         return make_mesh(MeshConfig(*shape), jax.devices()[: np.prod(shape)])

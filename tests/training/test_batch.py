@@ -9,12 +9,14 @@ from t2g_jax.training.batch import (
     TOKEN_FIELDS,
     Batch,
     Row,
+    from_arrays,
     micro_batches,
     pack,
     pad,
     places,
     round_up,
     row,
+    to_arrays,
 )
 
 # ------------------------------------------------------------------ rows
@@ -33,6 +35,26 @@ def test_a_row_joins_its_parts():
     np.testing.assert_array_equal(item.fields["policy_weight"], [0, 0, 1, 1, 1, 0])
     np.testing.assert_allclose(item.fields["advantages"], [0, 0, 0.1, 0.2, 0.3, 0])
     np.testing.assert_array_equal(item.fields["nll_weight"], [0, 0, 0, 0, 0, 2])
+
+
+def test_rows_can_be_sent():
+    """A field that only some of them have gets its default in the others."""
+    rows = [
+        row(([5], {}), ([7, 8], {"nll_weight": 1.0, "cutoffs": [-0.1, -np.inf]})),
+        row(([4], {}), ([3], {"policy_weight": 2.0})),
+    ]
+    arrays = to_arrays(rows)
+    assert set(arrays) == {"lengths", "tokens", "nll_weight", "cutoffs", "policy_weight"}
+    found = from_arrays(arrays)
+    fields = ("nll_weight", "cutoffs", "policy_weight")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        pad(found, length=4, fields=fields),
+        pad(rows, length=4, fields=fields),
+    )
+    assert found[0].tokens.dtype == np.int32
+    assert found[0].fields["cutoffs"].dtype == np.float32
+    assert from_arrays(to_arrays([])) == []
 
 
 def test_tokens_without_a_cutoff_are_not_truncated():

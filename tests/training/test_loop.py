@@ -30,7 +30,7 @@ def start(compiled_update, fresh_state, batches, mesh_of):
     poisoned: steps whose batch has a NaN. told: `told(step)` adds metrics. Other options go to
     `train`.
     """
-    mesh = mesh_of(1, 8, 1)
+    mesh = mesh_of(1, 8, 1, 1)
     update = compiled_update(mesh, 1)
     replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
@@ -120,7 +120,7 @@ def test_a_finished_run_is_not_trained_further(start, tmp_path):
 
 def test_abstract_keeps_shapes_types_and_places(fresh_state, mesh_of):
     state = fresh_state()
-    state = jax.device_put(state, state_shardings(state, mesh_of(2, 2, 2)))
+    state = jax.device_put(state, state_shardings(state, mesh_of(2, 2, 1, 2)))
     for leaf, shape in zip(jax.tree.leaves(state), jax.tree.leaves(abstract(state)), strict=True):
         assert isinstance(shape, jax.ShapeDtypeStruct)
         assert (shape.shape, shape.dtype, shape.sharding) == (leaf.shape, leaf.dtype, leaf.sharding)

@@ -15,11 +15,15 @@ from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, lora
 from t2g_jax.training.sharding import (
     AXES,
-    as_read,
+    FSDP,
     batch_sharding,
+    head_spread,
+    lookup_sharding,
     make_mesh,
     param_specs,
+    parts,
     path_name,
+    rows_sharding,
     state_shardings,
     vocab_shards,
 )
@@ -43,37 +47,87 @@ def by_path(tree):
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ((-1, 1, 1), (8, 1, 1)),
-        ((8, 1, 1), (8, 1, 1)),
-        ((1, -1, 1), (1, 8, 1)),
-        ((2, 2, -1), (2, 2, 2)),
-        ((1, 4, 2), (1, 4, 2)),
-        ((2, -1, 4), (2, 1, 4)),
+        ((-1, 1, 1, 1), (8, 1, 1, 1)),
+        ((8, 1, 1, 1), (8, 1, 1, 1)),
+        ((1, -1, 1, 1), (1, 8, 1, 1)),
+        ((2, 2, 1, -1), (2, 2, 1, 2)),
+        ((1, 2, -1, 2), (1, 2, 2, 2)),
+        ((1, 4, 1, 2), (1, 4, 1, 2)),
+        ((2, -1, 1, 4), (2, 1, 1, 4)),
     ],
 )
 def test_meshes(asked, expected):
     mesh = make_mesh(MeshConfig(*asked))
     assert mesh.axis_names == AXES
     assert mesh.devices.shape == expected
-    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 3
+    assert mesh.axis_types == (jax.sharding.AxisType.Auto,) * 4
 
 
 def test_a_mesh_of_some_devices():
-    assert make_mesh(MeshConfig(), jax.devices()[:2]).devices.shape == (2, 1, 1)
+    assert make_mesh(MeshConfig(), jax.devices()[:2]).devices.shape == (2, 1, 1, 1)
 
 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ((2, 1, 1), "mesh data=2, fsdp=1, tensor=1 needs 2 devices, there are 8"),
-        ((4, 4, 1), "needs 16 devices, there are 8"),
-        ((-1, 3, 1), "mesh data=-1, fsdp=3, tensor=1 needs a multiple of 3 devices, there are 8"),
-        ((-1, 16, 1), "needs a multiple of 16 devices, there are 8"),
+        (
+            (2, 1, 1, 1),
+            "mesh data=2, fsdp=1, context=1, tensor=1 needs 2 devices, there are 8: set mesh.data",
+        ),
+        ((4, 2, 2, 1), "needs 16 devices, there are 8"),
+        ((-1, 3, 1, 1), "mesh data=-1, fsdp=3, .* needs a multiple of 3 devices, there are 8"),
+        ((-1, 1, 16, 1), "needs a multiple of 16 devices, there are 8"),
     ],
 )
 def test_meshes_that_do_not_fit_say_how_many_devices(asked, message):
     with pytest.raises(T2GError, match=message):
         make_mesh(MeshConfig(*asked))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What arranging devices looks at."""
+
+    id: int
+    platform: str
+    device_kind: str
+    slice_index: int
+    process_index: int
+    coords: tuple[int, int, int] = (0, 0, 0)
+    core_on_chip: int = 0
+
+
+def tpus(slices):
+    """Slices of 2 × 4 TPU v5e, four chips to a process."""
+    return [
+        Chip(8 * s + i, "tpu", "TPU v5 lite", s, 2 * s + i // 4, (i % 2, i // 2, 0))
+        for s in range(slices)
+        for i in range(8)
+    ]
+
+
+@pytest.mark.parametrize("asked", [(-1, 1, 1, 1), (2, 4, 1, 2), (-1, 2, 2, 2), (4, 4, 1, 1)])
+def test_only_the_data_axis_crosses_tpu_slices(asked):
+    devices = make_mesh(MeshConfig(*asked), tpus(2)).devices
+    of_slice = np.vectorize(lambda chip: chip.slice_index)(devices)
+    for part in of_slice:
+        assert len(np.unique(part)) == 1
+    assert sorted(chip.id for chip in devices.flat) == list(range(16))
+
+
+def test_an_axis_that_would_cross_tpu_slices_is_refused():
+    with pytest.raises(T2GError, match=r"data axis \(1\) must be a multiple of the 2 TPU slices"):
+        make_mesh(MeshConfig(1, 16, 1, 1), tpus(2))
+
+
+def test_the_devices_of_a_process_lie_together():
+    """On the inner axes, in whatever order they are reported."""
+    gpus = [Chip(i, "gpu", "NVIDIA H200", i // 4, i // 4) for i in range(16)]
+    devices = make_mesh(MeshConfig(2, 2, 1, 4), gpus[::-1]).devices
+    for group in devices.reshape(4, 4):
+        assert len({gpu.process_index for gpu in group}) == 1
+    # Several hosts are no TPU slices: fsdp may go over their network.
+    assert make_mesh(MeshConfig(1, 16, 1, 1), gpus).devices.shape == (1, 16, 1, 1)
 
 
 # ------------------------------------------------------------------ parameters
@@ -89,6 +143,33 @@ def test_every_parameter_has_a_rule(model, tied, names):
     whole = {path for path, spec in specs.items() if not any(spec)}
     assert all(path.endswith("/scale") or "_head/out/" in path for path in whole)
     assert ("lm_head/kernel" in specs) == (not tied)
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"qkv_bias": True, "out_bias": True, "mlp_bias": True},
+        {"query_key_norm": "head", "post_norm": True},
+        {"query_key_norm": "all", "pre_norm": False, "post_norm": True},
+        {"experts": 4, "experts_per_token": 2},
+    ],
+)
+def test_what_some_families_have_has_a_rule(model, mesh_of, features):
+    """All that is large is spread over every axis but data."""
+    params = shapes(dataclasses.replace(model, **features))
+    mesh = mesh_of(1, 2, 2, 2)
+    shardings = by_path(state_shardings(params, mesh))
+    assert len(shardings) > len(by_path(shapes(model)))
+    for path, leaf in by_path(params).items():
+        parts = math.prod(leaf.shape) // math.prod(shardings[path].shard_shape(leaf.shape))
+        if path.endswith(("/scale", "out/bias", "down/bias")):
+            assert parts == 1, path
+        elif path.endswith("/bias"):
+            assert parts == 2, path
+        elif path.endswith("/router"):
+            assert parts == 4, path
+        else:
+            assert parts == 8, path
 
 
 def test_an_unmatched_parameter_is_named(model):
@@ -112,15 +193,17 @@ def test_the_first_rule_that_matches_wins():
     assert specs == {"a/kernel": P("fsdp"), "b/kernel": P(None, "tensor")}
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (1, 2, 4), (2, 2, 2)])
-def test_large_parameters_are_spread_over_fsdp_and_tensor(model, mesh_of, shape):
+@pytest.mark.parametrize(
+    "shape", [(8, 1, 1, 1), (1, 8, 1, 1), (1, 2, 1, 4), (2, 2, 1, 2), (1, 2, 2, 2)]
+)
+def test_large_parameters_are_spread_over_all_axes_but_data(model, mesh_of, shape):
     mesh = mesh_of(*shape)
     model = dataclasses.replace(model, heads=8, kv_heads=4, mlp_width=32, tie_embeddings=False)
     params = shapes(model)
     shardings = by_path(state_shardings(params, mesh))
     for path, leaf in by_path(params).items():
         parts = math.prod(leaf.shape) // math.prod(shardings[path].shard_shape(leaf.shape))
-        assert parts == (1 if path.endswith("/scale") else shape[1] * shape[2]), path
+        assert parts == (1 if path.endswith("/scale") else math.prod(shape[1:])), path
 
 
 def test_adapters_lie_as_their_kernels(model):
@@ -145,26 +228,25 @@ def test_adapters_lie_as_their_kernels(model):
 
 def test_an_axis_that_does_not_divide_is_left_whole(model, mesh_of):
     """Two key heads on four devices: each holds both."""
-    shardings = by_path(state_shardings(shapes(model), mesh_of(1, 2, 4)))
-    assert shardings["decoder/layers/attention/query/kernel"].spec == P(
-        None, "fsdp", "tensor", None
-    )
-    assert shardings["decoder/layers/attention/key/kernel"].spec == P(None, "fsdp", None, None)
+    shardings = by_path(state_shardings(shapes(model), mesh_of(1, 2, 1, 4)))
+    assert shardings["decoder/layers/attention/query/kernel"].spec == P(None, FSDP, "tensor", None)
+    assert shardings["decoder/layers/attention/key/kernel"].spec == P(None, FSDP, None, None)
     odd = {"a": {"kernel": jnp.zeros((6, 8))}}
     rules = ((r"kernel$", P(("data", "fsdp"), "tensor")),)
-    assert by_path(state_shardings(odd, mesh_of(1, 2, 4), rules))["a/kernel"].spec == P(
-        ("data", "fsdp"), "tensor"
-    )
-    assert by_path(state_shardings(odd, mesh_of(2, 2, 2), rules))["a/kernel"].spec == P(
-        None, "tensor"
-    )
+
+    def spec(*shape):
+        return by_path(state_shardings(odd, mesh_of(*shape), rules))["a/kernel"].spec
+
+    assert spec(1, 2, 1, 4) == P(("data", "fsdp"), "tensor")
+    assert spec(2, 2, 1, 2) == P("data", "tensor")  # 6 = 2 · 3: fsdp is left out
+    assert spec(4, 2, 1, 1) == P(None, "tensor")
 
 
 # ------------------------------------------------------------------ states
 
 
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
-@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1)])
 def test_moments_lie_as_their_parameters(model, mesh_of, name, shape):
     optimizer = make_optimizer(OptimizerConfig(name=name), 10)
     carry = {"kl_coefficient": jnp.float32(0.1)}
@@ -187,7 +269,7 @@ def test_moments_lie_as_their_parameters(model, mesh_of, name, shape):
 
 
 def test_parameters_alone_lie_as_in_a_state(model, mesh_of):
-    mesh, params = mesh_of(2, 2, 2), shapes(model)
+    mesh, params = mesh_of(2, 2, 1, 2), shapes(model)
     state = jax.eval_shape(
         lambda params: TrainState.create(params, make_optimizer(OptimizerConfig(), 10)), params
     )
@@ -197,30 +279,38 @@ def test_parameters_alone_lie_as_in_a_state(model, mesh_of):
 # ------------------------------------------------------------------ batches
 
 
-def test_rows_are_spread_over_data_and_fsdp(mesh_of):
-    mesh = mesh_of(2, 2, 2)
-    rows = jax.device_put(np.zeros((8, 3)), batch_sharding(mesh))
-    assert rows.sharding.shard_shape((8, 3)) == (2, 3)
-    assert batch_sharding(mesh, micro_batched=True).shard_shape((5, 8, 3)) == (5, 2, 3)
+def test_where_batches_lie(mesh_of):
+    """Rows over data and fsdp, each over context; micro-batches come one after the other."""
+    mesh = mesh_of(2, 1, 2, 2)
+    rows = jax.device_put(np.zeros((8, 6)), batch_sharding(mesh))
+    assert rows.sharding.shard_shape((8, 6)) == (4, 3)
+    assert batch_sharding(mesh, micro_batched=True).shard_shape((5, 8, 6)) == (5, 4, 3)
+    assert batch_sharding(mesh).shard_shape((8, 6, 16)) == (4, 3, 16)  # the residual stream
+    assert parts(mesh, "data", "fsdp", "context") == 4
+    assert parts(mesh) == 1
 
 
-def test_what_is_read_whole(model, mesh_of):
-    model = dataclasses.replace(model, tie_embeddings=False)
-    mesh = mesh_of(2, 2, 2)
-    params = jax.tree.map(jnp.ones_like, shapes(model))
-    params = jax.device_put(params, state_shardings(params, mesh))
-    read = by_path(jax.jit(lambda p: as_read(p, mesh))(params))
-    assert read["decoder/embed/embedding"].sharding.spec[0] == "tensor"
-    assert read["decoder/embed/embedding"].sharding.shard_shape((16, 16)) == (8, 16)
-    assert read["lm_head/kernel"].sharding.shard_shape((16, 16)) == (16, 8)
-    for path, leaf in by_path(params).items():
-        if path not in ("decoder/embed/embedding", "lm_head/kernel"):
-            assert read[path].sharding.is_equivalent_to(leaf.sharding, leaf.ndim), path
-    assert as_read(params, None) is params
+def test_sampled_rows_are_whole(mesh_of):
+    """Over all axes but tensor: while sampling there is no row to be cut."""
+    assert rows_sharding(mesh_of(2, 1, 2, 2)).shard_shape((8, 6)) == (2, 6)
+
+
+def test_how_the_lm_head_is_read(mesh_of):
+    spread = head_spread(jax.ShapeDtypeStruct((16, 64), jnp.float32), mesh_of(1, 2, 2, 2))
+    assert spread.kernel.shard_shape((16, 64)) == (4, 32)
+    assert spread.chunk.shard_shape((16, 8)) == (16, 4)
+    uneven = head_spread(jax.ShapeDtypeStruct((6, 63), jnp.float32), mesh_of(1, 2, 2, 2))
+    assert uneven.kernel.shard_shape((6, 63)) == (3, 63)
+
+
+def test_embeddings_are_looked_up_in_parts_of_their_width(mesh_of):
+    mesh = mesh_of(2, 2, 2, 1)
+    assert lookup_sharding(mesh, 16).shard_shape((8, 6, 16)) == (4, 6, 4)
+    assert lookup_sharding(mesh, 15).shard_shape((8, 6, 15)) == (4, 6, 15)
 
 
 def test_vocabulary_shards(mesh_of):
-    assert vocab_shards(64, mesh_of(1, 2, 4)) == 4
-    assert vocab_shards(64, mesh_of(8, 1, 1)) == 1
-    assert vocab_shards(62, mesh_of(1, 2, 4)) == 1
+    assert vocab_shards(64, mesh_of(1, 2, 1, 4)) == 4
+    assert vocab_shards(64, mesh_of(8, 1, 1, 1)) == 1
+    assert vocab_shards(62, mesh_of(1, 2, 1, 4)) == 1
     assert vocab_shards(64, None) == 1

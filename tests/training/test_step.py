@@ -11,13 +11,20 @@ import pytest
 
 from t2g_jax import kl
 from t2g_jax.models import heads, lora
-from t2g_jax.training.batch import Batch, micro_batches, pad, row
-from t2g_jax.training.objective import objective, totals
+from t2g_jax.training.batch import Batch, micro_batches, pack, pad, row
+from t2g_jax.training.objective import Objective, objective, totals
 from t2g_jax.training.sharding import batch_sharding, path_name, state_shardings
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl, make_update, score, span_probabilities
 
-MESHES = {"1": (1, 1, 1), "data": (8, 1, 1), "fsdp": (1, 8, 1), "all": (2, 2, 2)}
+MESHES = {
+    "1": (1, 1, 1, 1),
+    "data": (8, 1, 1, 1),
+    "fsdp": (1, 8, 1, 1),
+    "all": (2, 2, 1, 2),
+    "context": (1, 2, 4, 1),
+    "context and all": (2, 1, 2, 2),
+}
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):
@@ -60,7 +67,8 @@ def run(ready):
 
 
 @pytest.mark.parametrize(
-    ("name", "micro"), [("data", 1), ("fsdp", 1), ("all", 2)], ids=["data", "fsdp", "all"]
+    ("name", "micro"),
+    [("data", 1), ("fsdp", 1), ("all", 2), ("context", 1), ("context and all", 2)],
 )
 def test_one_device_and_eight_give_the_same_run(run, name, micro):
     reports, state = run(MESHES["1"])
@@ -122,7 +130,23 @@ def test_activations_stay_in_rows(ready):
     """With parameters sharded over fsdp no device holds the activations of all rows."""
     text = ready(MESHES["fsdp"])[0].as_text()
     assert "[1,32," in text
-    assert "[8,32," not in text
+    # Embeddings are looked up for all rows, by each device its part of their width.
+    assert "[8,32,2]" in text
+    assert "[8,32,16]" not in text
+
+
+def test_activations_stay_in_stretches_of_rows(model, params, rows, optimizer, mesh_of):
+    """With rows sharded over context no device holds a layer's activations of a whole row."""
+    mesh = mesh_of(2, 1, 4, 1)
+    wide = dataclasses.replace(model, mlp_width=40)  # a width that nothing else has
+    params = jax.eval_shape(lambda: heads.init_params(wide, jax.random.key(0)))
+    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
+    learned = [row((item.tokens[:1], {}), (item.tokens[1:], {"nll_weight": 1.0})) for item in rows]
+    batch = micro_batches(pad(learned, length=32, fields=["nll_weight"]), 1)
+    update = make_update(wide, Objective(), optimizer, mesh, state)
+    text = update.lower(state, batch).compile().as_text()
+    assert "[4,8,40]" in text
+    assert not re.search(r"\[4,32,40\]|\[128,40\]|\[8,8,40\]|\[64,40\]", text)
 
 
 # ------------------------------------------------------------------ adapters
@@ -175,9 +199,10 @@ def run_adapted(ready_adapted):
     return run_adapted
 
 
-def test_adapters_on_one_device_and_on_eight(run_adapted, adapted):
+@pytest.mark.parametrize("name", ["all", "context and all"])
+def test_adapters_on_one_device_and_on_eight(run_adapted, adapted, name):
     reports, state = run_adapted(MESHES["1"])
-    others, other = run_adapted(MESHES["all"], 2)
+    others, other = run_adapted(MESHES[name], 2)
     for report, theirs in zip(reports, others, strict=True):
         for metric, value in report.items():
             np.testing.assert_allclose(theirs[metric], value, rtol=1e-4, atol=1e-6, err_msg=metric)
@@ -231,10 +256,10 @@ def test_frozen_parameters_get_no_gradient(ready_adapted, ready):
 # ------------------------------------------------------------------ scores
 
 
-@pytest.fixture(scope="module")
-def placed(params, batches, mesh_of):
+@pytest.fixture(scope="module", params=["all", "context", "context and all"])
+def placed(request, params, batches, mesh_of):
     """Parameters, batch and mesh, on all eight devices."""
-    mesh = mesh_of(2, 2, 2)
+    mesh = mesh_of(*MESHES[request.param])
     return (
         jax.device_put(params, state_shardings(params, mesh)),
         jax.device_put(batches[0], batch_sharding(mesh)),
@@ -284,6 +309,23 @@ def test_no_value_head_no_values(params, model, batches):
     assert set(shapes) == {"logprobs", "entropy"}
 
 
+def test_scores_of_packed_rows(params, model, rows, fields, mesh_of):
+    """Several to a batch row, each batch row over four devices."""
+    mesh = mesh_of(2, 1, 4, 1)
+    batch = pack(rows, length=32, fields=fields, multiple=2)
+    assert len(batch.tokens) < len(rows)
+    scored = score(params, batch, model=model, temperature=0.7)
+    sharded = score(
+        jax.device_put(params, state_shardings(params, mesh)),
+        jax.device_put(batch, batch_sharding(mesh)),
+        model=model,
+        temperature=0.7,
+        mesh=mesh,
+    )
+    assert sharded["logprobs"].sharding.shard_shape(batch.tokens.shape)[1] == 8
+    close(sharded, scored, atol=1e-5)
+
+
 def test_full_kl(params, model, batches, placed, log_probs):
     reference = jax.tree.map(lambda x: 0.8 * x, params)
     divergence = full_kl(params, reference, batches[0], model=model, temperature=0.7)
@@ -305,15 +347,27 @@ def test_span_probabilities(params, model, batches, placed, hidden_of):
     close(span_probabilities(sharded_params, sharded, model=model, mesh=mesh), probabilities)
 
 
-def test_a_sharded_lm_head_is_never_gathered(model, mesh_of):
-    """A vocabulary larger than a chunk, its columns on two devices."""
-    large = dataclasses.replace(model, vocab_size=4608)
-    mesh = mesh_of(1, 1, 2)
-    params = jax.eval_shape(lambda: heads.init_params(large, jax.random.key(0)))
-    shardings = state_shardings(params, mesh)
-    params = jax.tree.map(lambda x, s: x.update(sharding=s), params, shardings)
-    batch = pad([row(([1, 2, 3], {}))], length=32)
-    text = score.lower(params, batch, model=large, mesh=mesh).compile().as_text()
-    assert "[2304,16]" in text
-    assert "4608]" not in text
-    assert "[4608" not in text
+def test_the_embedding_and_the_lm_head_are_never_whole(
+    model, settings, batches, optimizer, mesh_of
+):
+    """A vocabulary larger than a chunk, over fsdp and tensor; in an update, and when scoring."""
+    large = dataclasses.replace(model, vocab_size=2 * 4608, tie_embeddings=False)
+    mesh = mesh_of(1, 2, 1, 2)
+    state = jax.eval_shape(
+        lambda: TrainState.create(
+            heads.init_params(large, jax.random.key(0), heads=("value_head", "span_head")),
+            optimizer,
+        )
+    )
+    shardings = state_shardings(state, mesh)
+    state = jax.tree.map(lambda x, s: x.update(sharding=s), state, shardings)
+    update = make_update(large, settings, optimizer, mesh, state)
+    batch = pad([row(([1, 2, 3], {}))] * 4, length=32)
+    for compiled in (
+        update.lower(state, micro_batches(batches[0], 2)).compile(),
+        score.lower(state.params, batch, model=large, mesh=mesh).compile(),
+    ):
+        text = compiled.as_text()
+        assert "[8,4608]" in text  # the head as it lies
+        assert "[16,4096]" in text  # a chunk of it, gathered over fsdp
+        assert not re.search(r"\[16,(4608|9216)\]|\[(4608|9216),16\]", text)

@@ -1,0 +1,150 @@
+"""`t2g plan`: whether a run fits on accelerators that nobody has rented yet."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import rich.console
+
+from t2g_jax.config import Config, to_yaml
+from t2g_jax.errors import T2GError
+from t2g_jax.plan import table
+from t2g_jax.plan.advice import advised
+from t2g_jax.plan.measure import Need, from_json
+from t2g_jax.plan.topologies import Topology, topology
+
+
+def run(
+    config: Config,
+    name: str,
+    *,
+    only: str | None = None,
+    json_file: Path | None = None,
+    console: rich.console.Console | None = None,
+) -> list[Need]:
+    """Prints the plan of a config for a topology.
+
+    Args:
+      name: of the topology, see `topologies`.
+      only: a phase, to plan for it alone.
+      json_file: where the plan is written, too.
+      console: where it is printed; None: stdout.
+
+    Raises:
+      T2GError: the name is not known, libtpu is missing, or the mesh does not fit the topology.
+    """
+    where = topology(name)
+    needs, mesh, basis = measured(config, where, only)
+    console = console or rich.console.Console(highlight=False, width=_width())
+    how = {
+        "compiled": "compiled for it",
+        "counted": "memory and time are counted, not compiled: expect temporaries to differ",
+    }[basis]
+    axes = ", ".join(f"{axis} {size}" for axis, size in mesh.items() if size > 1) or "one device"
+    about = f"{config.name} on {where.name}: {where.chips} chips, {axes}; {how}"
+    table.show(console, needs, where, about)
+    if json_file is not None:
+        found = table.as_json(needs, where, mesh)
+        try:
+            json_file.write_text(json.dumps(found, indent=2) + "\n")
+        except OSError as error:
+            raise T2GError(f"--json {json_file}: {error.strerror}") from error
+    return needs
+
+
+def measured(
+    config: Config, where: Topology, only: str | None = None
+) -> tuple[list[Need], dict[str, int], str]:
+    """What each program needs, the mesh, and whether that was "compiled" or "counted".
+
+    The work is done by `worker` in a process of its own.
+    """
+    if where.chip.is_tpu and importlib.util.find_spec("libtpu") is None:
+        raise T2GError(
+            f"--topology {where.name} needs the compiler for TPUs, which runs without one: "
+            "pip install 't2g_jax[plan]'"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"{config.name}.yaml"
+        file.write_text(to_yaml(config), encoding="utf-8")
+        with open(Path(folder) / "stderr", "w+", encoding="utf-8", errors="replace") as errors:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", "t2g_jax.plan.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=_environment(where),
+            )
+            try:
+                return _listen(worker, config, where, file, only)
+            except _Ended as ended:
+                errors.seek(0)
+                said = [line for line in errors.read().splitlines() if line.strip()]
+                raise T2GError(
+                    f"the compiler for {where.name} ended {ended} (exit status "
+                    f"{worker.wait()}): {said[-1][:500] if said else 'it said nothing'}"
+                ) from None
+            finally:
+                worker.kill()
+                worker.wait()
+
+
+class _Ended(Exception):
+    """The worker ended before it was done."""
+
+
+def _listen(
+    worker: subprocess.Popen, config: Config, where: Topology, file: Path, only: str | None
+) -> tuple[list[Need], dict[str, int], str]:
+    request = {"config": str(file), "topology": where.name, "only": only}
+    worker.stdin.write(json.dumps(request))
+    worker.stdin.close()
+    mesh: dict[str, int] = {}
+    basis, doing, done = "", "before it began", False
+    needs: list[Need] = []
+    status = rich.console.Console(stderr=True)
+    with status.status(f"{where.name}: starting the compiler") as progress:
+        for text in worker.stdout:
+            line: dict[str, Any] = json.loads(text)
+            if "error" in line:
+                raise T2GError(line["error"])
+            mesh, basis = line.get("mesh", mesh), line.get("basis", basis)
+            if "begins" in line:
+                doing = f"while it compiled {line['begins']}"
+                progress.update(f"{where.name}: {line['begins']}")
+            if "need" in line:
+                needs.append(advised(from_json(line["need"]), config, where, mesh))
+            done = done or "done" in line
+    if not done:
+        raise _Ended(doing)
+    return needs, mesh, basis
+
+
+def _environment(where: Topology) -> dict[str, str]:
+    """Of the worker: JAX on the CPU, unless a GPU is asked for and there may be one."""
+    env = dict(os.environ)
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [_root(), env.get("PYTHONPATH")]))
+    if where.chip.is_tpu:
+        # No chip is touched, so another process may have libtpu, too.
+        about = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+        return env | {"JAX_PLATFORMS": "cpu"} | about
+    devices = f"--xla_force_host_platform_device_count={where.chips}"
+    env["XLA_FLAGS"] = f"{env.get('XLA_FLAGS', '')} {devices}".strip()
+    return env
+
+
+def _root() -> str:
+    return str(Path(__file__).resolve().parents[2])
+
+
+def _width() -> int | None:
+    """Tables are wide: where the output is no terminal, nothing is folded."""
+    return None if sys.stdout.isatty() else 220

@@ -1,0 +1,423 @@
+"""The step functions that the phases of a config run, with abstract inputs on a mesh.
+
+They are those of the phases themselves: a method is made as `t2g run` makes it, but in a context
+whose parameters are shapes. Rows are as long as `model.context_length`, no two in one batch row:
+what a run needs at most.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from t2g_jax.config import Config
+from t2g_jax.errors import T2GError
+from t2g_jax.methods import make_method
+from t2g_jax.models import heads, lora
+from t2g_jax.phases import pretrained, reward_model, sft
+from t2g_jax.phases.context import Context
+from t2g_jax.phases.pipeline import phases
+from t2g_jax.phases.span_rewards import RewardModel
+from t2g_jax.phases.training import LENGTH_BUCKET, Learning
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
+from t2g_jax.plan import work
+from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.sampling.sampler import sample
+from t2g_jax.training.batch import Batch, round_up
+from t2g_jax.training.sharding import (
+    ROWS,
+    batch_sharding,
+    parts,
+    rows_sharding,
+    state_shardings,
+)
+from t2g_jax.training.state import TrainState, make_optimizer
+from t2g_jax.training.step import full_kl, make_update, score, span_probabilities
+
+EVALUATE = "evaluate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """One compiled function of a phase.
+
+    lower: traces it. inputs: bytes of its arguments on one device, by kind. resident: of what else
+    the phase keeps there meanwhile. inside: of what is among its temporaries for sure, by kind.
+    loop: how often a loop runs at most that ends when it likes.
+    """
+
+    phase: str
+    name: str
+    shape: str
+    lower: Callable[[], Any]
+    inputs: dict[str, float]
+    resident: dict[str, float]
+    inside: dict[str, float]
+    work: work.Work
+    loop: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _PlannedContext(Context):
+    """A context without files, whose parameters are shapes on the mesh."""
+
+    @classmethod
+    def planned(cls, config: Config, mesh: Mesh) -> _PlannedContext:
+        vocabulary = 0 if config.model.pretrained else config.tokenizer.vocabulary_size
+        return cls(
+            config=config,
+            workspace=None,
+            task=None,
+            judge=None,
+            tokenizer=None,
+            model=pretrained.decoder_config(config, vocabulary),
+            mesh=mesh,
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(stop_ids=(0,), **dataclasses.asdict(self.config.sampling))
+
+    def initial_params(self) -> heads.Params:
+        return self._shapes(lambda key: heads.init_params(self.model, key))
+
+    @functools.cached_property
+    def _warm_start(self) -> heads.Params:
+        return self.initial_params()
+
+    def _saved(self, phase: str, with_heads: Sequence[str], step=None) -> heads.Params:
+        rank = 0 if phase == SFT else self.config.lora.rank
+
+        def init(key: jax.Array) -> heads.Params:
+            params = heads.init_params(self.model, key, heads=tuple(with_heads))
+            return lora.add_adapters(params, key, rank=rank) if rank else params
+
+        return lora.split(self._shapes(init))[0]
+
+    def with_adapters(self, params: heads.Params, phase: str) -> heads.Params:
+        rank = self.config.lora.rank
+        if not rank:
+            return params
+        adapted = self._shapes(lambda p: lora.add_adapters(p, jax.random.key(0), rank=rank), params)
+        # What was there before is not a second copy.
+        return lora.join(lora.split(adapted)[0], params)
+
+    def placed(self, params: heads.Params) -> heads.Params:
+        def abstract(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+            there = isinstance(x, jax.ShapeDtypeStruct) and x.sharding == sharding
+            return x if there else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        return jax.tree.map(abstract, params, state_shardings(params, self.mesh))
+
+    def _shapes(self, init: Callable[..., heads.Params], *given: Any) -> heads.Params:
+        return self.placed(jax.eval_shape(init, *(given or (jax.random.key(0),))))
+
+
+def programs(config: Config, mesh: Mesh, only: str | None = None) -> Iterator[Program]:
+    """What `t2g run` would run, phase by phase; or `only` a phase.
+
+    Raises:
+      T2GError: the run has no such phase.
+    """
+    context = _PlannedContext.planned(config, mesh)
+    chosen = [*phases(config), EVALUATE]
+    if only is not None and only not in chosen:
+        raise T2GError(f"--only {only}: the phases of this config are {', '.join(chosen)}")
+    for phase in chosen if only is None else [only]:
+        if phase == SFT:
+            if config.sft.steps:
+                start = context.initial_params()
+                rows = config.sft.batch_size
+                yield _update(context, SFT, start, sft.learning(config), rows, [])
+        elif phase == ANNOTATE:
+            rows = config.annotate.batch_size
+            yield _sample(context, ANNOTATE, context.params(), rows, [])
+        elif phase == REWARD_MODEL:
+            yield from _reward_model(context)
+        elif phase == EVALUATE:
+            rows = config.evaluate.batch_size
+            yield _sample(context, EVALUATE, context.params(), rows, [])
+        else:
+            yield from _method(context, phase)
+
+
+def _reward_model(context: _PlannedContext) -> Iterator[Program]:
+    config = context.config
+    params = reward_model.starting_params(context)
+    learning, rows = reward_model.learning(config, 1), config.reward_model.batch_size
+    yield _update(context, REWARD_MODEL, params, learning, rows, [])
+    yield _spans(context, REWARD_MODEL, params, rows, [])
+
+
+def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
+    """A round: sample, score under reference and policy, mark spans, update."""
+    method = make_method(name, context)
+    start = context.with_adapters(method.params, name)
+    trained, _ = lora.split(start)
+    # The state begins as a copy; what it begins with is kept, as the reference.
+    policy = lora.join(jax.tree.map(_copy, trained), lora.split(start)[1])
+    config, learning = method.config, method.learning
+    rows = config.prompts_per_step * config.group_size
+    optimizer = make_optimizer(learning.optimizer, 100)
+    state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), lora.split(policy)[0])
+    state = _on(state, context.mesh)
+    kept = [state.opt_state, method.params]
+    if reference := getattr(method, "reference", None):
+        kept.append(reference.params)
+    model: RewardModel | None = getattr(method, "reward_model", None)
+    if model is not None:
+        kept.append(model.params)
+    yield _sample(context, name, policy, rows, kept)
+    if reference is not None:
+        if reference.config.kl == "full":
+            yield _full_kl(context, name, policy, reference.params, rows, kept)
+        else:
+            yield _score(
+                context, name, "score (reference)", reference.params, rows, kept + [policy]
+            )
+    if "value_head" in policy or name == "rltf-sd":
+        yield _score(context, name, "score (policy)", policy, rows, kept)
+    if model is not None:
+        yield _spans(context, name, model.params, rows, kept + [policy])
+    # RLTF-SD learns from a second attempt twice, RLTF-FM from a critique of each first one.
+    learned = rows * (2 if name in ("rltf-sd", "rltf-fm") else 1)
+    yield _update(context, name, start, learning, -(-learned // learning.minibatches), kept[1:])
+
+
+# --- Each function -----------------------------------------------------------------------------
+
+
+def _update(
+    context: _PlannedContext,
+    phase: str,
+    params: heads.Params,
+    learning: Learning,
+    rows: int,
+    kept: list[Any],
+) -> Program:
+    mesh, model, micro = context.mesh, context.model, learning.micro_batches
+    trained, frozen = lora.split(params)
+    optimizer = make_optimizer(learning.optimizer, 100)
+    carry: dict[str, Any] = {name: np.float32(value) for name, value in learning.carry.items()}
+    state = _on(jax.eval_shape(lambda p: TrainState.create(p, optimizer, carry), trained), mesh)
+    rows = round_up(rows, parts(mesh, *ROWS) * micro)
+    length = _length(context)
+    sharding = batch_sharding(mesh, micro_batched=True)
+    shape = (micro, rows // micro, length)
+    batch = _batch(shape, learning.fields, sharding)
+
+    def lower() -> Any:
+        update: Any = make_update(model, learning.objective, optimizer, mesh, state, frozen)
+        return update.lower(state, batch, frozen) if frozen else update.lower(state, batch)
+
+    gradients = _bytes(
+        jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), state.params
+        )
+    )
+    inputs = {
+        "weights": _bytes(state.params) + _bytes(frozen),
+        "optimizer": _bytes(state.opt_state),
+        "batch": _bytes(batch),
+    }
+    logits = {"policy_weight", "distill_weight", "nll_weight"} & set(learning.fields)
+    done = work.update_work(
+        model,
+        params,
+        mesh,
+        rows=rows,
+        length=length,
+        micro_batches=micro,
+        with_logits=bool(logits),
+        state_bytes=_bytes(state.params) + _bytes(state.opt_state),
+        gradient_bytes=gradients,
+        passes_over_head=2 if "cutoffs" in learning.fields else 1,
+    )
+    return Program(
+        phase,
+        "update",
+        f"{micro} × [{rows // micro}, {length}]",
+        lower,
+        inputs,
+        _resident(kept, [frozen]),
+        {"gradients": gradients + (_bytes(state.params) if micro > 1 else 0.0)},
+        done,
+    )
+
+
+def _score(
+    context: _PlannedContext,
+    phase: str,
+    name: str,
+    params: heads.Params,
+    rows: int,
+    kept: list[Any],
+) -> Program:
+    batch, shape, rows, length = _scored(context, rows)
+    settings = {"model": context.model, "temperature": context.config.sampling.temperature}
+    return Program(
+        phase,
+        name,
+        shape,
+        lambda: score.lower(params, batch, mesh=context.mesh, **settings),
+        {"weights": _bytes(params), "batch": _bytes(batch)},
+        _resident(kept, [params]),
+        {},
+        work.forward_work(context.model, params, context.mesh, rows=rows, length=length),
+    )
+
+
+def _full_kl(
+    context: _PlannedContext,
+    phase: str,
+    policy: heads.Params,
+    reference: heads.Params,
+    rows: int,
+    kept: list[Any],
+) -> Program:
+    batch, shape, rows, length = _scored(context, rows)
+    settings = {"model": context.model, "temperature": context.config.sampling.temperature}
+    ours, theirs = (
+        work.forward_work(context.model, params, context.mesh, rows=rows, length=length)
+        for params in (policy, reference)
+    )
+    both = work.Work(
+        ours.flops + theirs.flops,
+        ours.executed + theirs.executed,
+        ours.tokens,
+        ours.hbm_bytes + theirs.hbm_bytes,
+        ours.network_bytes + theirs.network_bytes,
+    )
+    return Program(
+        phase,
+        "full KL",
+        shape,
+        lambda: full_kl.lower(policy, reference, batch, mesh=context.mesh, **settings),
+        {
+            "weights": _bytes(policy),
+            "reference": _bytes_of_others(reference, policy),
+            "batch": _bytes(batch),
+        },
+        _resident(kept, [policy, reference]),
+        {},
+        both,
+    )
+
+
+def _spans(
+    context: _PlannedContext, phase: str, params: heads.Params, rows: int, kept: list[Any]
+) -> Program:
+    batch, shape, rows, length = _scored(context, rows)
+    return Program(
+        phase,
+        "span scoring",
+        shape,
+        lambda: span_probabilities.lower(params, batch, model=context.model, mesh=context.mesh),
+        {"weights": _bytes(params), "batch": _bytes(batch)},
+        _resident(kept, [params]),
+        {},
+        work.forward_work(context.model, params, context.mesh, rows=rows, length=length, heads=0),
+    )
+
+
+def _sample(
+    context: _PlannedContext, phase: str, params: heads.Params, rows: int, kept: list[Any]
+) -> Program:
+    mesh, model, sampling = context.mesh, context.model, context.sampling
+    policy = {name: tree for name, tree in params.items() if name in ("decoder", "lm_head")}
+    rows = round_up(rows, parts(mesh, *ROWS, "context"))
+    new = sampling.max_new_tokens
+    width = -(-(context.config.model.context_length - new) // 16) * 16
+    sharding = rows_sharding(mesh)
+
+    def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+    inputs = (
+        abstract((rows, width), jnp.int32),
+        abstract((rows,), jnp.int32),
+        abstract((rows,), keys.dtype),
+    )
+    return Program(
+        phase,
+        "sample",
+        f"[{rows}, {width} + {new}]",
+        lambda: sample.lower(policy, *inputs, config=model, sampling=sampling, mesh=mesh),
+        {"weights": _bytes(params), "batch": _bytes(inputs[:2])},
+        _resident(kept, [params]),
+        {"KV cache": work.cache_bytes(model, mesh, rows, width + new)},
+        work.sampling_work(model, params, mesh, rows=rows, prompt=width, new=new),
+        loop=new - 1,
+    )
+
+
+# --- Shapes ------------------------------------------------------------------------------------
+
+
+def _length(context: Context) -> int:
+    """The longest rows, as `phases.training.bucket` rounds them."""
+    multiple = np.lcm(LENGTH_BUCKET, parts(context.mesh, "context"))
+    return round_up(context.config.model.context_length, int(multiple))
+
+
+def _scored(context: Context, rows: int) -> tuple[Batch, str, int, int]:
+    rows, length = round_up(rows, parts(context.mesh, *ROWS)), _length(context)
+    batch = _batch((rows, length), (), batch_sharding(context.mesh))
+    return batch, f"[{rows}, {length}]", rows, length
+
+
+def _batch(shape: tuple[int, ...], fields: Sequence[str], sharding: NamedSharding) -> Batch:
+    def array(dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    structure = ("tokens", "targets", "positions", "segment_ids")
+    arrays = {name: array(jnp.int32) for name in structure}
+    return Batch(**arrays, **{name: array(jnp.float32) for name in fields})
+
+
+def _on(state: TrainState, mesh: Mesh) -> TrainState:
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        state,
+        state_shardings(state, mesh),
+    )
+
+
+def _copy(x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _bytes(tree: Any) -> float:
+    """On one device."""
+    return float(sum(_leaf_bytes(leaf) for leaf in jax.tree.leaves(tree)))
+
+
+def _leaf_bytes(leaf: Any) -> int:
+    sharding = leaf.sharding
+    shape = sharding.shard_shape(leaf.shape) if isinstance(sharding, NamedSharding) else leaf.shape
+    return int(np.prod(shape, dtype=np.int64)) * leaf.dtype.itemsize
+
+
+def _bytes_of_others(tree: Any, counted: Any) -> float:
+    """Of leaves that are not among those counted already."""
+    known = {id(leaf) for leaf in jax.tree.leaves(counted)}
+    return _bytes([leaf for leaf in jax.tree.leaves(tree) if id(leaf) not in known])
+
+
+def _resident(kept: list[Any], arguments: list[Any]) -> dict[str, float]:
+    """What stays on a device beside a function's arguments; shared arrays once."""
+    counted = {id(leaf) for leaf in jax.tree.leaves(arguments)}
+    total = 0.0
+    for leaf in jax.tree.leaves(kept):
+        if id(leaf) not in counted:
+            counted.add(id(leaf))
+            total += _leaf_bytes(leaf)
+    return {"kept beside": total} if total else {}
