@@ -109,7 +109,21 @@ def hidden_states(
     `lookup_sharding` is that of embeddings as they are looked up, see `Decoder`.
     """
     decoder = Decoder(config, sharding, lookup_sharding)
-    return _apply(decoder, params["decoder"], tokens, positions, segment_ids)[0]
+    # Converted here, once: some compilers keep copies of their own of what each layer converts.
+    # Not so the embeddings, whose gradient is a sum over tokens.
+    layers = as_computed(params["decoder"]["layers"], config)
+    return _apply(decoder, params["decoder"] | {"layers": layers}, tokens, positions, segment_ids)[
+        0
+    ]
+
+
+def as_computed(params: Params, config: DecoderConfig) -> Params:
+    """Matrices in the type that the decoder computes in; norms read their scales as they are."""
+
+    def convert(path, leaf):
+        return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)
+
+    return jax.tree.map_with_path(convert, params)
 
 
 def values(params: Params, hidden: Array) -> Array:

@@ -95,7 +95,8 @@ def sample(
         rows, lookup = rows_sharding(mesh), lookup_sharding(mesh, config.width)
     batch, prompt_width = tokens.shape
     new = sampling.max_new_tokens
-    params = _as_read(params, config)
+    # Converted once, not at every token.
+    params = heads.as_computed(params, config)
     kernel = heads.lm_kernel(params)
     stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)
 
@@ -161,12 +162,3 @@ def sample(
 
 def _placed(x: Array, sharding: NamedSharding | None) -> Array:
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)
-
-
-def _as_read(params: heads.Params, config: DecoderConfig) -> heads.Params:
-    """Matrices in the type that the decoder computes in: converted once, not at every token."""
-
-    def convert(path, leaf):
-        return leaf if path[-1].key == "scale" else leaf.astype(config.dtype)
-
-    return jax.tree.map_with_path(convert, params)

@@ -17,9 +17,10 @@ CONFIG = Path(__file__).parent / "mid.yaml"
 
 PARAMETERS = 654_346_240
 CHIPS = 4
-# Bytes on a chip when this was written: all, and the temporaries beside gradients.
-TOTAL = 3_798_000_000
-TEMPORARIES = 526_000_000
+# Bytes on a chip when this was written: all, and the temporaries beside gradients. By the compiler
+# of JAX 0.10; that of 0.12 takes 0.07 GB more.
+TOTAL = 4_268_000_000
+TEMPORARIES = 995_000_000
 
 
 @pytest.fixture(scope="module")

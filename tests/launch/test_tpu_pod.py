@@ -259,8 +259,9 @@ def test_a_run_outlives_the_script_and_is_found_again(pod):
     assert actions(pod.calls()) == ["running", "start"]  # nothing is copied over what runs
     assert len(pod.lines("t2g")) == 2
     # Preempted: the hosts' own SIGTERM, to all processes.
-    for host in (0, 1):
-        os.killpg(int((pod.fake / f"host{host}/t2g-run/pid").read_text()), signal.SIGTERM)
+    running = [int((pod.fake / f"host{host}/t2g-run/pid").read_text()) for host in (0, 1)]
+    for pid in running:  # at once: who is told late has begun again
+        os.killpg(pid, signal.SIGTERM)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert len(pod.lines("t2g")) == 4
