@@ -64,17 +64,24 @@ def collective_bytes(text: str, *, unknown_trips: int = 1) -> dict[str, float]:
 def cycles(text: str, *, unknown_trips: int = 1) -> float:
     """Clock cycles that the compiler expects of a TPU's operations, one after another.
 
-    Kernels of their own (splash attention) and waiting for other chips are not in it.
+    Kernels of their own (splash attention) and waiting for other chips are not in it. 0 if it knows
+    no number for some operation, as for ragged products on v5p: then it writes one near 2^63.
     """
     computations, entry = _computations(text)
     runs = _runs(computations, entry, unknown_trips)
-    return sum(
-        int(cost[1]) * runs[name]
+    costs = [
+        (int(cost[1]), runs[name])
         for name, lines in computations.items()
         if runs.get(name)
         for line in lines
         if (cost := re.search(r'"estimated_cycles":"(\d+)"', line.rest))
-    )
+    ]
+    if any(cost >= _UNKNOWN for cost, _ in costs):
+        return 0.0
+    return sum(cost * times for cost, times in costs)
+
+
+_UNKNOWN = 2**55
 
 
 class _Instruction:

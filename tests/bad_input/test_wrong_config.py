@@ -33,12 +33,12 @@ def test_wrong_values(tmp_path, capsys, command, text, expected):
 @pytest.mark.parametrize(
     ("axes", "expected"),
     [
-        ({"data": 3, "fsdp": 1, "tensor": 1}, "mesh data=3, fsdp=1, context=1, tensor=1 needs 3"),
+        ({"data": 3, "fsdp": 1, "tensor": 1}, "data=3, fsdp=1, context=1, tensor=1 needs 3"),
         (
             {"data": -1, "fsdp": 5},
-            "mesh data=-1, fsdp=5, context=1, tensor=1 needs a multiple of 5",
+            "data=-1, fsdp=5, context=1, tensor=1 needs a multiple of 5",
         ),
-        ({"data": 16}, "mesh data=16, fsdp=1, context=1, tensor=1 needs 16"),
+        ({"data": 16}, "data=16, fsdp=1, context=1, tensor=1 needs 16"),
     ],
 )
 def test_impossible_mesh(t2g, tiny_run, tmp_path, axes, expected):
@@ -46,7 +46,8 @@ def test_impossible_mesh(t2g, tiny_run, tmp_path, axes, expected):
     workdir, config = tiny_run.branch(tmp_path / "run", "sft", **values)
     outcome = t2g("annotate", workdir, config)
     assert outcome.status == 2
-    assert outcome.error.startswith(f"{expected} devices, there are 8: set mesh.data, mesh.fsdp,")
+    message = f"mesh {expected} devices, there are 8: set mesh.data, mesh.fsdp,"
+    assert outcome.error.startswith(message)
 
 
 def test_a_mesh_that_was_wrong_at_first_can_be_mended(t2g, tiny_run, tmp_path):

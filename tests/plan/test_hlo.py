@@ -103,3 +103,16 @@ def test_text_as_tpus_have_it():
     """A counter that grows by two, a kernel with lines of its own, and an asynchronous permute."""
     assert collective_bytes(TPU) == {"collective-permute": 4 * 8 * 4}
     assert cycles(TPU) == 4 * 50
+
+
+def test_cycles_that_the_compiler_does_not_know():
+    """It writes a number near 2^63, which is no estimate: then there is none."""
+    text = """HloModule x
+
+ENTRY %main (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0), backend_config={"estimated_cycles":"1000"}
+  ROOT %a = f32[4]{0} add(%p, %p), backend_config={"estimated_cycles":"KNOWN"}
+}
+"""
+    assert cycles(text.replace("KNOWN", "234")) == 1234
+    assert cycles(text.replace("KNOWN", "9223372036854775807")) == 0
