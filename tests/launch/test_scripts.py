@@ -243,6 +243,8 @@ except KeyboardInterrupt:
     script = subprocess.Popen(
         [REPOSITORY / "launch/restart.sh", make_interpreter(tmp_path / "command", command)],
         start_new_session=True,
+        # The tests themselves may run in the background, deaf to it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "ready").exists():
         time.sleep(0.02)
