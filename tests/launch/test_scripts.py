@@ -231,6 +231,13 @@ def test_sigterm_to_the_script_ends_it_and_to_the_command_alone_does_not(tmp_pat
     assert (tmp_path / "again").exists()
 
 
+LISTENING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def test_ctrl_c_reaches_the_command(tmp_path):
     """A terminal sends it to all; a shell makes what it runs in the background deaf to it."""
     command = f"""exec "{sys.executable}" -c '
@@ -241,10 +248,12 @@ try:
 except KeyboardInterrupt:
     os._exit(130)'"""
     script = subprocess.Popen(
-        [REPOSITORY / "launch/restart.sh", make_interpreter(tmp_path / "command", command)],
+        [
+            # The tests themselves may run in the background, deaf to it.
+            *(sys.executable, "-c", LISTENING),
+            *(REPOSITORY / "launch/restart.sh", make_interpreter(tmp_path / "command", command)),
+        ],
         start_new_session=True,
-        # The tests themselves may run in the background, deaf to it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not (tmp_path / "ready").exists():
         time.sleep(0.02)
