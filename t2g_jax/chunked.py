@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from t2g_jax.numerics import matrix_product
+from t2g_jax.numerics import matrix_product, soft_capped
 
 Carry = TypeVar("Carry")
 
@@ -33,9 +33,7 @@ class Head(NamedTuple):
     def logits(self, temperature: jax.Array, softcap: float = 0.0) -> jax.Array:
         """[..., V], soft-capped if asked, then scaled by the temperature, a scalar or [...]."""
         products = matrix_product(self.hidden, self.kernel, preferred_element_type=self.dtype)
-        if softcap:
-            products = softcap * jnp.tanh(products / softcap)
-        return products / temperature[..., None]
+        return soft_capped(products, softcap) / temperature[..., None]
 
 
 class Spread(NamedTuple):

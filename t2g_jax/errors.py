@@ -1,4 +1,4 @@
-"""The base class of every error that a user can mend."""
+"""The base class of every error that a user can mend, and the errors of others in a line."""
 
 
 class T2GError(ValueError):
@@ -7,3 +7,9 @@ class T2GError(ValueError):
     The command line prints it as one line and exits with status 2. Anything else that is raised is
     a defect of ours and keeps its traceback.
     """
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its kind if it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__

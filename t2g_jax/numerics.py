@@ -63,3 +63,8 @@ def matrix_product(x: jax.Array, kernel: jax.Array, *, axes: int = 1, **options:
     rows = x.shape[: x.ndim - axes] if jax.sharding.get_abstract_mesh().size > 1 else (-1,)
     product = jnp.matmul(x.reshape(*rows, inner), kernel.reshape(inner, -1), **options)
     return product.reshape(shape)
+
+
+def soft_capped(x: jax.Array, cap: float) -> jax.Array:
+    """cap · tanh(x / cap), Gemma 2, arXiv 2408.00118; x as it is if cap is 0."""
+    return cap * jnp.tanh(x / cap) if cap else x

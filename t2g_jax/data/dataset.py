@@ -23,7 +23,7 @@ import tensorflow_datasets as tfds
 
 from t2g_jax import durable
 from t2g_jax.data.records import FLOATS, INTEGERS, TEXTS, AnnotationRecord, validate
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, reason
 
 VERSION = "1.0.0"
 
@@ -230,5 +230,4 @@ def _damage_named(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetError(f"{what} cannot be read ({reason}); {_MEND}") from error
+        raise DatasetError(f"{what} cannot be read ({reason(error)}); {_MEND}") from error

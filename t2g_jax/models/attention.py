@@ -19,6 +19,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t2g_jax.errors import T2GError
+from t2g_jax.numerics import soft_capped
+from t2g_jax.training.sharding import axes_of, left_over, parts
 
 Array = jax.Array
 Backend = Literal["auto", "xla", "cudnn", "splash"]
@@ -98,14 +100,12 @@ def choose(
     if cached:  # a few queries against many keys: no kernel is needed
         return "xla"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    fits_cudnn = platform == "gpu" and half and not rule.softcap and head_width <= 128
     if backend == "auto":
         if platform == "tpu" and length > _SHORT:
             return "splash"
-        if platform == "gpu" and half and not rule.softcap and head_width <= 128:
-            return "cudnn"
-        return "xla"
-    unfit = platform != "gpu" or not half or rule.softcap or head_width > 128
-    if backend == "cudnn" and unfit:
+        return "cudnn" if fits_cudnn else "xla"
+    if backend == "cudnn" and not fits_cudnn:
         raise T2GError(
             "model.attention is cudnn, which takes an NVIDIA GPU, compute_dtype bfloat16, heads of "
             f"at most 128 and no soft-cap; here are a {platform}, {jnp.dtype(dtype)}, heads of "
@@ -143,7 +143,7 @@ def attend(
     Returns:
       mixed [B, T, N, H], and (k, v) as a cache holds them: [B, K, H, T] and [B, K, T, H].
     """
-    fresh = einops.rearrange(k, "b s k h -> b k h s"), einops.rearrange(v, "b s k h -> b k s h")
+    fresh = _as_cached(k, v)
     by_heads = None
     if (sharding is not None and backend != "xla") or _splits_length(sharding):
         by_heads = _by_heads(sharding, q.shape[2], k.shape[2])
@@ -166,15 +166,18 @@ def attend(
                 check_vma=False,
             )
         mixed = kernel(q, k, v, see.segment_ids, jnp.asarray(is_local))
-    elif by_heads is None:
-        mixed = _xla(q, *fresh, see, rule, is_local, earlier)
     else:
-        whole = einops.rearrange(k, "b s k h -> b k h s"), einops.rearrange(v, "b s k h -> b k s h")
-        mixed = _xla(q, *whole, see, rule, is_local, earlier)
+        keys_values = fresh if by_heads is None else _as_cached(k, v)
+        mixed = _xla(q, *keys_values, see, rule, is_local, earlier)
     if by_heads is not None:
         spec = P(*sharding.spec, *(None,) * (2 - len(sharding.spec)), None, None)
         mixed = jax.lax.with_sharding_constraint(mixed, NamedSharding(sharding.mesh, spec))
     return mixed, fresh
+
+
+def _as_cached(k: Array, v: Array) -> tuple[Array, Array]:
+    """[B, S, K, H] each, as a cache holds them: [B, K, H, S] and [B, K, S, H]."""
+    return einops.rearrange(k, "b s k h -> b k h s"), einops.rearrange(v, "b s k h -> b k s h")
 
 
 def _near(queries: Array, keys: Array, window: int) -> Array:
@@ -184,28 +187,23 @@ def _near(queries: Array, keys: Array, window: int) -> Array:
 
 def _splits_length(sharding: NamedSharding | None) -> bool:
     """Whether rows [B, T, D] are split along T."""
-    if sharding is None or len(sharding.spec) < 2 or sharding.spec[1] is None:
+    if sharding is None or len(sharding.spec) < 2:
         return False
-    entry = sharding.spec[1]
-    axes = entry if isinstance(entry, tuple) else (entry,)
-    return any(sharding.mesh.shape[axis] > 1 for axis in axes)
+    return parts(sharding.mesh, *axes_of(sharding.spec[1])) > 1
 
 
 def _by_heads(sharding: NamedSharding, heads: int, kv_heads: int) -> tuple[P, int] | None:
     """How [B, T, N, H] lies with heads over all axes that rows do not take, and how often keys are
     repeated for that; None if heads cannot be split so."""
     rows = sharding.spec[0] if sharding.spec else None
-    taken = rows if isinstance(rows, tuple) else (rows,)
-    axes = tuple(axis for axis in sharding.mesh.axis_names if axis not in taken)
-    parts = 1
-    for axis in axes:
-        parts *= sharding.mesh.shape[axis]
-    if heads % parts:
+    axes = left_over(sharding.mesh, rows)
+    shards = parts(sharding.mesh, *axes)
+    if heads % shards:
         return None
     repeats = next(
         r
         for r in range(1, heads // kv_heads + 1)
-        if (kv_heads * r) % parts == 0 and (heads // kv_heads) % r == 0
+        if (kv_heads * r) % shards == 0 and (heads // kv_heads) % r == 0
     )
     return P(rows, None, axes, None), repeats
 
@@ -244,8 +242,7 @@ def _xla(
 def _scores(q: Array, k: Array, mask: Array, rule: Rule) -> Array:
     """Masked attention scores [B, K, GT, S] in float32; a row with no key stays finite."""
     scores = jnp.einsum("bkqh,bkhs->bkqs", q, k, preferred_element_type=jnp.float32)
-    if rule.softcap:
-        scores = rule.softcap * jnp.tanh(scores / rule.softcap)
+    scores = soft_capped(scores, rule.softcap)
     groups = q.shape[2] // mask.shape[1]
     return jnp.where(jnp.tile(mask, (1, groups, 1))[:, None], scores, -1e30)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -28,6 +27,7 @@ from t2g_jax.models.attention import Backend, Rule, attend, choose, sight
 from t2g_jax.models.experts import mixture
 from t2g_jax.models.rope import Rope, rotate
 from t2g_jax.numerics import matrix_product
+from t2g_jax.training.sharding import left_over, parts
 
 Array = jax.Array
 
@@ -383,11 +383,8 @@ class Experts(nn.Module):
         if self.sharding is None:
             return of_rows(x, *weights)
         mesh, spec = self.sharding.mesh, self.sharding.spec
-        taken = [
-            axis for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,))
-        ]
-        channels = tuple(axis for axis in mesh.axis_names if axis not in taken)
-        if config.mlp_width % math.prod(mesh.shape[axis] for axis in channels):
+        channels = left_over(mesh, *spec)
+        if config.mlp_width % parts(mesh, *channels):
             channels = ()
 
         def of_device(x, *weights):

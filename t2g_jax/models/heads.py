@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from t2g_jax.models.decoder import Decoder, DecoderConfig
+from t2g_jax.numerics import soft_capped
 
 Array = jax.Array
 Params = dict[str, Any]
@@ -90,8 +91,7 @@ def lm_kernel(params: Params) -> Array:
 
 def capped(logits: Array, config: DecoderConfig) -> Array:
     """Products of hidden states and the LM head as the model's logits: soft-capped, if it does."""
-    cap = config.final_softcap
-    return cap * jnp.tanh(logits / cap) if cap else logits
+    return soft_capped(logits, config.final_softcap)
 
 
 def hidden_states(
@@ -112,9 +112,8 @@ def hidden_states(
     # Converted here, once: some compilers keep copies of their own of what each layer converts.
     # Not so the embeddings, whose gradient is a sum over tokens.
     layers = as_computed(params["decoder"]["layers"], config)
-    return _apply(decoder, params["decoder"] | {"layers": layers}, tokens, positions, segment_ids)[
-        0
-    ]
+    converted = params["decoder"] | {"layers": layers}
+    return _apply(decoder, converted, tokens, positions, segment_ids)[0]
 
 
 def as_computed(params: Params, config: DecoderConfig) -> Params:

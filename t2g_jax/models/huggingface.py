@@ -2,7 +2,7 @@
 
     family, config = families.describe(folder)
     params = load(folder, config, shardings)
-    save(folder, params, config, …)
+    save_weights(folder, params, config, family, dtype=…)
 
 A tensor of a linear layer is [outputs, inputs] there and [inputs…, outputs…] here, and ours are
 stacked over the layers. What is in host memory is one tensor of the file, or this process' part of
@@ -25,12 +25,14 @@ from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from t2g_jax import hosts
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, reason
 from t2g_jax.models import heads, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import describe
 from t2g_jax.models.families.base import Family
 from t2g_jax.models.heads import Params
+from t2g_jax.models.lora import input_axes
+from t2g_jax.training.sharding import divisible
 from t2g_jax.training.watchdog import beat
 
 Array = jax.Array
@@ -66,10 +68,9 @@ def fetch(source: str) -> Path:
             )
         )
     except Exception as error:  # of many kinds: no such id, no network, no permission
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise T2GError(
             f"model.pretrained is {source!r}: there is no such folder, and the hub's model of that "
-            f"id cannot be fetched ({reason[:300]})"
+            f"id cannot be fetched ({reason(error)[:300]})"
         ) from error
 
 
@@ -179,8 +180,7 @@ def _is_matrix(path: str) -> bool:
 
 
 def _input_axes(path: str) -> int:
-    """Axes of inputs of a matrix: attention's output reads heads × head width."""
-    return 2 if path.endswith("attention/out/kernel") else 1
+    return input_axes(path.split("/")[-2])
 
 
 def _canonical(
@@ -241,8 +241,9 @@ def _on_devices(
         spec = (*sharding.spec, *(None,) * (stacked + len(shape) - len(sharding.spec)))[stacked:]
         if _is_matrix(path):
             spec = spec[_input_axes(path)], spec[0]
-        sharding = NamedSharding(sharding.mesh, P(*spec[: len(tensor.shape)]))
-        sharding = _fitting(sharding, tensor.shape)
+        mesh = sharding.mesh
+        fitting = divisible(P(*spec[: len(tensor.shape)]), tensor.shape, mesh)
+        sharding = NamedSharding(mesh, fitting)
     parts: dict[str, np.ndarray] = {}
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -251,14 +252,6 @@ def _on_devices(
         return parts[str(index)]
 
     return jax.make_array_from_callback(tensor.shape, sharding, part)
-
-
-def _fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
-    try:
-        sharding.shard_shape(shape)
-    except ValueError:  # some axis does not divide evenly
-        return NamedSharding(sharding.mesh, P())
-    return sharding
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Array:

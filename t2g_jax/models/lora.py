@@ -100,6 +100,11 @@ def join(trained: Params, frozen: Params) -> Params:
     return unflatten_dict(flatten_dict(frozen) | flatten_dict(trained))
 
 
+def input_axes(module: str) -> int:
+    """Axes of inputs of a module's matrix: attention's output reads heads × head width."""
+    return 2 if module == "out" else 1
+
+
 def _where(params: Params, wanted: Any) -> Params:
     flat = flatten_dict(params)
     return unflatten_dict({path: leaf for path, leaf in flat.items() if wanted(path)})
@@ -111,5 +116,5 @@ def _has_adapters(path: Path) -> bool:
 
 
 def _input_end(path: Path) -> int:
-    """Where the inputs of a stacked kernel end: attention's output reads heads × head width."""
-    return 3 if path[-2] == "out" else 2
+    """Where the inputs of a stacked kernel end."""
+    return 1 + input_axes(path[-2])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from t2g_jax import hosts
 from t2g_jax.errors import T2GError
@@ -20,7 +20,7 @@ from t2g_jax.models import lora, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families.base import Family
 from t2g_jax.models.heads import Params
-from t2g_jax.models.huggingface import sources
+from t2g_jax.models.huggingface import flat, sources
 
 _PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -47,9 +47,9 @@ def save_adapters(
       params: with adapters, see `lora.add_adapters`.
       base: the model they are for, a folder or hub id.
     """
-    flat = flatten_dict(params, sep="/")
+    leaves = flat(params)
     plan = []
-    for path in flat:
+    for path in leaves:
         if path.endswith("/lora_a"):
             module = path.removesuffix("/lora_a")
             plan += [
@@ -58,7 +58,7 @@ def save_adapters(
             ]
     found: dict[str, np.ndarray] = {}
     for module, (layer,), name in plan:
-        a, b = (hosts.fetch(flat[f"{module}/{leaf}"][layer]) for leaf in lora.ADAPTERS)
+        a, b = (hosts.fetch(leaves[f"{module}/{leaf}"][layer]) for leaf in lora.ADAPTERS)
         rank = a.shape[-1]
         found[f"{_PREFIX}{name}.lora_A.weight"] = a.reshape(-1, rank).T
         found[f"{_PREFIX}{name}.lora_B.weight"] = b.reshape(rank, -1).T
@@ -113,11 +113,11 @@ def load_adapters(folder: Path, params: Params, config: DecoderConfig, family: F
                 f"{folder / CONFIG}: {key} is {described[key]!r}; must be {allowed[0]!r}{named}"
             )
     there = {t.name.removeprefix(_PREFIX): t for t in tensor_files.of_file(folder / WEIGHTS)}
-    flat = flatten_dict(params, sep="/")
-    for path in [path for path in flat if path.endswith("/lora_a")]:
+    leaves = flat(params)
+    for path in [path for path in leaves if path.endswith("/lora_a")]:
         module = path.removesuffix("/lora_a")
         a, b = (
-            np.array(hosts.fetch(flat[f"{module}/{leaf}"]), np.float32) for leaf in lora.ADAPTERS
+            np.array(hosts.fetch(leaves[f"{module}/{leaf}"]), np.float32) for leaf in lora.ADAPTERS
         )
         inputs, outputs = a[0].shape[:-1], b[0].shape[1:]
         for (layer,), name in sources(family, config, f"{module}/kernel"):
@@ -140,12 +140,12 @@ def load_adapters(folder: Path, params: Params, config: DecoderConfig, family: F
             a[layer] = pair[0].read().T.reshape(*inputs, rank)
             b[layer] = pair[1].read().T.reshape(rank, *outputs)
         for leaf, value in zip(lora.ADAPTERS, (a, b), strict=True):
-            old = flat[f"{module}/{leaf}"]
-            flat[f"{module}/{leaf}"] = hosts.place(value.astype(old.dtype), old.sharding)
+            old = leaves[f"{module}/{leaf}"]
+            leaves[f"{module}/{leaf}"] = hosts.place(value.astype(old.dtype), old.sharding)
     if there:
         name = next(iter(there))
         raise T2GError(
             f"{folder / WEIGHTS}: no layer here has the adapter {name} ({len(there)} such "
             "tensors); adapters are of attention and MLP"
         )
-    return unflatten_dict(flat, sep="/")
+    return unflatten_dict(leaves, sep="/")

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from t2g_jax import hosts, preemption
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, reason
 from t2g_jax.judges.base import Critique, CritiqueLevel, Judge, JudgeError
 from t2g_jax.judges.custom import make_judge
 from t2g_jax.judges.guard import Guard
@@ -102,11 +102,10 @@ class Context:
             options = config.tokenizer.template_options
             tokenizer = ChatTokenizer.load(workspace.tokenizer, template_options=options)
         except Exception as error:  # of many kinds, from several libraries
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise T2GError(
-                f"the tokenizer in {workspace.tokenizer} cannot be read ({reason[:200]}); put it "
-                "back as it was, or begin anew in another --workdir: policies cannot be used "
-                "without the tokenizer that they were trained with"
+                f"the tokenizer in {workspace.tokenizer} cannot be read ({reason(error)[:200]}); "
+                "put it back as it was, or begin anew in another --workdir: policies cannot be "
+                "used without the tokenizer that they were trained with"
             ) from error
         try:
             tokenizer.next_turn("", ended=True)

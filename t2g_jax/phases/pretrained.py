@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, reason
 from t2g_jax.models import families, heads, huggingface, peft
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.training.sharding import state_shardings
@@ -64,9 +64,8 @@ def tokenizer(source: str) -> ChatTokenizer:
     try:
         return ChatTokenizer.load(folder)
     except Exception as error:  # of many kinds, from several libraries
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise T2GError(
-            f"the tokenizer of model.pretrained cannot be used: {reason[:300]}"
+            f"the tokenizer of model.pretrained cannot be used: {reason(error)[:300]}"
         ) from error
 
 

@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from t2g_jax import hosts
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, reason
 
 MARKER = "t2g_checkpoints.json"
 DELETED = "deleted"
@@ -337,11 +337,10 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if step is None:
                 raise T2GError(
-                    f"a checkpoint in {self.directory} is damaged ({reason[:200]}); delete its "
-                    f"subfolder"
+                    f"a checkpoint in {self.directory} is damaged ({reason(error)[:200]}); delete "
+                    f"its subfolder"
                 ) from error
             earlier = [s for s in self.steps if s < step]
             way_out = (
@@ -350,7 +349,7 @@ class Checkpoints:
                 else f"no earlier step is left, delete {self.directory} and start again"
             )
             raise T2GError(
-                f"step {step} in {self.directory} is damaged ({reason[:200]}); {way_out}"
+                f"step {step} in {self.directory} is damaged ({reason(error)[:200]}); {way_out}"
             ) from error
 
     @contextlib.contextmanager
@@ -358,12 +357,11 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             kept = self.steps if self.directory.exists() else []
             raise T2GError(
-                f"a checkpoint could not be written to {self.directory} ({reason[:300]}); make "
-                f"room there, or make it writable, then run the same command again: it goes on "
-                f"from {f'step {kept[-1]}' if kept else 'the beginning of the phase'}"
+                f"a checkpoint could not be written to {self.directory} ({reason(error)[:300]})"
+                f"; make room there, or make it writable, then run the same command again: it goes "
+                f"on from {f'step {kept[-1]}' if kept else 'the beginning of the phase'}"
             ) from error
 
     def _prune(self) -> None:

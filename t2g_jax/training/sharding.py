@@ -11,13 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, use_abstract_mesh
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
 
 from t2g_jax.chunked import Spread
 from t2g_jax.config import MeshConfig
 from t2g_jax.errors import T2GError
 
+AnyMesh = Mesh | AbstractMesh
 AXES = ("data", "fsdp", "context", "tensor")
 
 Rules = Sequence[tuple[str, P]]
@@ -125,7 +126,7 @@ def param_specs(params: Any, rules: Rules = RULES) -> Any:
         name = path_name(path)
         for pattern, candidate in rules:
             if re.search(pattern, name):
-                used = [axis for entry in candidate for axis in _axes(entry)]
+                used = [axis for entry in candidate for axis in axes_of(entry)]
                 if len(used) != len(set(used)) or len(candidate) > leaf.ndim:
                     raise T2GError(
                         f"rule {pattern!r} → {candidate} does not fit {name} of shape {leaf.shape}:"
@@ -148,7 +149,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
         param_specs(getattr(state, "params", state), rules), is_leaf=lambda x: isinstance(x, P)
     )
     by_path = {
-        path_name(path): (leaf.shape, _divisible(spec, leaf.shape, mesh))
+        path_name(path): (leaf.shape, divisible(spec, leaf.shape, mesh))
         for (path, leaf), spec in zip(params, specs, strict=True)
     }
 
@@ -173,7 +174,7 @@ def rows_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P((*ROWS, "context")))
 
 
-def parts(mesh: Mesh, *axes: str) -> int:
+def parts(mesh: AnyMesh, *axes: str) -> int:
     """The number of devices along some axes."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
@@ -191,14 +192,14 @@ def lookup_sharding(mesh: Mesh, width: int) -> NamedSharding:
     Each device looks up its part of D for the rows of others too; then rows go where they belong,
     an exchange of activations. Without it the compiler gathers the embedding.
     """
-    return NamedSharding(mesh, P("data", None, *_divisible(P(FSDP), (width,), mesh)))
+    return NamedSharding(mesh, P("data", None, *divisible(P(FSDP), (width,), mesh)))
 
 
 def head_spread(kernel: Any, mesh: Mesh) -> Spread:
     """How the LM head's kernel [D, V] lies and is read: gathered, but for tensor, by chunks."""
     stored, read = P(FSDP, "tensor"), P(None, "tensor")
     return Spread(
-        *(NamedSharding(mesh, _divisible(spec, kernel.shape, mesh)) for spec in (stored, read))
+        *(NamedSharding(mesh, divisible(spec, kernel.shape, mesh)) for spec in (stored, read))
     )
 
 
@@ -212,9 +213,11 @@ def vocab_shards(vocab_size: int, mesh: Mesh | None) -> int:
     return 1 if mesh is None or vocab_size % mesh.shape["tensor"] else mesh.shape["tensor"]
 
 
-def _divisible(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
+def divisible(spec: P, shape: tuple[int, ...], mesh: AnyMesh) -> P:
+    """The spec without the axes that do not divide their dimension evenly."""
+
     def fitting(entry: Any, size: int) -> Any:
-        axes = _axes(entry)
+        axes = axes_of(entry)
         while size % parts(mesh, *axes):
             axes = axes[:-1]
         return axes[0] if len(axes) == 1 else axes or None
@@ -223,6 +226,12 @@ def _divisible(spec: P, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*(fitting(entry, size) for entry, size in zip(spec, shape, strict=False)))
 
 
-def _axes(entry: Any) -> tuple[str, ...]:
+def left_over(mesh: AnyMesh, *entries: Any) -> tuple[str, ...]:
+    """The axes that these entries of a PartitionSpec do not use, in the mesh's order."""
+    taken = {axis for entry in entries for axis in axes_of(entry)}
+    return tuple(axis for axis in mesh.axis_names if axis not in taken)
+
+
+def axes_of(entry: Any) -> tuple[str, ...]:
     """The mesh axes of one entry of a PartitionSpec: None, an axis, or a tuple of them."""
     return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, reason
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import (
     gemma2,
@@ -52,8 +52,7 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
     try:
         hf = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds: JSON, validation, unknown models
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise T2GError(f"{folder / 'config.json'} cannot be used: {reason[:300]}") from error
+        raise T2GError(f"{folder / 'config.json'} cannot be used: {reason(error)[:300]}") from error
     for family in FAMILIES:
         if hf.model_type in family.model_types:
             return family, family.decoder_config(getattr(hf, "text_config", hf), folder)
