@@ -104,26 +104,28 @@ def write(path, text):
 class Pod:
     def __init__(self, root, fake, tools):
         self.root, self.fake, self.tools = root, fake, tools
+        self.outputs = []  # of each start, a file
 
     def start(self, *words, states=("ACTIVE",), ends=(), **environment):
         (self.fake / "states").write_text("".join(f"{state}\n" for state in states))
         (self.fake / "ends").write_text("".join(f"{end}\n" for end in ends))
         inherited = {k: v for k, v in os.environ.items() if k not in ("PYTHON", "EXTRAS", "ZONE")}
-        return subprocess.Popen(
-            [self.root / "launch/tpu_pod.sh", *words],
-            env=inherited
-            | {"PATH": f"{self.tools}:{os.environ['PATH']}", "FAKE": str(self.fake), "POLL": "0"}
-            | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        self.outputs.append(self.fake / f"output{len(self.outputs)}")
+        with self.outputs[-1].open("w") as output:
+            return subprocess.Popen(
+                [self.root / "launch/tpu_pod.sh", *words],
+                env=inherited
+                | {"PATH": f"{self.tools}:{os.environ['PATH']}", "FAKE": str(self.fake)}
+                | {"POLL": "0"}
+                | environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     def run(self, *words, **options):
-        process = self.start(*words, **options)
-        output, _ = process.communicate(timeout=120)
-        return process.returncode, output
+        status = self.start(*words, **options).wait(timeout=120)
+        return status, self.outputs[-1].read_text()
 
     def lines(self, name):
         path = self.fake / name
@@ -243,8 +245,7 @@ def test_stop_ends_a_run_and_the_script_that_follows_it(pod):
     wait_for(pod.fake / "waits0", pod.fake / "waits1")
     status, output = pod.run("stop", ends=["wait"])
     assert status == 0, output
-    process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.wait(timeout=60) == 130
     assert (pod.fake / "host0/t2g-run/status").read_text() == "75\n"
 
 
@@ -252,18 +253,18 @@ def test_a_run_outlives_the_script_and_is_found_again(pod):
     process = pod.start("run", "x", states=["NONE", "ACTIVE"], ends=["wait", 0])
     wait_for(pod.fake / "waits0", pod.fake / "waits1")
     os.killpg(process.pid, signal.SIGKILL)  # with the connections to the hosts
-    process.communicate(timeout=60)
+    process.wait(timeout=60)
     (pod.fake / "calls").unlink()
     process = pod.start("run", "x", ends=["wait", 0])
-    wait_until(lambda: "start" in actions(pod.calls()))
+    followed = pod.outputs[-1]  # on both hosts: one that is told to end before would begin again
+    wait_until(lambda: all(f"host {host} trains" in followed.read_text() for host in (0, 1)))
     assert actions(pod.calls()) == ["running", "start"]  # nothing is copied over what runs
     assert len(pod.lines("t2g")) == 2
     # Preempted: the hosts' own SIGTERM, to all processes.
     running = [int((pod.fake / f"host{host}/t2g-run/pid").read_text()) for host in (0, 1)]
-    for pid in running:  # at once: who is told late has begun again
+    for pid in running:
         os.killpg(pid, signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output
+    assert process.wait(timeout=60) == 0, followed.read_text()
     assert len(pod.lines("t2g")) == 4
 
 
