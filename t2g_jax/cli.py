@@ -163,9 +163,12 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
 
 def _accept_changes(config: Config, workdir: pathlib.Path) -> None:
+    from t2g_jax import hosts
+    from t2g_jax.phases import pretrained
     from t2g_jax.phases.context import say
     from t2g_jax.phases.workspace import accept_changes
 
+    hosts.from_first(lambda: pretrained.check_tokenizer(config, workdir / "tokenizer"))
     for change in accept_changes(workdir, config):
         say(f"changed: {change}")
 

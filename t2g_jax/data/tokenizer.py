@@ -240,6 +240,14 @@ class ChatTokenizer:
             about = json.dumps({"eos_token_id": list(self.stop_ids)}, indent=1)
             (directory / _GENERATION).write_text(about + "\n", encoding="utf-8")
 
+    def agrees_with(self, other: "ChatTokenizer") -> bool:
+        """Whether another one has the same tokens, splits text as this one, and writes chats so."""
+
+        def definition(it: ChatTokenizer) -> tuple[object, ...]:
+            return it._backend.to_str(), it.hugging_face.chat_template, it.stop_ids
+
+        return definition(self) == definition(other)
+
     def encode(self, text: str) -> list[int]:
         """Tokens of a piece of text: no BOS, and no special tokens even if the text spells them.
 

@@ -69,6 +69,23 @@ def tokenizer(source: str) -> ChatTokenizer:
         ) from error
 
 
+def check_tokenizer(config: Config, folder: Path) -> None:
+    """Checks that the tokenizer of a work folder, if it has one yet, is the pretrained model's.
+
+    Raises:
+      T2GError: it is another one, which the rows and policies there were made with.
+    """
+    source = config.model.pretrained
+    if source is None or not folder.exists():
+        return
+    if not ChatTokenizer.load(folder).agrees_with(tokenizer(source)):
+        raise T2GError(
+            f"{folder} is not the tokenizer of model.pretrained: {source}, and what is there was "
+            "made with it; take a model with the same tokenizer, or give this run a --workdir of "
+            "its own"
+        )
+
+
 def params(config: Config, model: DecoderConfig, mesh: Mesh, key: jax.Array) -> heads.Params:
     """The parameters that a run begins with, on the mesh; no more than a tensor is on the host."""
     shapes = jax.eval_shape(lambda: heads.init_params(model, key))

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -207,6 +208,24 @@ def test_a_tokenizer_of_another_model_is_found_at_once(folder, tmp_path, capsys)
     words = ["import", str(CONFIG), "--workdir", str(tmp_path / "run")]
     assert cli.main([*words, "--model.pretrained", str(tmp_path)]) == 2
     assert "use the tokenizer that belongs to the model" in capsys.readouterr().err
+
+
+def test_a_changed_model_must_have_the_tokenizer_that_is_there(own, folder, tmp_path, capsys):
+    file, workdir = own
+    run, moved, other = (tmp_path / name for name in ("run", "moved", "other"))
+    shutil.copytree(workdir, run)
+    shutil.copytree(folder, moved)
+    shutil.copytree(folder, other)
+    words = ["sft", str(file), "--workdir", str(run), "--accept-changes", "--model.pretrained"]
+    assert cli.main([*words, str(moved)]) == 0
+    assert f'changed: model.pretrained: "{folder}" → "{moved}"' in capsys.readouterr().err
+    template = (other / "chat_template.jinja").read_text()
+    (other / "chat_template.jinja").write_text("Hello! " + template)
+    before = (run / "config.yaml").read_bytes()
+    assert cli.main([*words, str(other)]) == 2
+    error = capsys.readouterr().err
+    assert f"{run / 'tokenizer'} is not the tokenizer of model.pretrained: {other}" in error
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_a_model_without_a_tokenizer(folder, tmp_path, capsys):
