@@ -149,7 +149,7 @@ def _accept(root: Path, config: Config) -> list[str]:
     return changed
 
 
-_claims: dict[Path, tuple[IO[str], int]] = {}
+_claims: dict[Path, tuple[IO[bytes], int]] = {}
 
 
 @contextlib.contextmanager
@@ -165,9 +165,9 @@ def claimed(root: str | os.PathLike[str]) -> Iterator[None]:
     root = Path(root).resolve()
     file, times = _claims.get(root, (None, 0))
     if file is None:
-        claimed_by_first: list[IO[str]] = []
+        claimed_by_first: list[IO[bytes]] = []
         hosts.from_first(lambda: claimed_by_first.append(_claim(root)))
-        file = claimed_by_first.pop() if claimed_by_first else open(os.devnull)
+        file = claimed_by_first.pop() if claimed_by_first else open(os.devnull, "rb")
     _claims[root] = file, times + 1
     try:
         yield
@@ -179,15 +179,16 @@ def claimed(root: str | os.PathLike[str]) -> Iterator[None]:
             file.close()
 
 
-def _claim(root: Path) -> IO[str]:
+def _claim(root: Path) -> IO[bytes]:
     with _writable(root):
         root.mkdir(parents=True, exist_ok=True)
-        file = open(root / "run.lock", "a+", encoding="utf-8")
+        # Without a buffer: what a full disk does not take is not tried again on closing.
+        file = open(root / "run.lock", "ab+", buffering=0)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        holder = file.read().strip() or "another process"
+        holder = file.read().decode(errors="replace").strip() or "another process"
         file.close()
         raise T2GError(
             f"{root} is in use by {holder}; wait for it, stop it, or give this run a --workdir of "
@@ -199,8 +200,8 @@ def _claim(root: Path) -> IO[str]:
     since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     file.truncate(0)
     command_line = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
-    file.write(f"process {os.getpid()} on {socket.gethostname()} ({command_line}; since {since})\n")
-    file.flush()
+    who = f"process {os.getpid()} on {socket.gethostname()}"
+    file.write(f"{who} ({command_line}; since {since})\n".encode())
     for left in root.glob("tokenizer.*.partial"):  # by a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     return file
