@@ -33,6 +33,7 @@ def test_a_benchmark_runs(name, compiled_once):
 
 def test_the_quickstart_in_processes_of_its_own(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # and one device
     section = importlib.import_module("benchmarks.quickstart").measure(small=True)
     phases = [row[0] for row in section.rows]
     assert phases[1:3] == ["sft", "annotate"]
