@@ -112,7 +112,8 @@ class ChatTokenizer:
     """A Hugging Face fast tokenizer with its chat template.
 
     Attributes:
-      vocab_size: 1 + the largest token id.
+      vocab_size: 1 + the largest token id, but for special tokens that nothing here can write, such
+        as Gemma 3's for a part of an image: its smallest model has no row for it.
       end_id: the token that ends an assistant's turn: what the template writes after it, else eos.
       stop_ids: tokens that end a completion: `end_id`, eos, and those of generation_config.json.
       pad_id: fills rows; `end_id` if the tokenizer has none. It may equal eos, so masks are made
@@ -154,12 +155,19 @@ class ChatTokenizer:
             )
         self.hugging_face = tokenizer
         self._options = dict(template_options or {})
-        self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self.vocab_size = 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
-
+        self._backend = _as_spelled(tokenizer.backend_tokenizer)
         added = self._backend.get_added_tokens_decoder()
         self._special_ids = {i for i, token in added.items() if token.special}
         template = tokenizer.get_chat_template()
+        named = {
+            *(tokenizer.bos_token, tokenizer.eos_token),
+            *(tokenizer.pad_token, tokenizer.unk_token),
+        }
+        self.vocab_size = 1 + max(
+            i
+            for token, i in self._backend.get_vocab(with_added_tokens=True).items()
+            if i not in self._special_ids or token in named or token in template
+        )
         self._chat_template = _TODAY * ("strftime_now" in template) + template
         written = {
             token.content
@@ -213,7 +221,10 @@ class ChatTokenizer:
                 f"{directory} {state}; make a tokenizer there with `train_tokenizer`, or get one "
                 f"with `{get}`"
             )
-        tokenizer: Any = AutoTokenizer.from_pretrained(
+        # By its tokenizer_class, `transformers` 5 may split text otherwise than this file says.
+        described = (directory / "tokenizer.json").is_file()
+        reader: Any = PreTrainedTokenizerFast if described else AutoTokenizer
+        tokenizer = reader.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
         stop_ids = _stop_ids(directory / _GENERATION)
@@ -236,6 +247,7 @@ class ChatTokenizer:
 
     def _write(self, directory: Path) -> None:
         self.hugging_face.save_pretrained(directory)
+        _as_before_5(directory / "tokenizer_config.json")
         if set(self.stop_ids) - {self.end_id, self.hugging_face.eos_token_id}:
             about = json.dumps({"eos_token_id": list(self.stop_ids)}, indent=1)
             (directory / _GENERATION).write_text(about + "\n", encoding="utf-8")
@@ -515,9 +527,32 @@ def _stop_ids(path: Path) -> list[int]:
     return ids
 
 
+def _as_before_5(path: Path) -> None:
+    """Makes a tokenizer_config.json what `transformers` 4, and who builds on it, reads too."""
+    about = json.loads(path.read_text("utf-8"))
+    if about.get("tokenizer_class") == "TokenizersBackend":
+        about["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(about.get("extra_special_tokens"), list):
+        about["additional_special_tokens"] = about.pop("extra_special_tokens")
+    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+
+
 def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
     """Matches any of the strings, the longest first; nothing if there are none."""
     return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)")
+
+
+def _as_spelled(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer; if its special tokens are those of normalised text, a copy without that.
+
+    So older files of Llama 2 have it, which find few of them in a text, and decode all.
+    """
+    if not any(t.special and t.normalized for t in tokenizer.get_added_tokens_decoder().values()):
+        return tokenizer
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["normalized"] &= not token["special"]
+    return Tokenizer.from_str(json.dumps(state))
 
 
 def _respell(tokenizer: Tokenizer, spelling: Mapping[str, str], name: str) -> Tokenizer:
@@ -525,7 +560,8 @@ def _respell(tokenizer: Tokenizer, spelling: Mapping[str, str], name: str) -> To
     state = json.loads(tokenizer.to_str())
     state.update(truncation=None, padding=None, post_processor=None)
     for token in state["added_tokens"]:
-        token["content"] = spelling.get(token["content"], token["content"])
+        if token["content"] in spelling:  # found wherever the template writes it
+            token.update(content=spelling[token["content"]], normalized=False, single_word=False)
     model = state["model"]
     vocab = model["vocab"]
     if isinstance(vocab, list):  # Unigram: [piece, score]

@@ -100,6 +100,11 @@ class DecoderConfig:
     """The weights of a token's experts sum to 1."""
 
     def __post_init__(self):
+        sizes = "vocab_size width layers heads kv_heads head_width mlp_width".split()
+        for name in [*sizes, *(["window"] if self.window is not None else [])]:
+            size = getattr(self, name)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} is {size!r}; must be a whole number above 0")
         if self.heads % self.kv_heads:
             raise ValueError(f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}")
         if self.head_width % 2:
@@ -190,11 +195,10 @@ class Decoder(nn.Module):
           hidden [B, T, D] in `config.dtype`, and (keys, values) as they are in `Cache`.
         """
         config = self.config
-        embed = nn.Embed(
+        embed = Embedding(
             config.vocab_size,
             config.width,
             embedding_init=nn.initializers.normal(0.02),
-            dtype=None,  # looked up first, converted then: its gradient is summed in its own type
             param_dtype=config.param_dtype,
             name="embed",
         )
@@ -245,6 +249,34 @@ class Decoder(nn.Module):
         locality = jnp.array(config.locality)
         x, fresh = layers(x, rotation, local_rotation, see, locality, earlier)
         return RMSNorm(config, name="final_norm")(x), fresh
+
+
+class Embedding(nn.Embed):
+    """Rows of a table, in its type; its gradient is summed in float32 even if that is bfloat16.
+
+    There a sum of ones ends at 256, and some tokens come thousands of times in a batch.
+    """
+
+    def __call__(self, tokens):
+        return _look_up(self.embedding, tokens)
+
+
+@jax.custom_vjp
+def _look_up(table: Array, tokens: Array) -> Array:
+    return jnp.take(table, tokens, axis=0)
+
+
+def _looked_up(table, tokens):
+    return _look_up(table, tokens), (table, tokens)
+
+
+def _sum_up(saved, gradient):
+    table, tokens = saved
+    total = jnp.zeros(table.shape, jnp.promote_types(table.dtype, jnp.float32))
+    return total.at[tokens].add(gradient.astype(total.dtype)).astype(table.dtype), None
+
+
+_look_up.defvjp(_looked_up, _sum_up)
 
 
 class Layer(nn.Module):

@@ -51,8 +51,9 @@ _LAYERS = "decoder/layers/"
 def fetch(source: str) -> Path:
     """The folder of a model: `source` itself, or where the hub's model of that id was put.
 
-    Only configuration, tokenizer and safetensors are fetched. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`
-    and `HF_HUB_OFFLINE` are those of huggingface_hub.
+    Only configuration, tokenizer and safetensors are fetched; not the same weights once more, in
+    another format (`consolidated.safetensors`) or in folders within. `HF_HOME`, `HF_ENDPOINT`,
+    `HF_TOKEN` and `HF_HUB_OFFLINE` are those of huggingface_hub.
 
     Raises:
       T2GError: it is neither a folder nor a model of the hub that can be reached.
@@ -64,7 +65,9 @@ def fetch(source: str) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
-                source, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+                source,
+                allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
+                ignore_patterns=["consolidated*", "*/*"],
             )
         )
     except Exception as error:  # of many kinds: no such id, no network, no permission
@@ -84,11 +87,14 @@ def load(folder: Path, config: DecoderConfig, shardings: Params | None = None) -
 
     Raises:
       T2GError: a tensor is missing, has another shape, or is not known; all that are, are named.
+        Or an LM head is there that config.json takes for the embeddings, and is not them.
     """
     family, _ = describe(folder)
-    there = _canonical(tensor_files.tensors(folder), family)
+    there = canonical(tensor_files.tensors(folder), family)
     shapes = flat(jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0))))
     _check(folder, family, config, shapes, there)
+    if config.tie_embeddings:
+        _check_tied(folder, there)
     placed = flat(shardings) if shardings is not None else {}
     default = SingleDeviceSharding(jax.local_devices()[0])
     params = {}
@@ -183,7 +189,7 @@ def _input_axes(path: str) -> int:
     return input_axes(path.split("/")[-2])
 
 
-def _canonical(
+def canonical(
     found: Mapping[str, tensor_files.Tensor], family: Family
 ) -> dict[str, tensor_files.Tensor]:
     """Tensors by the names of a model for text alone, without those that are no parameters."""
@@ -226,6 +232,21 @@ def _check(
         raise T2GError(
             f"the tensors in {folder} are not those that its config.json describes: "
             f"{'; '.join(wrong[:5])}{more}. Fetch the model again, config.json with it"
+        )
+
+
+def _check_tied(folder: Path, there: Mapping[str, tensor_files.Tensor]) -> None:
+    """That the LM head, if it is in the files, is the embeddings."""
+    embed, head = (there.get(f"{OUTSIDE[path]}.weight") for path in ("decoder/embed", "lm_head"))
+    if embed is None or head is None:
+        return
+    rows = [(slice(at, at + 4096),) for at in range(0, embed.shape[0], 4096)]
+    if head.shape != embed.shape or any(
+        not np.array_equal(head.read(part), embed.read(part)) for part in rows
+    ):
+        raise T2GError(
+            f"{folder / 'config.json'}: tie_word_embeddings is true, but {head.name} is not "
+            f"{embed.name}; set it to false, or take {head.name} out, as the model was trained"
         )
 
 

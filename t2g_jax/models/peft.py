@@ -20,7 +20,7 @@ from t2g_jax.models import lora, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families.base import Family
 from t2g_jax.models.heads import Params
-from t2g_jax.models.huggingface import flat, sources
+from t2g_jax.models.huggingface import canonical, flat, sources
 
 _PREFIX = "base_model.model."
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -34,18 +34,28 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "alpha_pattern": ({}, None),
     "modules_to_save": (None, []),
     "layers_to_transform": (None, []),
+    "alora_invocation_tokens": (None, []),
+    # With others, such as "pissa", the base's own weights are changed when the adapters are read.
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }
 """What an adapter's configuration must say, where it says it: the rest is plain LoRA."""
 
 
 def save_adapters(
-    folder: Path, params: Params, config: DecoderConfig, family: Family, *, base: str
+    folder: Path,
+    params: Params,
+    config: DecoderConfig,
+    family: Family,
+    *,
+    base: str,
+    prefix: str = "model.",
 ) -> None:
     """Writes the adapters of `params`, in float32. All processes call it; the first writes.
 
     Args:
       params: with adapters, see `lora.add_adapters`.
       base: the model they are for, a folder or hub id.
+      prefix: of its decoder's tensors in `transformers`; a model that sees has another.
     """
     leaves = flat(params)
     plan = []
@@ -60,8 +70,9 @@ def save_adapters(
     for module, (layer,), name in plan:
         a, b = (hosts.fetch(leaves[f"{module}/{leaf}"][layer]) for leaf in lora.ADAPTERS)
         rank = a.shape[-1]
-        found[f"{_PREFIX}{name}.lora_A.weight"] = a.reshape(-1, rank).T
-        found[f"{_PREFIX}{name}.lora_B.weight"] = b.reshape(rank, -1).T
+        full = f"{_PREFIX}{prefix}{name.removeprefix('model.')}"
+        found[f"{full}.lora_A.weight"] = a.reshape(-1, rank).T
+        found[f"{full}.lora_B.weight"] = b.reshape(rank, -1).T
     tensor_files.write(
         folder,
         [(name, value.shape) for name, value in found.items()],
@@ -72,6 +83,8 @@ def save_adapters(
         first=hosts.is_first(),
     )
     if hosts.is_first():
+        modules = sorted({name.rpartition(".")[2] for _, _, name in plan})
+        within = f".*language_model.*[.]({'|'.join(modules)})"  # not in what sees, too
         described = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
@@ -82,7 +95,7 @@ def save_adapters(
             "bias": "none",
             "fan_in_fan_out": False,
             "inference_mode": True,
-            "target_modules": sorted({name.rpartition(".")[2] for _, _, name in plan}),
+            "target_modules": within if "language_model" in prefix else modules,
         }
         (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", "utf-8")
 
@@ -112,7 +125,8 @@ def load_adapters(folder: Path, params: Params, config: DecoderConfig, family: F
             raise T2GError(
                 f"{folder / CONFIG}: {key} is {described[key]!r}; must be {allowed[0]!r}{named}"
             )
-    there = {t.name.removeprefix(_PREFIX): t for t in tensor_files.of_file(folder / WEIGHTS)}
+    stored = {t.name.removeprefix(_PREFIX): t for t in tensor_files.of_file(folder / WEIGHTS)}
+    there = canonical(stored, family)
     leaves = flat(params)
     for path in [path for path in leaves if path.endswith("/lora_a")]:
         module = path.removesuffix("/lora_a")

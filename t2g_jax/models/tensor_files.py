@@ -66,14 +66,14 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         damaged, the index names a tensor that its file does not have, or a type is not a float.
     """
     whole, index = folder / "model.safetensors", folder / INDEX
-    if index.is_file():
+    if whole.is_file():  # an index beside it is left from before, for `transformers` too
+        wanted = {}
+    elif index.is_file():
         try:
             files = json.loads(index.read_text("utf-8"))["weight_map"]
             wanted = {str(name): folder / Path(file).name for name, file in files.items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise T2GError(f"{index} is damaged ({error}); fetch it again") from error
-    elif whole.is_file():
-        wanted = {}
     else:
         others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
             p.name for p in folder.glob("*.pt*")
@@ -87,10 +87,8 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         raise T2GError(f"{folder} has neither model.safetensors nor {INDEX}{pickled}")
     found: dict[str, Tensor] = {}
     for file in sorted(set(wanted.values())) or [whole]:
-        found |= {t.name: t for t in of_file(file)}
-    missing = [
-        name for name, file in wanted.items() if found.get(name) is None or found[name].file != file
-    ]
+        found |= {t.name: t for t in of_file(file) if wanted.get(t.name, file) == file}
+    missing = [name for name in wanted if name not in found]
     if missing:
         raise T2GError(
             f"{index} says that {missing[0]} is in {wanted[missing[0]].name}, which does not have "

@@ -37,6 +37,13 @@ HEADS_FILE = Path("t2g") / "heads.safetensors"
 WITH_HEADS = {REWARD_MODEL: ("span_head",), "ppo": ("value_head",), "text2grad": ("value_head",)}
 """Phases that train a head."""
 
+_OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype")
+"""Keys that are beside "text_config" or in it."""
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.*"),
+)
+
 Type = Literal["float32", "bfloat16", "float16"]
 
 
@@ -84,7 +91,8 @@ def run(
     try:
         if adapters:
             base = config.model.pretrained or ""
-            peft.save_adapters(partial, params, context.model, family, base=base)
+            prefix = "model.language_model." if _sees(source) else "model."
+            peft.save_adapters(partial, params, context.model, family, base=base, prefix=prefix)
         else:
             merged = lora.merge_adapters(params, context.model) if lora.rank(params) else params
             huggingface.save_weights(partial, merged, context.model, family, dtype=jnp.dtype(dtype))
@@ -92,7 +100,7 @@ def run(
                 _write_configs(partial, context, described, source, dtype)
         _write_heads(partial, {name: params[name] for name in with_heads})
         if first:
-            context.tokenizer.hugging_face.save_pretrained(partial)
+            _write_tokenizer(partial, context)
             card = model_card(config, phase, dtype, with_heads, adapters=adapters)
             (partial / "README.md").write_text(card, "utf-8")
             if folder.exists():
@@ -230,13 +238,22 @@ def _write_heads(folder: Path, heads: dict[str, Any]) -> None:
     )
 
 
+def _sees(source: Path | None) -> bool:
+    """Whether the decoder is the language model of a larger one."""
+    return source is not None and "text_config" in json.loads(
+        (source / "config.json").read_text("utf-8")
+    )
+
+
 def _described(context: Context, source: Path | None) -> dict[str, Any]:
     """config.json of the model as it is exported."""
     if source is not None:
         described = json.loads((source / "config.json").read_text("utf-8"))
-        if "text_config" in described:  # the language model of one that sees, too
-            described = described["text_config"] | {"architectures": ["Gemma3ForCausalLM"]}
-            described.setdefault("model_type", "gemma3_text")
+        if _sees(source):
+            whole, described = described, described["text_config"]
+            described |= {key: whole[key] for key in _OF_BOTH if key in whole}
+            described |= {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+        described.pop("quantization_config", None)  # what is written is not quantised
         return described
     model, tokenizer = context.model, context.tokenizer
     made = LlamaConfig(
@@ -255,26 +272,40 @@ def _described(context: Context, source: Path | None) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_id,
     ).to_dict()
     # As older readers know it; new ones understand both.
-    made.pop("rope_parameters", None)
+    for new in ("rope_parameters", "dtype"):
+        made.pop(new, None)
     plain = {"rope_theta": model.rope_theta, "architectures": ["LlamaForCausalLM"]}
-    return made | plain
+    return made | plain | {"torch_dtype": "float32"}
+
+
+def _write_tokenizer(folder: Path, context: Context) -> None:
+    """The pretrained model's own files, as other versions of `transformers` know them, too."""
+    pretrained_from = context.config.model.pretrained
+    if pretrained_from is None or not context.tokenizer.agrees_with(
+        pretrained.tokenizer(pretrained_from)
+    ):
+        context.tokenizer.save(folder)
+        return
+    for pattern in _TOKENIZER_FILES:
+        for file in huggingface.fetch(pretrained_from).glob(pattern):
+            shutil.copyfile(file, folder / file.name)
 
 
 def _write_configs(
     folder: Path, context: Context, described: dict[str, Any], source: Path | None, dtype: str
 ) -> None:
-    key = "torch_dtype" if "torch_dtype" in described else "dtype"
-    text = json.dumps(described | {key: dtype}, indent=2) + "\n"
+    keys = [key for key in ("torch_dtype", "dtype") if key in described] or ["torch_dtype"]
+    text = json.dumps(described | dict.fromkeys(keys, dtype), indent=2) + "\n"
     (folder / "config.json").write_text(text, "utf-8")
-    kept = None if source is None else source / "generation_config.json"
-    if kept is not None and kept.is_file():
-        shutil.copyfile(kept, folder / "generation_config.json")
-        return
     tokenizer = context.tokenizer
-    generation = {
+    generation: dict[str, Any] = {
         "do_sample": True,
         "temperature": context.config.sampling.temperature,
-        "eos_token_id": list(tokenizer.stop_ids),
         "pad_token_id": tokenizer.pad_id,
     }
+    kept = None if source is None else source / "generation_config.json"
+    if kept is not None and kept.is_file():
+        generation = json.loads(kept.read_text("utf-8"))
+    # A base model's says that its texts end, not that turns do.
+    generation["eos_token_id"] = list(tokenizer.stop_ids)
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")

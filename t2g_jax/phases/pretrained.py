@@ -65,7 +65,7 @@ def tokenizer(source: str) -> ChatTokenizer:
         return ChatTokenizer.load(folder)
     except Exception as error:  # of many kinds, from several libraries
         raise T2GError(
-            f"the tokenizer of model.pretrained cannot be used: {reason(error)[:300]}"
+            f"the tokenizer in {folder} cannot be used: {reason(error)[:300]}"
         ) from error
 
 

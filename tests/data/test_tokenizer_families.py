@@ -6,6 +6,7 @@ import pytest
 from family_tokenizers import FAMILIES, byte_template, llama3, qwen3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from t2g_jax.data.tokenizer import ChatTokenizer
 
@@ -237,6 +238,64 @@ def test_a_saved_tokenizer_is_the_same(name, tmp_path):
     assert loaded.render(messages) == tokenizer.render(messages)
     assert (loaded.stop_ids, loaded.pad_id) == (tokenizer.stop_ids, tokenizer.pad_id)
     assert loaded.encode("The cat 漢") == tokenizer.encode("The cat 漢")
+
+
+@each
+def test_transformers_4_reads_what_is_saved(name, tmp_path):
+    """It does not know the classes of 5, nor a list of extra tokens."""
+    TOKENIZERS[name].save(tmp_path / "t")
+    about = json.loads((tmp_path / "t/tokenizer_config.json").read_text())
+    assert about["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert not isinstance(about.get("extra_special_tokens"), list)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "model_type"),
+    [("llama2", "LlamaTokenizer", "llama"), ("olmo2", "LlamaTokenizerFast", "qwen2")],
+)
+def test_tokenizer_json_is_taken_as_it_is(name, kind, model_type, tmp_path):
+    """By the class that is named beside it, `transformers` 5 would split text otherwise: Llama 2's
+    after a control token, and of models that name another family's class all of it."""
+    tokenizer = TOKENIZERS[name]
+    tokenizer.save(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": kind}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    messages = [user("The cat 12345"), assistant("sat 678"), user("on")]
+    assert ChatTokenizer.load(tmp_path).render(messages) == tokenizer.render(messages)
+    text = f"The cat 12345{FAMILIES[name].end}sat"
+    by_class = AutoTokenizer.from_pretrained(tmp_path)(text).input_ids
+    assert by_class != tokenizer.hugging_face(text).input_ids  # or this test is of no use
+
+
+@each
+def test_control_tokens_are_found_where_the_tokenizer_would_miss_them(name, tmp_path):
+    """Older files of Llama 2 look for them in normalised text only, and miss all but the first."""
+    tokenizer = TOKENIZERS[name]
+    tokenizer.save(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    state = json.loads(file.read_text())
+    for token in state["added_tokens"]:
+        token.update(normalized=True, single_word=True)
+    file.write_text(json.dumps(state))
+    old = ChatTokenizer.load(tmp_path)
+    messages = [user("The cat"), assistant("sat"), user("on")]
+    assert old.render(messages) == tokenizer.render(messages)
+    assert old.end_id == tokenizer.end_id
+    assert old.decode([*old.encode("The cat"), old.end_id]) == "The cat"
+
+
+def test_a_special_token_that_nothing_writes_needs_no_row_of_the_model():
+    """Gemma 3 1B has 262,144 rows, and its tokenizer one token more, for images."""
+    size = TOKENIZERS["gemma3"].vocab_size
+    more = FAMILIES["gemma3"].make().hugging_face
+    more.backend_tokenizer.add_special_tokens(["<image_soft_token>"])
+    assert more.backend_tokenizer.token_to_id("<image_soft_token>") == size
+    image = ChatTokenizer(more)
+    assert image.vocab_size == size
+    assert size not in image.render([user("an <image_soft_token>")])
+    more.backend_tokenizer.add_tokens(["<plain>"])
+    assert ChatTokenizer(more).vocab_size == size + 2
 
 
 # Offsets

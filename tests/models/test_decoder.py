@@ -217,6 +217,25 @@ def test_bfloat16_compute(params):
     assert Cache.empty(config, 1, 2).keys.dtype == jnp.bfloat16
 
 
+def test_gradients_of_a_token_that_comes_often_add_up_in_bfloat16_too(params):
+    """Summed in bfloat16 they would end at 256 times the first."""
+    config = dataclasses.replace(CONFIG, layers=1, param_dtype=jnp.bfloat16)
+    tokens, positions = np.full((2, 600), 7), np.tile(np.arange(600), (2, 1))
+    one_layer = params | {"layers": jax.tree.map(lambda x: x[:1], params["layers"])}
+    half = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), one_layer)
+
+    @jax.grad
+    def gradient(params):
+        return run(params, tokens, positions, np.ones_like(tokens), config=config)[0].sum()
+
+    exact = gradient(jax.tree.map(lambda x: x.astype(jnp.float32), half))
+    found = gradient(half)["embed"]["embedding"]
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        found.astype(jnp.float32), exact["embed"]["embedding"], rtol=0.02, atol=1e-3
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

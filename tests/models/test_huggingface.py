@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from hf_models import make
 from jax.sharding import NamedSharding
 
@@ -142,6 +143,23 @@ def test_a_tensor_that_the_index_promises(folder):
         load(folder)
 
 
+def test_a_tensor_that_two_files_have_is_that_of_the_index(folder):
+    wanted, *_, other = sorted(folder.glob("*.safetensors"))
+    name, value = next(iter(safetensors.numpy.load_file(wanted).items()))
+    before = load(folder)
+    stored = safetensors.numpy.load_file(other)
+    safetensors.numpy.save_file(stored | {name: np.zeros_like(value)}, other)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(load(folder)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_one_file_stands_before_an_index_that_was_left(original, folder):
+    (folder / "model.safetensors").write_bytes((original / "model.safetensors").read_bytes())
+    next(folder.glob("model-*.safetensors")).unlink()
+    for a, b in zip(jax.tree.leaves(load(original)), jax.tree.leaves(load(folder)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_missing_tensor_is_named_with_its_shape(folder):
     index = json.loads((folder / tensor_files.INDEX).read_text())
     file = the_file(folder, NORM)
@@ -192,6 +210,18 @@ def test_pickled_weights_are_never_read(folder):
             "dynamic",
         ),
         ({"num_key_value_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
+        ({"num_attention_heads": -4}, "heads is -4; must be a whole number"),
+        ({"hidden_size": "32"}, "'hidden_size'.*expected int"),
+        ({"sliding_window": "4"}, "window is '4'; must be a whole number"),
+        (
+            {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
+            "config.json.*NoneType",
+        ),
+        (
+            {"model_type": "qwen2", "layer_types": ["chunked_attention"] * 3, "sliding_window": 4}
+            | {"use_sliding_window": True},
+            "layer_types has chunked_attention",
+        ),
         ("{", "cannot be used"),
         (None, "has no config.json"),
     ],
@@ -206,6 +236,37 @@ def test_what_the_decoder_cannot_be_is_named(folder, change, message):
         file.write_text(json.dumps(json.loads(file.read_text()) | change))
     with pytest.raises(T2GError, match=message):
         families.describe(folder)
+
+
+def test_a_folder_of_adapters_is_no_model(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(T2GError, match=r"these are adapters: name them as lora\.pretrained"):
+        families.describe(tmp_path)
+
+
+@pytest.mark.parametrize("value", [None, False])
+def test_what_is_required_to_be_off_may_be_null_or_false(tmp_path, value):
+    make("gemma2", tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"use_bidirectional_attention": value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert families.read_config(tmp_path).window == 6
+
+
+def test_an_lm_head_beside_tied_embeddings_must_be_them(original, tmp_path):
+    """Some readers would tie it, others not."""
+    for file in original.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    file = tmp_path / "model.safetensors"
+    stored = safetensors.numpy.load_file(file)
+    head = stored["model.embed_tokens.weight"].copy()
+    safetensors.numpy.save_file(stored | {"lm_head.weight": head}, file)
+    for a, b in zip(jax.tree.leaves(load(original)), jax.tree.leaves(load(tmp_path)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    head[-1, -1] += 1
+    safetensors.numpy.save_file(stored | {"lm_head.weight": head}, file)
+    with pytest.raises(T2GError, match=r"tie_word_embeddings is true, but lm_head\.weight is not"):
+        load(tmp_path)
 
 
 def test_neither_folder_nor_model_of_the_hub(monkeypatch):
@@ -299,6 +360,7 @@ def test_a_model_of_the_hub(folder, tmp_path_factory):
     wanted = sorted(file.name for file in folder.iterdir())
     (folder / "modeling_evil.py").write_text("raise SystemExit")
     (folder / "pytorch_model.bin").write_bytes(b"pickled")
+    (folder / "consolidated.safetensors").write_bytes(b"the same once more")
     handler = type("Handler", (Hub,), {"folder": folder, "asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -14,6 +14,7 @@ import yaml
 
 from t2g_jax import cli
 from t2g_jax.config import ConfigError, load_config
+from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models import heads
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.export import load_heads
@@ -92,6 +93,35 @@ def test_a_merged_policy_gives_the_same_logits_elsewhere(own, tmp_path):
     )
     ours = heads.capped(hidden @ heads.lm_kernel(params), context.model)[0]
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_written_beside_the_weights(folder, tmp_path):
+    """Of the language model of one that sees, whose base ends texts, but not turns."""
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    text = json.loads((base / "config.json").read_text())
+    text.pop("dtype")
+    whole = {"model_type": "gemma3", "torch_dtype": "bfloat16", "text_config": text}
+    whole |= {"eos_token_id": [1, 2], "quantization_config": {"quant_method": "bitsandbytes"}}
+    (base / "config.json").write_text(json.dumps(whole))
+    (base / "generation_config.json").write_text('{"eos_token_id": 7, "top_k": 64}')
+    (base / "tokenizer.model").write_bytes(b"as it was")
+    words = [str(CONFIG), "--workdir", str(tmp_path / "run"), "--model.pretrained", str(base)]
+    assert cli.main(["sft", *words]) == 0
+    out = tmp_path / "out"
+    assert cli.main(["export", *words, "--method", "sft", "--to", str(out)]) == 0
+    described = json.loads((out / "config.json").read_text())
+    assert (described["model_type"], described["torch_dtype"]) == ("gemma3_text", "bfloat16")
+    assert described["eos_token_id"] == [1, 2]
+    assert described["hidden_size"] == text["hidden_size"]
+    assert described.keys().isdisjoint({"quantization_config", "text_config"})
+    generation = json.loads((out / "generation_config.json").read_text())
+    stop_ids = list(ChatTokenizer.load(base).stop_ids)
+    assert generation == {"eos_token_id": stop_ids, "top_k": 64}
+    assert len(stop_ids) == 2
+    kept = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
+    for name in kept:
+        assert (out / name).read_bytes() == (base / name).read_bytes()
 
 
 def test_adapters_alone(own, tmp_path):

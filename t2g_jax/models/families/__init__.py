@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from t2g_jax.errors import T2GError, reason
+from t2g_jax.errors import T2GError
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import (
     gemma2,
@@ -45,14 +45,18 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
         cannot be; the key is named.
     """
     if not (folder / "config.json").is_file():
-        raise T2GError(
-            f"{folder} has no config.json; name the folder of a Hugging Face model (config.json, "
-            "*.safetensors and the tokenizer's files)"
+        name = (
+            "these are adapters: name them as lora.pretrained, and here the model they are for"
+            if (folder / "adapter_config.json").is_file()
+            else "name the folder of a Hugging Face model (config.json, *.safetensors and the "
+            "tokenizer's files)"
         )
+        raise T2GError(f"{folder} has no config.json; {name}")
     try:
         hf = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds: JSON, validation, unknown models
-        raise T2GError(f"{folder / 'config.json'} cannot be used: {reason(error)[:300]}") from error
+        said = " ".join(str(error).split())  # the first line alone may name no key
+        raise T2GError(f"{folder / 'config.json'} cannot be used: {said[:300]}") from error
     for family in FAMILIES:
         if hf.model_type in family.model_types:
             return family, family.decoder_config(getattr(hf, "text_config", hf), folder)

@@ -56,13 +56,15 @@ class Family:
         """The decoder of a configuration; its folder is for the error."""
         for key, value in self.required.items():
             found = getattr(hf, key, value)
-            if found != value:
+            if found != value and (found or value):  # null, false and [] are one
                 raise T2GError(
                     f"{folder / 'config.json'}: {key} is {found!r}; only {value!r} can be computed"
                 )
         try:
             return DecoderConfig(**llama_shape(hf) | self.particular(hf))
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
+            raise T2GError(f"{folder / 'config.json'} has no {error}") from error
+        except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise T2GError(f"{folder / 'config.json'}: {error}") from error
 
 
@@ -126,6 +128,8 @@ def windows(hf: HFConfig) -> dict[str, Any]:
         return {}
     if kinds is None:
         return {"window": window}
+    if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
+        raise ValueError(f"layer_types has {', '.join(sorted(unknown))}, which cannot be computed")
     local = tuple(kind == "sliding_attention" for kind in kinds)
     return {"window": window, "local_layers": local} if any(local) else {}
 
