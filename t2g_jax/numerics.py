@@ -55,13 +55,14 @@ def matrix_product(x: jax.Array, kernel: jax.Array, *, axes: int = 1, **options:
 
     As a product of two matrices, its gradients too. Products that sum over several axes, as the
     kernel's gradient does over [B, T], make XLA transpose one side, which takes longer than they.
-    Not so on a mesh of several devices (see `training.sharding.within`): [B, T] that is sharded
-    over both axes cannot become one axis without being gathered.
+    Not so on a mesh of several devices (see `training.sharding.within`): axes that are sharded
+    cannot become one axis without being gathered.
     """
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return jnp.tensordot(x, kernel, axes=axes, **options)
     shape = (*x.shape[: x.ndim - axes], *kernel.shape[axes:])
     inner = math.prod(kernel.shape[:axes])
-    rows = x.shape[: x.ndim - axes] if jax.sharding.get_abstract_mesh().size > 1 else (-1,)
-    product = jnp.matmul(x.reshape(*rows, inner), kernel.reshape(inner, -1), **options)
+    product = jnp.matmul(x.reshape(-1, inner), kernel.reshape(inner, -1), **options)
     return product.reshape(shape)
 
 

@@ -27,7 +27,7 @@ from t2g_jax.models.attention import Backend, Rule, attend, choose, sight
 from t2g_jax.models.experts import mixture
 from t2g_jax.models.rope import Rope, rotate
 from t2g_jax.numerics import matrix_product
-from t2g_jax.training.sharding import left_over, parts
+from t2g_jax.training.sharding import heads_shardings, left_over, parts
 
 Array = jax.Array
 
@@ -178,6 +178,9 @@ class Decoder(nn.Module):
     """Of the residual stream [B, T, D]; None leaves it to the compiler."""
     lookup_sharding: jax.sharding.Sharding | None = None
     """Of [B, T, D] before that, as it comes from the embedding."""
+    decoding: bool = False
+    """Over a mesh: whether T is 1 and weights lie as `training.sharding.DECODING` says; `sharding`
+    is then `token_sharding`."""
 
     @nn.compact
     def __call__(
@@ -245,7 +248,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=config.layers,
-        )(config, self.sharding, backend, platform, name="layers")
+        )(config, self.sharding, self.decoding, backend, platform, name="layers")
         locality = jnp.array(config.locality)
         x, fresh = layers(x, rotation, local_rotation, see, locality, earlier)
         return RMSNorm(config, name="final_norm")(x), fresh
@@ -284,6 +287,7 @@ class Layer(nn.Module):
 
     config: DecoderConfig
     sharding: jax.sharding.NamedSharding | None
+    decoding: bool
     backend: str
     platform: str
 
@@ -296,19 +300,26 @@ class Layer(nn.Module):
             choice = functools.partial(jnp.where, is_local)
             rotation = jax.tree.map(choice, local_rotation, rotation)
 
+        def placed(x):
+            # While decoding the compiler must not be left to choose: it would gather weights.
+            return jax.lax.with_sharding_constraint(x, self.sharding) if self.decoding else x
+
         def before(name, x):
-            return RMSNorm(config, name=f"{name}_norm")(x) if config.pre_norm else x
+            return placed(RMSNorm(config, name=f"{name}_norm")(x) if config.pre_norm else x)
 
         def after(name, x):
             return RMSNorm(config, name=f"{name}_out_norm")(x) if config.post_norm else x
 
-        attention = Attention(config, self.sharding, self.backend, self.platform, name="attention")
+        x = placed(x)
+        attention = Attention(
+            config, self.sharding, self.decoding, self.backend, self.platform, name="attention"
+        )
         attended, fresh = attention(before("attention", x), rotation, see, is_local, earlier)
         x = x + after("attention", attended)
         mlp = (
             Experts(config, self.sharding, name="mlp")
             if config.experts
-            else MLP(config, name="mlp")
+            else MLP(config, self.sharding if self.decoding else None, name="mlp")
         )
         x = x + after("mlp", mlp(before("mlp", x)))
         return x, fresh
@@ -319,6 +330,7 @@ class Attention(nn.Module):
 
     config: DecoderConfig
     sharding: jax.sharding.NamedSharding | None
+    decoding: bool
     backend: str
     platform: str
 
@@ -329,6 +341,8 @@ class Attention(nn.Module):
         q = project((config.heads, config.head_width), name="query")(x)
         k = project((config.kv_heads, config.head_width), name="key")(x)
         v = project((config.kv_heads, config.head_width), name="value")(x)
+        if self.decoding:
+            q, k, v = (self._moved(x) for x in (q, k, v))
         if config.query_key_norm != "none":
             q = self._normed(q, "query_norm")
             k = self._normed(k, "key_norm")
@@ -348,10 +362,26 @@ class Attention(nn.Module):
             earlier=earlier,
             sharding=self.sharding,
         )
+        if self.decoding:
+            mixed = self._moved(mixed, back=True)
         out = _dense(
-            config.width, config=config, axis=(-2, -1), use_bias=config.out_bias, name="out"
+            config.width,
+            config=config,
+            axis=(-2, -1),
+            use_bias=config.out_bias,
+            sharding=self.sharding if self.decoding else None,
+            name="out",
         )
         return out(mixed), fresh
+
+    def _moved(self, x, *, back=False):
+        """[B, 1, N, H] from where products have their heads to where attention has its rows."""
+        heads, width = x.shape[2:]
+        mesh: Any = self.sharding.mesh
+        stops = heads_shardings(mesh, heads, self.config.kv_heads, width)
+        for sharding in reversed(stops) if back else stops:
+            x = jax.lax.with_sharding_constraint(x, sharding)
+        return x
 
     def _normed(self, x, name):
         norm = RMSNorm(self.config, name=name)
@@ -364,6 +394,8 @@ class MLP(nn.Module):
     """down(act(gate(x)) · up(x)), Shazeer, arXiv 2002.05202."""
 
     config: DecoderConfig
+    sharding: jax.sharding.NamedSharding | None
+    """Of the result; None leaves it to the compiler."""
 
     @nn.compact
     def __call__(self, x):
@@ -371,7 +403,8 @@ class MLP(nn.Module):
         dense = functools.partial(_dense, config=config, use_bias=config.mlp_bias)
         gate = dense(config.mlp_width, name="gate")(x)
         up = dense(config.mlp_width, name="up")(x)
-        return dense(config.width, name="down")(ACTIVATIONS[config.activation](gate) * up)
+        down = dense(config.width, sharding=self.sharding, name="down")
+        return down(ACTIVATIONS[config.activation](gate) * up)
 
 
 class Experts(nn.Module):
@@ -440,10 +473,14 @@ class Linear(nn.DenseGeneral):
     """
 
     lora_alpha: float = 32.0
+    sharding: jax.sharding.NamedSharding | None = None
+    """Of x W; None leaves it to the compiler."""
 
     @nn.compact
     def __call__(self, x):
         y = super().__call__(x)
+        if self.sharding is not None:
+            y = jax.lax.with_sharding_constraint(y, self.sharding)
         if not self.has_variable("params", "lora_a"):
             return y
         a: Array = self.get_variable("params", "lora_a").astype(self.dtype)
@@ -468,7 +505,7 @@ class RMSNorm(nn.Module):
         return (normed * (offset + scale.astype(jnp.float32))).astype(self.config.dtype)
 
 
-def _dense(features, *, config: DecoderConfig, name: str, use_bias: bool, axis=-1):
+def _dense(features, *, config: DecoderConfig, name: str, use_bias: bool, axis=-1, sharding=None):
     return Linear(
         features,
         axis=axis,
@@ -478,6 +515,7 @@ def _dense(features, *, config: DecoderConfig, name: str, use_bias: bool, axis=-
         kernel_init=nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal"),
         dot_general=_product,
         lora_alpha=config.lora_alpha,
+        sharding=sharding,
         name=name,
     )
 

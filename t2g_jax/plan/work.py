@@ -116,7 +116,7 @@ def sampling_work(
 ) -> Work:
     """Prefill, then `new` tokens of every row; each reads the whole cache and the weights.
 
-    Those stay where they are, so a device reads its part of them.
+    Those are laid out anew after the prefill, and then stay: a device reads its part of them.
     """
     prefill = forward_work(model, params, mesh, rows=rows, length=prompt, heads=0)
     slots = prompt + new
@@ -129,7 +129,7 @@ def sampling_work(
         prefill.executed + decode,
         rows * new,
         prefill.hbm_bytes + new * a_step,
-        prefill.network_bytes + new * _exchanged_bytes(model, mesh, rows),
+        prefill.network_bytes + its_part + new * _exchanged_bytes(model, mesh, rows),
     )
 
 
@@ -148,12 +148,15 @@ def _gathered_bytes(model: DecoderConfig, params: Any, mesh: Mesh) -> float:
 
 
 def _exchanged_bytes(model: DecoderConfig, mesh: Mesh, rows: int) -> float:
-    """A token of all rows: what products with weights that stay where they are have to sum up."""
-    devices = parts(mesh, "fsdp", "context")
-    experts = max(model.experts_per_token if model.experts else 1, 1)
-    wide = (model.heads + 2 * model.kv_heads) * model.head_width + 2 * experts * model.mlp_width
-    sums = rows / parts(mesh, "data") * (model.layers * (wide + 2 * model.width))
-    return 2 * sums * jax.numpy.dtype(model.dtype).itemsize * (devices - 1) / devices
+    """A token of all rows: sums after attention and MLP, and heads and logits that change sides."""
+    devices = parts(mesh, "fsdp", "context", "tensor")
+    size = jax.numpy.dtype(model.dtype).itemsize
+    shared = rows / parts(mesh, "data")
+    own = shared / parts(mesh, "fsdp", "context")
+    sums = 2 * 2 * shared * model.width * size
+    moved = 2 * own * (model.heads + model.kv_heads) * model.head_width * size
+    logits = 4 * own * model.vocab_size
+    return (model.layers * (sums + moved) + logits) * (devices - 1) / devices
 
 
 def _layers_bytes(model: DecoderConfig, params: Any, mesh: Mesh) -> float:

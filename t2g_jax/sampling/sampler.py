@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import Cache, Decoder, DecoderConfig
 from t2g_jax.sampling.distribution import Sampling, draw, log_distribution, most_likely
-from t2g_jax.training.sharding import lookup_sharding, rows_sharding
+from t2g_jax.training.sharding import (
+    decoding_shardings,
+    logits_sharding,
+    lookup_sharding,
+    rows_sharding,
+    token_sharding,
+    within,
+)
 
 Array = jax.Array
 
@@ -87,32 +95,42 @@ def sample(
       keys: [B] typed PRNG keys.
       config, sampling: static.
       mesh: static, where rows and parameters are sharded over devices. Prompts are read with
-        each layer gathered, as in training. A token at a time is another matter: layers stay where
-        they are, and devices exchange the activations of all rows, which are smaller.
+        each layer gathered, as in training. Then weights are laid out once more, for decoding:
+        they stay where they are, and the activations of all rows, which are smaller, go there.
     """
-    rows = lookup = None
+    rows = lookup = whole = None
     if mesh is not None:
         rows, lookup = rows_sharding(mesh), lookup_sharding(mesh, config.width)
+        whole = token_sharding(mesh)
     batch, prompt_width = tokens.shape
     new = sampling.max_new_tokens
-    # Converted once, not at every token.
-    params = heads.as_computed(params, config)
-    kernel = heads.lm_kernel(params)
     stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)
 
-    def decode(decoder, *inputs):
+    def run(decoder, params, *inputs):
         return decoder.apply({"params": params["decoder"]}, *inputs)
-
-    def logits_of(hidden):
-        products = jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
-        return heads.capped(_placed(products, rows), config)
 
     positions = jnp.broadcast_to(jnp.arange(prompt_width), tokens.shape)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden, fresh = decode(Decoder(config, rows, lookup), tokens, positions, segment_ids)
+    # Converted once, not in every layer or at every token.
+    prefill = heads.as_computed(params, config)
+    hidden, fresh = run(Decoder(config, rows, lookup), prefill, tokens, positions, segment_ids)
     cache = Cache.empty(config, batch, prompt_width + new).write(fresh, positions, segment_ids, 0)
     final = jnp.maximum(lengths - 1, 0)[:, None, None]
     last = jnp.take_along_axis(hidden, final, axis=1)[:, 0]
+    weights = prefill | {"lm_head": {"kernel": heads.lm_kernel(prefill)}}
+    if mesh is not None:
+        # Only when the prompts are read is the other layout in memory.
+        params, cache = jax.lax.optimization_barrier((params, cache))
+        weights = heads.as_computed(params, config)
+        weights |= {"lm_head": {"kernel": heads.lm_kernel(weights)}}
+        weights = _placed(weights, decoding_shardings(weights, mesh))
+
+    def logits_of(hidden):
+        kernel = weights["lm_head"]["kernel"]
+        products = jnp.matmul(_placed(hidden, whole), kernel, preferred_element_type=jnp.float32)
+        if mesh is not None:
+            products = _placed(products, logits_sharding(mesh, config.vocab_size))
+        return heads.capped(_placed(products, rows), config)
 
     def pick(logits, step):
         if sampling.greedy:
@@ -141,7 +159,9 @@ def sample(
         step, out, done, token, cache = carry
         segments = (~done).astype(jnp.int32)[:, None]
         positions = (lengths + step - 1)[:, None]
-        hidden, fresh = decode(Decoder(config), token[:, None], positions, segments, cache)
+        decoder = Decoder(config, whole, decoding=mesh is not None)
+        with within(mesh):
+            hidden, fresh = run(decoder, weights, token[:, None], positions, segments, cache)
         cache = cache.write(fresh, positions, segments, prompt_width + step - 1)
         return step + 1, *take(out, done, logits_of(hidden[:, 0]), step), cache
 
@@ -160,5 +180,5 @@ def sample(
     return jax.lax.while_loop(unfinished, advance, start)[1]
 
 
-def _placed(x: Array, sharding: NamedSharding | None) -> Array:
+def _placed(x: Any, sharding: Any) -> Any:
     return x if sharding is None else jax.lax.with_sharding_constraint(x, sharding)

@@ -55,6 +55,30 @@ Adapters lie as their kernels: inputs and outputs over the same axes, the rank w
 whole on every device that has a part of their width.
 """
 
+EVERY = (*FSDP, "tensor")
+"""All but data: devices that decode the same rows."""
+
+DECODING: Sequence[tuple[str, Sequence[P]]] = (
+    (
+        r"attention/(query|key|value)/(kernel|lora_b)$",
+        (P(None, None, EVERY), P(None, None, "tensor", FSDP)),
+    ),
+    (r"attention/out/(kernel|lora_a)$", (P(None, EVERY), P(None, "tensor", FSDP))),
+    (r"mlp/(gate|up)/(kernel|lora_b)$", (P(None, None, EVERY),)),
+    (r"mlp/down/(kernel|lora_a)$", (P(None, EVERY),)),
+    (r"mlp/expert_(gate|up)$", (P(None, None, None, EVERY),)),
+    (r"mlp/expert_down$", (P(None, None, EVERY),)),
+    (r"mlp/router$|lora_[ab]$", (P(),)),
+    (r"lm_head/kernel$", (P(None, EVERY),)),
+)
+"""Where weights lie while tokens are decoded, if it is not where `RULES` have them.
+
+A token of each row is little to compute, and gathering layers for it would take much longer. So
+weights stay and activations go to them: products that widen have their outputs split, those that
+narrow their inputs ("Megatron-LM", arXiv 1909.08053), and devices exchange what enters and leaves
+attention and MLP. The first spec that divides evenly; if none does, that of `RULES`.
+"""
+
 ROWS = ("data", "fsdp")
 """What the rows of a batch are spread over, as fully sharded data parallelism wants."""
 
@@ -164,6 +188,17 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
     return jax.tree.map_with_path(sharding, state)
 
 
+def decoding_shardings(params: Any, mesh: Mesh) -> Any:
+    """Of parameters while tokens are decoded, see `DECODING`."""
+
+    def sharding(path, leaf, stored):
+        name = path_name(path)
+        specs = next((specs for pattern, specs in DECODING if re.search(pattern, name)), ())
+        return NamedSharding(mesh, first_even([*specs, stored.spec], leaf.shape, mesh))
+
+    return jax.tree.map_with_path(sharding, params, state_shardings(params, mesh))
+
+
 def batch_sharding(mesh: Mesh, *, micro_batched: bool = False) -> NamedSharding:
     """Of batches [B, T], see `BATCH`; with a leading micro-batch axis that is not sharded."""
     return NamedSharding(mesh, P(None, *BATCH) if micro_batched else BATCH)
@@ -172,6 +207,29 @@ def batch_sharding(mesh: Mesh, *, micro_batched: bool = False) -> NamedSharding:
 def rows_sharding(mesh: Mesh) -> NamedSharding:
     """Of rows that are sampled: each whole on one device, or on those of its tensor axis."""
     return NamedSharding(mesh, P((*ROWS, "context")))
+
+
+def token_sharding(mesh: Mesh) -> NamedSharding:
+    """Of the residual stream [B, 1, D] while tokens are decoded: whole but for data."""
+    return NamedSharding(mesh, P("data"))
+
+
+def logits_sharding(mesh: Mesh, vocab_size: int) -> NamedSharding:
+    """Of logits [B, V] while tokens are decoded, as the LM head leaves them."""
+    split = P("data", EVERY)
+    return NamedSharding(mesh, first_even([split, P("data")], (0, vocab_size), mesh))
+
+
+def heads_shardings(mesh: Mesh, heads: int, kv_heads: int, width: int) -> tuple[NamedSharding, ...]:
+    """Of queries, keys or values [B, 1, N, H] while tokens are decoded.
+
+    First as weights compute or read them, see `DECODING`; then as attention does, where the cache
+    has their rows.
+    """
+    specs = P("data", None, EVERY), P("data", None, "tensor", FSDP), P("data")
+    split = first_even(specs, (0, 1, heads, width), mesh)
+    rows = P((*ROWS, "context"), None, divisible(P("tensor"), (kv_heads,), mesh)[0])
+    return NamedSharding(mesh, split), NamedSharding(mesh, rows)
 
 
 def parts(mesh: AnyMesh, *axes: str) -> int:
@@ -224,6 +282,11 @@ def divisible(spec: P, shape: tuple[int, ...], mesh: AnyMesh) -> P:
 
     # A spec may leave the last dimensions out.
     return P(*(fitting(entry, size) for entry, size in zip(spec, shape, strict=False)))
+
+
+def first_even(specs: Sequence[P], shape: tuple[int, ...], mesh: AnyMesh) -> P:
+    """The first spec whose axes all divide their dimensions evenly; the last one must."""
+    return next(spec for spec in specs if divisible(spec, shape, mesh) == spec)
 
 
 def left_over(mesh: AnyMesh, *entries: Any) -> tuple[str, ...]:

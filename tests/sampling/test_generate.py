@@ -1,11 +1,14 @@
 """Sampling for lists of prompts: any number, any mesh, the same completions."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from t2g_jax.config import MeshConfig
 from t2g_jax.errors import T2GError
+from t2g_jax.models import heads, lora
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import generate
 from t2g_jax.sampling.sampler import pad_prompts, sample
@@ -71,6 +74,41 @@ def test_the_batch_size_does_not_matter(draw, prompts, completions, batch_size):
 @pytest.mark.parametrize("mesh", [(8, 1, 1, 1), (2, 2, 1, 2), (1, 2, 4, 1)])
 def test_the_mesh_does_not_matter(draw, prompts, completions, mesh):
     assert_same(draw(prompts, batch_size=100, mesh=mesh), completions)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"heads": 8, "kv_heads": 8, "tie_embeddings": True, "final_softcap": 5.0},
+        {"heads": 3, "kv_heads": 3, "head_width": 6, "mlp_width": 21, "vocab_size": 13},
+        {"experts": 4, "experts_per_token": 2, "attention_softcap": 2.0},
+        {"experts": 4, "experts_per_token": 2, "mlp_width": 21},
+        {"qkv_bias": True, "out_bias": True, "mlp_bias": True, "window": 3},
+        {"query_key_norm": "head", "post_norm": True, "kv_heads": 2},
+        {"query_key_norm": "all", "pre_norm": False, "post_norm": True},
+        {"lora_alpha": 9.0},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+@pytest.mark.parametrize("mesh", [(1, 2, 2, 2), (2, 4, 1, 1)])
+def test_what_is_decoded_over_a_mesh_is_what_one_device_decodes(model, prompts, changes, mesh):
+    model = dataclasses.replace(model, **changes)
+    params = heads.init_params(model, jax.random.key(0))
+    if "lora_alpha" in changes:
+        params = lora.add_adapters(params, jax.random.key(1), rank=2)
+    leaves, structure = jax.tree.flatten(params)
+    rng = np.random.default_rng(0)  # far from uniform, and with biases and adapters that matter
+    params = structure.unflatten([x + np.float32(rng.normal(0, 0.3, x.shape)) for x in leaves])
+
+    def drawn(shape):
+        mesh = make_mesh(MeshConfig(*shape), jax.devices()[: np.prod(shape)])
+        placed = jax.device_put(params, state_shardings(params, mesh))
+        settings = {"batch_size": 8, "context_length": 99}
+        return generate(
+            placed, prompts, KEY, config=model, sampling=SAMPLING, mesh=mesh, **settings
+        )
+
+    assert_same(drawn(mesh), drawn((1, 1, 1, 1)))
 
 
 def test_the_ith_completion_depends_on_the_ith_prompt(draw, prompts, completions):

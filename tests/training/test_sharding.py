@@ -17,7 +17,10 @@ from t2g_jax.training.sharding import (
     AXES,
     FSDP,
     batch_sharding,
+    decoding_shardings,
     head_spread,
+    heads_shardings,
+    logits_sharding,
     lookup_sharding,
     make_mesh,
     param_specs,
@@ -25,6 +28,7 @@ from t2g_jax.training.sharding import (
     path_name,
     rows_sharding,
     state_shardings,
+    token_sharding,
     vocab_shards,
 )
 from t2g_jax.training.state import TrainState, make_optimizer
@@ -293,6 +297,62 @@ def test_where_batches_lie(mesh_of):
 def test_sampled_rows_are_whole(mesh_of):
     """Over all axes but tensor: while sampling there is no row to be cut."""
     assert rows_sharding(mesh_of(2, 1, 2, 2)).shard_shape((8, 6)) == (2, 6)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 2, 2, 2), (2, 2, 1, 2)])
+def test_while_decoding_products_widen_to_parts_and_narrow_from_them(model, mesh_of, shape):
+    mesh = mesh_of(*shape)
+    near = math.prod(shape[1:])
+    sizes = {"heads": 8, "head_width": 8, "mlp_width": 32}
+    model = dataclasses.replace(model, tie_embeddings=False, **sizes)
+
+    def adapted(key):
+        return lora.add_adapters(heads.init_params(model, key), key, rank=3)
+
+    params = jax.eval_shape(adapted, jax.random.key(0))
+    leaves, shardings = by_path(params), by_path(decoding_shardings(params, mesh))
+    split = {
+        path: tuple(
+            int(whole // part)
+            for whole, part in zip(leaf.shape, shardings[path].shard_shape(leaf.shape), strict=True)
+        )
+        for path, leaf in leaves.items()
+    }
+    attention, mlp = "decoder/layers/attention", "decoder/layers/mlp"
+    assert split["lm_head/kernel"] == (1, near)
+    assert split[f"{attention}/query/kernel"] == (1, 1, near, 1)
+    assert split[f"{attention}/query/lora_a"] == (1, 1, 1)
+    assert split[f"{attention}/query/lora_b"] == (1, 1, near, 1)
+    assert split[f"{attention}/out/kernel"] == (1, near, 1, 1)
+    assert split[f"{attention}/out/lora_a"] == (1, near, 1, 1)
+    assert split[f"{attention}/out/lora_b"] == (1, 1, 1)
+    assert split[f"{mlp}/up/kernel"] == split[f"{mlp}/gate/kernel"] == (1, 1, near)
+    assert split[f"{mlp}/down/kernel"] == (1, near, 1)
+    # Too few heads for all devices: over tensor, and the width of each over the others.
+    tensor = shape[-1]
+    assert split[f"{attention}/key/kernel"] == (1, 1, tensor, near // tensor)
+    stored = by_path(state_shardings(params, mesh))
+    assert shardings["decoder/embed/embedding"] == stored["decoder/embed/embedding"]
+
+
+def test_while_decoding_what_does_not_divide_stays_where_it_is_stored(model, mesh_of):
+    model = dataclasses.replace(model, heads=3, kv_heads=3, head_width=6, mlp_width=30)
+    params, mesh = shapes(model), mesh_of(1, 4, 1, 2)
+    assert by_path(decoding_shardings(params, mesh)) == by_path(state_shardings(params, mesh))
+
+
+def test_heads_go_to_their_rows(mesh_of):
+    def parts_of(mesh, heads, kv_heads, width):
+        found = heads_shardings(mesh, heads, kv_heads, width)
+        return [s.shard_shape((16, 1, heads, width)) for s in found]
+
+    mesh = mesh_of(2, 2, 1, 2)
+    assert parts_of(mesh, 8, 4, 6) == [(8, 1, 2, 6), (4, 1, 4, 6)]
+    assert parts_of(mesh, 2, 2, 6) == [(8, 1, 1, 3), (4, 1, 1, 6)]
+    assert parts_of(mesh, 3, 3, 6) == [(8, 1, 3, 6), (4, 1, 3, 6)]
+    assert logits_sharding(mesh, 64).shard_shape((16, 64)) == (8, 16)
+    assert logits_sharding(mesh, 63).shard_shape((16, 63)) == (8, 63)
+    assert token_sharding(mesh).shard_shape((16, 1, 6)) == (8, 1, 6)
 
 
 def test_how_the_lm_head_is_read(mesh_of):
