@@ -86,11 +86,11 @@ obtain() {
     case $now in
       ACTIVE) return ;;
       NONE)
-        resources create "${asked[@]}" --runtime-version="${RUNTIME:-$runtime}"
-        dry_state=ACTIVE
-        ;;
-      SUSPENDED) resources delete --force ;;
-      FAILED) again "the request for $name failed" && resources delete --force ;;
+        resources create "${asked[@]}" --runtime-version="${RUNTIME:-$runtime}" ||
+          again "asking for $name failed"
+        dry_state=ACTIVE ;;
+      SUSPENDED) resources delete --force || again "giving $name back failed" ;;
+      FAILED) again "the request for $name failed"; resources delete --force || true ;;
       UNKNOWN) ((++unknown < 10)) || fail "gcloud does not say how $name is" 1 ;;
     esac
     [[ "$now" == UNKNOWN ]] || unknown=0
@@ -143,6 +143,8 @@ run() {
 
 case $1 in
   run | t2g)
+    [[ "$1" != run || (-f "${2:-}" && "$2" != /*) ]] || # hosts would say so once they are paid for
+      fail "run CONFIG: '${2:-}' is no file in this folder, which is what the hosts get"
     [[ "$1" == run ]] || shift
     [[ -n "${BUCKET:-}" ]] || say "no BUCKET: hosts share no work folder, and what is trained" \
       "goes away with the TPU"

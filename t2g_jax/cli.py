@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import hashlib
 import os
 import pathlib
 import sys
@@ -148,6 +149,8 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
     use_compilation_cache()
     hosts.initialize()
+    if hosts.several():
+        hosts.require_alike(_asked(known, config))
     try:
         if known.accept_changes:
             _accept_changes(config, workdir)
@@ -160,6 +163,22 @@ def _dispatch(arguments: Sequence[str]) -> None:
             f"{error.filename or workdir}: {error.strerror}; make room there, or permit it, then "
             "run the same command again: it goes on from here"
         ) from error
+
+
+def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
+    """What every process of a run must have in common, by name."""
+    import jax
+
+    from t2g_jax import __version__
+    from t2g_jax.sections import values
+
+    code = hashlib.sha256()
+    for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    versions = {"t2g_jax": f"{__version__} ({code.hexdigest()[:8]})", "jax": jax.__version__}
+    local = {"config", "workdir", "to"}  # paths may differ from machine to machine
+    options = {name: value for name, value in vars(known).items() if name not in local}
+    return versions | options | values(config)
 
 
 def _accept_changes(config: Config, workdir: pathlib.Path) -> None:

@@ -7,12 +7,14 @@ turns, and meet in the same collective operations.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
+import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +35,8 @@ _PATIENCE = 10
 """Seconds that a process that failed waits for the others before it ends."""
 _SILENCE = 60
 """Seconds without a heartbeat after which a process counts as gone."""
+_ARRIVAL = 300
+"""Seconds that a process waits for the others at the beginning."""
 
 
 def initialize() -> None:
@@ -40,10 +44,11 @@ def initialize() -> None:
 
     `T2G_COORDINATOR` (host:port of the first process), `T2G_NUM_PROCESSES` and `T2G_PROCESS_ID`
     (from 0) say all that is needed. With `T2G_DISTRIBUTED=auto` JAX finds it out itself: on Cloud
-    TPU, under Slurm, Kubernetes and Open MPI.
+    TPU, under Slurm, Kubernetes and Open MPI. If the others do not come within five minutes, JAX
+    ends the process (SIGABRT).
 
     Raises:
-      T2GError: the variables contradict each other, or the others are not to be found.
+      T2GError: the variables contradict each other, or JAX cannot tell where the others are.
     """
     given = {name: os.environ[name] for name in ADDRESS if os.environ.get(name)}
     auto = os.environ.get(AUTO, "")
@@ -58,25 +63,50 @@ def initialize() -> None:
         if missing := [name for name in ADDRESS if name not in given]:
             raise T2GError(f"{', '.join(given)} needs {', '.join(missing)} too")
         settings = _address(*given.values())
+    how = f"{AUTO}=auto" if auto else ", ".join(f"{k}={v}" for k, v in given.items())
     # SIGTERM is ours, see `preemption`.
     jax.config.update("jax_enable_preemption_service", False)
+    # Said before: if nobody comes, JAX ends the process with a message of its own, far from this.
+    waits = f"t2g: waiting for the other processes of the run, {_ARRIVAL // 60} minutes at most"
+    print(f"{waits}: {how}", file=sys.stderr, flush=True)
     try:
-        jax.distributed.initialize(
-            **settings,
-            heartbeat_timeout_seconds=_SILENCE,
-            shutdown_timeout_seconds=_SILENCE,
-        )
+        with _ended_by_signals():
+            jax.distributed.initialize(
+                **settings,
+                initialization_timeout=_ARRIVAL,
+                heartbeat_timeout_seconds=_SILENCE,
+                shutdown_timeout_seconds=_SILENCE,
+            )
     except (RuntimeError, ValueError) as error:
-        how = f"{AUTO}=auto" if auto else ", ".join(f"{k}={v}" for k, v in given.items())
         raise T2GError(
             f"the processes of this run did not find each other ({str(error).splitlines()[0]}); "
             f"see to {how}: all must be started, with the same command"
         ) from error
 
 
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Inside, SIGTERM and Ctrl-C end the process at once; there is nothing to save yet.
+
+    Python's own handlers would be called when the wait is over.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+    handled = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in handled:
+        signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+
+
 def _address(coordinator: str, count: str, index: str) -> dict[str, Any]:
     host, _, port = coordinator.rpartition(":")
-    if not (host and port.isdecimal()):
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
         raise T2GError(f"T2G_COORDINATOR is {coordinator!r}; give host:port of the first process")
     if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
         raise T2GError(
@@ -154,6 +184,23 @@ def agree(problem: str | None) -> None:
         if found is not None:
             where = f"process {process}: " if several() else ""
             raise T2GError(f"{where}{found}")
+
+
+def require_alike(mine: Mapping[str, Any]) -> None:
+    """Goes on if all processes have the same values, JSON; they would wait for each other forever.
+
+    Raises:
+      T2GError: one differs from the first process; on all of them, with the keys and both values.
+    """
+    mine = json.loads(json.dumps(mine))
+    first = from_first(lambda: mine)
+    keys = [key for key in first | mine if first.get(key) != mine.get(key)]
+    shown = ", ".join(f"{key} is {mine.get(key)!r}, not {first.get(key)!r}" for key in keys[:8])
+    agree(
+        f"{shown}, as in process 0: start all with the same command, configuration and version"
+        if keys
+        else None
+    )
 
 
 def gathered(value: Any) -> list[Any]:

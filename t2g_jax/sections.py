@@ -100,6 +100,11 @@ def config_hash(config: Section) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
+def values(config: Section) -> dict[str, Any]:
+    """Every value, by its dotted key."""
+    return dict(_leaves(_plain(config)))
+
+
 def diff(a: Section, b: Section) -> list[str]:
     """Dotted keys whose values differ, in the order of the fields."""
     left, right, absent = _plain(a), _plain(b), object()
@@ -110,10 +115,10 @@ def diff(a: Section, b: Section) -> list[str]:
 
 def changes(old: Section, new: Section) -> list[str]:
     """What `diff` names, with the values: "sft.steps: 30 → 40"."""
-    before, after = dict(_leaves(_plain(old))), dict(_leaves(_plain(new)))
+    before, after = values(old), values(new)
 
-    def shown(values: Mapping[str, Any], key: str) -> str:
-        return json.dumps(values[key], ensure_ascii=False) if key in values else "nothing"
+    def shown(found: Mapping[str, Any], key: str) -> str:
+        return json.dumps(found[key], ensure_ascii=False) if key in found else "nothing"
 
     return [f"{key}: {shown(before, key)} → {shown(after, key)}" for key in diff(old, new)]
 

@@ -52,6 +52,15 @@ def test_an_address_says_all(environment, joined):
     assert settings["cluster_detection_method"] == "deactivate"
 
 
+def test_says_whom_it_waits_for(environment, joined, capsys):
+    """Before it waits: if nobody comes, JAX ends the process."""
+    environment(**ADDRESS)
+    hosts.initialize()
+    said = capsys.readouterr().err
+    assert "5 minutes at most: T2G_COORDINATOR=a:1, T2G_NUM_PROCESSES=2, T2G_PROCESS_ID=0" in said
+    assert joined[0]["initialization_timeout"] == 300
+
+
 def test_jax_finds_it_out(environment, joined):
     environment(T2G_DISTRIBUTED="auto")
     hosts.initialize()
@@ -70,6 +79,7 @@ ADDRESS = {"T2G_COORDINATOR": "a:1", "T2G_NUM_PROCESSES": "2", "T2G_PROCESS_ID":
         ({"T2G_DISTRIBUTED": "auto"} | ADDRESS, "leave out one or the other"),
         (ADDRESS | {"T2G_COORDINATOR": "a"}, "T2G_COORDINATOR is 'a'; give host:port"),
         (ADDRESS | {"T2G_COORDINATOR": "a:b"}, "T2G_COORDINATOR is 'a:b'; give host:port"),
+        (ADDRESS | {"T2G_COORDINATOR": "a:99999"}, "T2G_COORDINATOR is 'a:99999'; give host:port"),
         (ADDRESS | {"T2G_PROCESS_ID": "2"}, "T2G_PROCESS_ID is '2' and T2G_NUM_PROCESSES '2'"),
         (ADDRESS | {"T2G_NUM_PROCESSES": "two"}, "T2G_NUM_PROCESSES 'two'; give numbers"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from t2g_jax.config import Config, OptimizerConfig
 from t2g_jax.phases.workspace import ANNOTATE, SFT
@@ -14,7 +15,7 @@ def advised(need: Need, config: Config, topology: Topology, mesh: dict[str, int]
     """The same need; if it does not fit, with what to change, what helps most first."""
     if need.fits:
         return need
-    how = {"update": _update, "sample": _sample}.get(need.name, _forward)
+    how = {"update": _update, "sample": _sample}.get(need.name, _fewer_rows)
     found = [*how(need, config, mesh), *_everywhere(need, config, topology, mesh)]
     return dataclasses.replace(need, advice=tuple(dict.fromkeys(found)))
 
@@ -31,7 +32,10 @@ def _update(need: Need, config: Config, mesh: dict[str, int]) -> list[str]:
     if config.model.remat != "full":
         found.append("model.remat: full")
     if rows > 1:
-        found.append(f"{path}.micro_batches: {settings.micro_batches * rows}")
+        room, parts = _room(need, "temporaries"), 2
+        while parts < rows and need.memory["temporaries"] > parts * room:
+            parts *= 2
+        found.append(f"{path}.micro_batches: {settings.micro_batches * min(parts, rows)}")
     if config.lora.rank == 0:
         found += _optimizer(need, settings.optimizer, config, path)
         if need.phase != SFT:
@@ -62,27 +66,30 @@ def _optimizer(need: Need, optimizer: OptimizerConfig, config: Config, path: str
 
 
 def _sample(need: Need, config: Config, mesh: dict[str, int]) -> list[str]:
-    found = []
-    rows = _rows_per_chip(need, mesh)
-    if rows > 1:
-        path = section_of(need.phase)
-        what = "batch_size" if hasattr(getattr(config, path), "batch_size") else "prompts_per_step"
-        half = max(getattr(getattr(config, path), what) // 2, 1)
-        found.append(f"{path}.{what}: {half} (half the rows, half the KV cache)")
-    if mesh["tensor"] == 1:
+    found = _fewer_rows(need, config, mesh)
+    if mesh["tensor"] == 1 and math.prod(mesh.values()) > 1:
         found.append("mesh.tensor: 2 or more, up to model's kv_heads")
     found.append("a lower model.context_length or sampling.max_new_tokens")
     return found
 
 
-def _forward(need: Need, config: Config, mesh: dict[str, int]) -> list[str]:
-    found = []
-    if _rows_per_chip(need, mesh) > 1:
-        path = section_of(need.phase)
-        what = "batch_size" if hasattr(getattr(config, path), "batch_size") else "prompts_per_step"
-        half = max(getattr(getattr(config, path), what) // 2, 1)
-        found.append(f"{path}.{what}: {half} (half the rows at once)")
-    return found
+def _fewer_rows(need: Need, config: Config, mesh: dict[str, int]) -> list[str]:
+    """As many as there is room for, if all but weights and what is kept grows with them."""
+    grows = ("temporaries", "KV cache")
+    room = _room(need, *grows)
+    if _rows_per_chip(need, mesh) <= 1 or room <= 0:
+        return []
+    path = section_of(need.phase)
+    settings = getattr(config, path)
+    what = "batch_size" if hasattr(settings, "batch_size") else "prompts_per_step"
+    now = getattr(settings, what)
+    fitting = int(now * room / sum(need.memory.get(kind, 0.0) for kind in grows))
+    return [f"{path}.{what}: {max(min(fitting, now // 2), 1)} (fewer rows at once)"]
+
+
+def _room(need: Need, *kinds: str) -> float:
+    """Bytes that are there for these kinds of memory."""
+    return need.available - need.total + sum(need.memory.get(kind, 0.0) for kind in kinds)
 
 
 def _everywhere(need: Need, config: Config, topology: Topology, mesh: dict[str, int]) -> list[str]:
@@ -95,8 +102,8 @@ def _everywhere(need: Need, config: Config, topology: Topology, mesh: dict[str, 
             f"mesh: {{data: 1, fsdp: {mesh['data'] * mesh['fsdp']}}} (weights and optimizer spread "
             "over all chips)",
         )
-    if need.memory.get("kept beside") and config.model.param_dtype == "float32":
-        found.append("model.param_dtype: bfloat16 (halves what is kept beside)")
+    if config.model.param_dtype == "float32" and (need.name != "update" or config.lora.rank):
+        found.append("model.param_dtype: bfloat16 (halves the weights, and a reference beside)")
     if need.phase in (SFT, ANNOTATE) or mesh["data"] == 1:
         factor = -(-need.total // need.available)
         chips = topology.chips * 2 ** max((int(factor) - 1).bit_length(), 1)

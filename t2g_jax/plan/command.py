@@ -41,6 +41,8 @@ def run(
       T2GError: the name is not known, libtpu is missing, or the mesh does not fit the topology.
     """
     where = topology(name)
+    if json_file is not None and not json_file.parent.is_dir():  # said before minutes of compiling
+        raise T2GError(f"--json {json_file}: No such folder: {json_file.parent}")
     needs, mesh, basis = measured(config, where, only)
     console = console or rich.console.Console(highlight=False, width=_width())
     how = {

@@ -180,8 +180,10 @@ def _temporaries(program: Program, model: DecoderConfig, mesh: Mesh) -> float:
         kept_bytes = tokens * model.layers * kept[model.remat] * size
         return inside + kept_bytes + 2 * at_work + logits
     if program.name == "sample":
-        weights = model.layers * _layer_size(model) * size / parts(mesh, "tensor", "fsdp")
-        return inside + weights + at_work
+        if model.param_dtype == model.dtype:
+            return inside + at_work
+        converted = model.layers * _layer_size(model) * size / parts(mesh, "tensor", "fsdp")
+        return inside + converted + at_work
     return at_work + logits
 
 

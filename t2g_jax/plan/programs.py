@@ -142,7 +142,9 @@ def programs(config: Config, mesh: Mesh, only: str | None = None) -> Iterator[Pr
         elif phase == REWARD_MODEL:
             yield from _reward_model(context)
         elif phase == EVALUATE:
-            rows = config.evaluate.batch_size
+            settings = config.evaluate
+            prompts = min(settings.batch_size, config.task.test_size)
+            rows = prompts * settings.samples_per_prompt
             yield _sample(context, EVALUATE, context.params(), rows, [])
         else:
             yield from _method(context, phase)

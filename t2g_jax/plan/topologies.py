@@ -40,7 +40,8 @@ class Chip:
 
 
 # TPUs: cloud.google.com/tpu/docs; memory is what libtpu's compiler leaves to programs.
-# GPUs: NVIDIA's data sheets, SXM where there is one; memory without 6 % for CUDA and libraries.
+# GPUs: NVIDIA's data sheets, SXM where there is one; memory as the launch scripts set it, 92 %: the
+# rest is for CUDA and libraries.
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -48,13 +49,13 @@ CHIPS = {
         Chip("v5e", 15.75 * GIB, 197e12, 819e9, 200e9, "TPU v5 lite", True, 1, 1.5e9),
         Chip("v5p", 95.73 * GIB, 459e12, 2765e9, 600e9, "TPU v5", True, 2, 1.75e9),
         Chip("v6e", 31.24 * GIB, 918e12, 1640e9, 400e9, "TPU v6 lite", True),
-        Chip("a100", 0.94 * 80e9, 312e12, 2039e9, 300e9, "A100"),
-        Chip("a100-40gb", 0.94 * 40e9, 312e12, 1555e9, 300e9, "A100"),
-        Chip("h100", 0.94 * 80e9, 989e12, 3350e9, 450e9, "H100"),
-        Chip("h200", 0.94 * 141e9, 989e12, 4800e9, 450e9, "H200"),
-        Chip("b200", 0.94 * 180e9, 2250e12, 7700e9, 900e9, "B200"),
-        Chip("l40s", 0.94 * 48e9, 362e12, 864e9, 32e9, "L40S"),
-        Chip("l4", 0.94 * 24e9, 121e12, 300e9, 32e9, "L4"),
+        Chip("a100", 0.92 * 80e9, 312e12, 2039e9, 300e9, "A100"),
+        Chip("a100-40gb", 0.92 * 40e9, 312e12, 1555e9, 300e9, "A100"),
+        Chip("h100", 0.92 * 80e9, 989e12, 3350e9, 450e9, "H100"),
+        Chip("h200", 0.92 * 141e9, 989e12, 4800e9, 450e9, "H200"),
+        Chip("b200", 0.92 * 180e9, 2250e12, 7700e9, 900e9, "B200"),
+        Chip("l40s", 0.92 * 48e9, 362e12, 864e9, 32e9, "L40S"),
+        Chip("l4", 0.92 * 24e9, 121e12, 300e9, 32e9, "L4"),
     )
 }
 
@@ -69,7 +70,7 @@ _CUBES = (
     *((8, 8, 16), (8, 16, 16), (16, 16, 16), (16, 16, 24)),
 )
 SHAPES = {"v5e": _FLAT, "v6e": _FLAT, "v4": _CUBES[:10], "v5p": _CUBES}
-"""Slices that can be rented, as chips along each side."""
+"""Slices that there are plans for, as chips along each side."""
 
 NAMING = """\
 A name is the accelerator type: v5e-16 and v6e-16 are 16 chips, as Google counts chips there;
@@ -110,7 +111,7 @@ def topology(name: str) -> Topology:
     kind, count = (found[1], int(found[2])) if found else (name.strip().lower(), 0)
     if kind not in CHIPS or not count:
         near = difflib.get_close_matches(kind, CHIPS, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]}-{count or 8}?" if near else ""
+        hint = f"; did you mean {near[0]}-{count or 8}?" if near else "."
         raise T2GError(
             f"--topology {name}: not an accelerator and how many of it, as in v5e-16 or h200-8"
             f"{hint} Known: {', '.join(CHIPS)}"
@@ -121,7 +122,7 @@ def topology(name: str) -> Topology:
     by_size = {math.prod(shape) * chip.cores: shape for shape in SHAPES[kind]}
     if count not in by_size:
         raise T2GError(
-            f"--topology {name}: there is no such slice. {kind} has "
+            f"--topology {name}: there is no plan for such a slice. {kind} has "
             f"{', '.join(f'{kind}-{size}' for size in by_size)}"
             + ("; the number counts TensorCores, two to a chip" if chip.cores == 2 else "")
         )

@@ -52,7 +52,11 @@ def _devices(topology: topologies.Topology) -> tuple[list[Any], measure.Basis]:
     if topology.chip.is_tpu:
         from jax.experimental import topologies as jax_topologies
 
-        options = {"chip_config_name": "megacore"} if topology.chip.cores == 2 else {}
+        options: dict[str, Any] = {}
+        if topology.chip.cores == 2:
+            options["chip_config_name"] = "megacore"
+        if topology.chips == 1:  # libtpu takes a host to have four
+            options["chips_per_host_bounds"] = [1, 1, 1]
         description = jax_topologies.get_topology_desc(
             topology.libtpu_name, platform="tpu", **options
         )

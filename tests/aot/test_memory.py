@@ -24,10 +24,14 @@ TEMPORARIES = 995_000_000
 
 
 @pytest.fixture(scope="module")
-def update():
+def compiler():
     if importlib.util.find_spec("libtpu") is None:
         assert os.environ.get("CI") != "true", "in CI the extra `plan` is installed"
         pytest.skip("the compiler for TPUs is missing: pip install 't2g_jax[plan]'")
+
+
+@pytest.fixture(scope="module")
+def update(compiler):
     needs, mesh, basis = command.measured(load_config(CONFIG), topology("v5e-4"), "sft")
     assert (basis, mesh["fsdp"]) == ("compiled", CHIPS)
     (need,) = needs
@@ -52,3 +56,28 @@ def test_layers_are_gathered_and_gradients_scattered_for_every_micro_batch(updat
     """Three times the weights in bfloat16, less a chip's own part, for two micro-batches."""
     weights = 2 * PARAMETERS * (CHIPS - 1) / CHIPS
     assert sum(update.network.values()) == pytest.approx(2 * 3 * weights, rel=0.1)
+
+
+def test_a_single_chip(compiler):
+    """Of which libtpu takes a host to have four."""
+    small = {"layers": 1, "width": 128, "heads": 1, "kv_heads": 1, "mlp_width": 128}
+    config = load_config(CONFIG, [f"--model.{k}={v}" for k, v in small.items()])
+    (need,), mesh, basis = command.measured(config, topology("v5e-1"), "sft")
+    assert (basis, mesh["fsdp"], need.fits) == ("compiled", 1, True)
+    assert need.network == {}
+
+
+def test_while_decoding_weights_stay_where_they_are(compiler):
+    """A chip receives the layers that it lacks, once, its part of them in another layout, and then
+    for each token sums after attention and MLP, and logits of its rows."""
+    (sample,), _, _ = command.measured(load_config(CONFIG), topology("v5e-4"), "evaluate")
+    rows, new, layers, width, vocabulary = 128, 128, 8, 2048, 65536
+    assert sample.shape == f"[{rows}, 384 + {new}]"
+    weights = 2 * PARAMETERS * (CHIPS - 1) / CHIPS
+    sums = 2 * 2 * layers * rows * width * 2
+    token = (sums + 4 * rows / CHIPS * vocabulary) * (CHIPS - 1) / CHIPS
+    expected = weights + weights / (CHIPS - 1) + new * token
+    assert sum(sample.network.values()) == pytest.approx(expected, rel=0.1)
+    # Both layouts of the weights are never there at once, beside what was stored.
+    cache, copy = sample.memory["KV cache"], 2 * PARAMETERS / CHIPS
+    assert sample.memory["temporaries"] < 3 * copy + cache

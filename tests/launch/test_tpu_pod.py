@@ -14,6 +14,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SECRET = "hush-0123456789"
+CONFIG = "configs/mine.yaml"
 
 GCLOUD = r"""#!/usr/bin/env bash
 printf '%q ' "$@" >>"$FAKE/calls"; echo >>"$FAKE/calls"
@@ -27,6 +28,7 @@ case "$*" in
     [[ $state != DOWN ]] || { echo "ERROR: no network" >&2; exit 1; }
     echo "$state" ;;
   *queued-resources\ create*) # new machines
+    [[ ! -e $FAKE/busy ]] || { rm "$FAKE/busy"; echo "ERROR: try again later" >&2; exit 1; }
     rm -rf "$FAKE"/host?
     mkdir -p "$FAKE"/host{0,1}/t2g
     for host in 0 1; do cp -r "$FAKE/venv" "$FAKE/host$host/t2g/.venv"; done ;;
@@ -75,7 +77,8 @@ def pod(tmp_path):
     shutil.copytree(REPOSITORY / "launch", root / "launch")
     shutil.copy(REPOSITORY / "pyproject.toml", root)
     (root / "configs").mkdir()
-    (root / "configs/mine.yaml").write_text("name: mine\n")
+    for config in (CONFIG, "configs/quickstart.yaml"):
+        (root / config).write_text("name: mine\n")
     (root / ".secret").write_text("stays at home")
     fake, tools = tmp_path / "fake", tmp_path / "tools"
     write(tools / "gcloud", GCLOUD)
@@ -152,7 +155,7 @@ def actions(calls):
 
 def test_a_run_from_nothing_to_its_end(pod):
     status, output = pod.run(
-        *("run", "configs/mine.yaml", "--sft.steps", "2 3"),
+        *("run", CONFIG, "--sft.steps", "2 3"),
         states=["NONE", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"],
         ends=[0],
         BUCKET="my-bucket",
@@ -184,7 +187,7 @@ def test_a_run_from_nothing_to_its_end(pod):
 
 
 def test_secrets_are_passed_on_and_never_shown(pod):
-    for words in (["run", "configs/mine.yaml"], ["--dry-run", "run", "configs/mine.yaml"]):
+    for words in (["run", CONFIG], ["--dry-run", "run", CONFIG]):
         secrets = {"MINE": SECRET, "SECRETS": "MINE WANDB_API_KEY", "HF_TOKEN": "not-asked-for"}
         _, output = pod.run(*words, states=["NONE", "ACTIVE"], ends=[0], **secrets)
         assert "passing on MINE" in output
@@ -192,14 +195,14 @@ def test_secrets_are_passed_on_and_never_shown(pod):
         assert SECRET not in "\n".join(pod.lines("calls"))
     # A value of any characters arrives; what was not named does not.
     value = "a 'b' \"c\" $(d) \\"
-    pod.run("run", "x", states=["NONE", "ACTIVE"], ends=[0], WANDB_API_KEY=value)
-    assert pod.lines("t2g")[-1].endswith(f"auto {value}: t2g <run><x>")
+    pod.run("run", CONFIG, states=["NONE", "ACTIVE"], ends=[0], WANDB_API_KEY=value)
+    assert pod.lines("t2g")[-1].endswith(f"auto {value}: t2g <run><{CONFIG}>")
     assert "HF_TOKEN" not in (pod.fake / "host0/t2g-secrets").read_text()
 
 
 def test_a_preempted_run_goes_on_on_new_machines(pod):
     status, output = pod.run(
-        *("run", "configs/mine.yaml"),
+        *("run", CONFIG),
         states=["NONE", "ACTIVE", "SUSPENDING", "SUSPENDED", "NONE", "CREATING", "ACTIVE"],
         ends=[75, 0],
         BUCKET="my-bucket",
@@ -210,8 +213,23 @@ def test_a_preempted_run_goes_on_on_new_machines(pod):
     assert len(pod.lines("t2g")) == 4
 
 
+def test_a_request_that_gcloud_does_not_take_is_made_again(pod):
+    (pod.fake / "busy").touch()
+    states = ["NONE", "NONE", "ACTIVE"]
+    status, output = pod.run("run", CONFIG, states=states, ends=[0])
+    assert status == 0, output
+    assert "asking for t2g failed; trying again" in output
+    assert actions(pod.calls())[:2] == ["create", "create"]
+    (pod.fake / "busy").touch()
+    status, output = pod.run("run", CONFIG, states=["NONE"], RETRIES="0")
+    assert status == 1
+    assert "ERROR: try again later" in output
+
+
 def test_stopped_in_order_is_run_again_on_the_same_machines(pod):
-    status, output = pod.run("run", "x", states=["NONE", "ACTIVE"], ends=[75, 75, 0], RETRIES="1")
+    status, output = pod.run(
+        "run", CONFIG, states=["NONE", "ACTIVE"], ends=[75, 75, 0], RETRIES="1"
+    )
     assert status == 0, output  # more often than RETRIES
     assert len(pod.lines("t2g")) == 6
     assert actions(pod.calls()).count("create") == 1
@@ -219,7 +237,7 @@ def test_stopped_in_order_is_run_again_on_the_same_machines(pod):
 
 @pytest.mark.parametrize("end", [70, 255])
 def test_failures_in_a_row_end_it(pod, end):
-    status, output = pod.run("run", "x", states=["NONE", "ACTIVE"], ends=[end] * 9, RETRIES="1")
+    status, output = pod.run("run", CONFIG, states=["NONE", "ACTIVE"], ends=[end] * 9, RETRIES="1")
     assert status == 1
     assert output.count(f"ended with {end}; trying again") == 1
     assert f"ended with {end}; given up after 2 failures in a row" in output
@@ -228,20 +246,20 @@ def test_failures_in_a_row_end_it(pod, end):
 
 @pytest.mark.parametrize("end", [2, 130])
 def test_an_error_of_use_is_not_tried_again(pod, end):
-    status, _ = pod.run("run", "x", states=["NONE", "ACTIVE"], ends=[end])
+    status, _ = pod.run("run", CONFIG, states=["NONE", "ACTIVE"], ends=[end])
     assert status == end
     assert len(pod.lines("t2g")) == 2
 
 
 def test_an_error_of_use_when_hosts_have_gone_is_tried_again(pod):
     states = ["NONE", "ACTIVE", "SUSPENDING", "SUSPENDED", "NONE", "ACTIVE"]
-    status, output = pod.run("run", "x", states=states, ends=[2, 0])
+    status, output = pod.run("run", CONFIG, states=states, ends=[2, 0])
     assert status == 0
     assert "ended with 2; trying again" in output
 
 
 def test_stop_ends_a_run_and_the_script_that_follows_it(pod):
-    process = pod.start("run", "x", states=["NONE", "ACTIVE"], ends=["wait"])
+    process = pod.start("run", CONFIG, states=["NONE", "ACTIVE"], ends=["wait"])
     wait_for(pod.fake / "waits0", pod.fake / "waits1")
     status, output = pod.run("stop", ends=["wait"])
     assert status == 0, output
@@ -250,12 +268,12 @@ def test_stop_ends_a_run_and_the_script_that_follows_it(pod):
 
 
 def test_a_run_outlives_the_script_and_is_found_again(pod):
-    process = pod.start("run", "x", states=["NONE", "ACTIVE"], ends=["wait", 0])
+    process = pod.start("run", CONFIG, states=["NONE", "ACTIVE"], ends=["wait", 0])
     wait_for(pod.fake / "waits0", pod.fake / "waits1")
     os.killpg(process.pid, signal.SIGKILL)  # with the connections to the hosts
     process.wait(timeout=60)
     (pod.fake / "calls").unlink()
-    process = pod.start("run", "x", ends=["wait", 0])
+    process = pod.start("run", CONFIG, ends=["wait", 0])
     followed = pod.outputs[-1]  # on both hosts: one that is told to end before would begin again
     wait_until(lambda: all(f"host {host} trains" in followed.read_text() for host in (0, 1)))
     assert actions(pod.calls()) == ["running", "start"]  # nothing is copied over what runs
@@ -281,10 +299,10 @@ def wait_until(condition):
 
 def test_when_gcloud_does_not_answer(pod):
     states = ["DOWN"] * 3 + ["NONE", "ACTIVE"]
-    status, output = pod.run("run", "x", states=states, ends=[0])
+    status, output = pod.run("run", CONFIG, states=states, ends=[0])
     assert status == 0
     assert "no network" in output
-    status, output = pod.run("run", "x", states=["DOWN"], ends=[0])
+    status, output = pod.run("run", CONFIG, states=["DOWN"], ends=[0])
     assert status == 1
     assert "gcloud does not say how t2g is" in output
 
@@ -298,19 +316,30 @@ def test_when_gcloud_does_not_answer(pod):
     ],
 )
 def test_what_is_asked_for(pod, type_, mode, asked):
-    status, output = pod.run("--dry-run", "run", "x", TYPE=type_, MODE=mode, NAME="mine")
+    status, output = pod.run("--dry-run", "run", CONFIG, TYPE=type_, MODE=mode, NAME="mine")
     assert status == 0
     create = next(line for line in output.splitlines() if "create mine" in line).split()
     assert set(asked) <= set(create)
     assert ("--spot" in create) == (mode == "spot")
-    assert pod.run("run", "x", MODE="cheap") == (
+    assert pod.run("run", CONFIG, MODE="cheap") == (
         2,
         "tpu_pod.sh: MODE=cheap is none of spot, on-demand, reserved\n",
     )
 
 
+HERE = str(REPOSITORY / "configs/quickstart.yaml")
+
+
+@pytest.mark.parametrize("words", [[], ["configs/none.yaml"], ["--seed"], [HERE]])
+def test_a_config_that_hosts_would_not_find_asks_for_no_machine(pod, words):
+    status, output = pod.run("run", *words)
+    assert status == 2
+    assert "is no file in this folder" in output
+    assert pod.lines("calls") == []
+
+
 def test_dry_run_calls_nothing(pod):
-    for words in (["run", "c.yaml"], ["status"], ["stop"], ["logs"], ["ssh", "ls"], ["delete"]):
+    for words in (["run", CONFIG], ["status"], ["stop"], ["logs"], ["ssh", "ls"], ["delete"]):
         status, output = pod.run("--dry-run", *words, PATH=without_gcloud(pod), DELETE="1")
         assert status == 0, output
         assert "+ gcloud compute tpus" in output
@@ -324,7 +353,7 @@ def test_the_commands_of_the_guide(pod):
     lines = [line for line in guide.splitlines() if line.startswith("launch/tpu_pod.sh ")]
     assert len(lines) >= 8
     for line in lines:
-        words = shlex.split(line.replace("…", "configs/mine.yaml"), comments=True)[1:]
+        words = shlex.split(line.replace("…", CONFIG), comments=True)[1:]
         status, output = pod.run(*words, DRY_RUN="1")
         assert status == 0, output
         assert "+ gcloud" in output

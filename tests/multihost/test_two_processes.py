@@ -1,14 +1,17 @@
 """One run in two processes: the same as in one, killed and resumed on another mesh, stopped."""
 
 import json
+import os
 import shutil
 import signal
+import socket
 
 import jax
 import numpy as np
 import pytest
 import tiny
 
+from t2g_jax import hosts
 from t2g_jax.config import load_config
 from t2g_jax.phases.context import Context
 from t2g_jax.training.checkpoint import Checkpoints
@@ -176,6 +179,30 @@ def test_processes_that_do_not_share_a_folder_say_so(start, config, tmp_path):
     for process in (0, 1):
         assert "process 1: " in run.log(process)
         assert "give a --workdir that all machines share" in run.log(process)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_process_that_waits_for_others_can_be_ended(starter, config, tmp_path, number):
+    """The coordinator is a port that takes connections and says nothing."""
+    with socket.create_server(("localhost", 0)) as nobody:
+        address = f"localhost:{nobody.getsockname()[1]}"
+        environment = {"T2G_COORDINATOR": address, "T2G_NUM_PROCESSES": 2, "T2G_PROCESS_ID": 1}
+        words = ["sft", str(config), "--workdir", str(tmp_path / "run")]
+        process = starter.start(words, environment, tmp_path / "log")
+        nobody.accept()[0].close()
+        os.kill(process, number)
+        assert starter.status(process, 30) == -number
+    said = (tmp_path / "log").read_text()
+    assert f"of the run, 5 minutes at most: {hosts.ADDRESS[0]}=localhost:" in said
+
+
+def test_processes_that_do_not_do_the_same_say_so(start, config, tmp_path):
+    """They would wait for each other forever."""
+    run = start("sft", config, "--workdir", tmp_path / "run", "--sft.steps", "1{process}")
+    assert run.statuses() == [2, 2], run.said()
+    for process in (0, 1):
+        assert "t2g: process 1: sft.steps is 11, not 10, as in process 0" in run.log(process)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture

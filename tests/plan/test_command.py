@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import pytest
 import tiny
 
@@ -17,6 +18,7 @@ from t2g_jax.plan import command, page, programs
 from t2g_jax.plan.advice import advised
 from t2g_jax.plan.measure import from_json, to_json
 from t2g_jax.plan.topologies import topology
+from t2g_jax.training.batch import round_up
 from t2g_jax.training.sharding import make_mesh
 
 PLANS = sorted((Path(__file__).parents[2] / "configs" / "plans").glob("*.yaml"))
@@ -147,6 +149,46 @@ def test_what_to_change(plan):
     assert from_json(to_json(fitting)) == fitting
 
 
+def test_advice_says_how_much_less(plan):
+    """What grows with the rows is to become what there is room for."""
+    config = tiny.with_values(Config(name="big"), model__remat="full", rltf_sd__micro_batches=2)
+    where = topology("h200-1")
+    mesh = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+
+    def advice(name, shape, **memory):
+        found = next(p for p in plan["programs"] if (p["phase"], p["name"]) == ("rltf-sd", name))
+        memory |= {"weights": where.chip.memory - 10.0}
+        need = dataclasses.replace(
+            from_json(found), shape=shape, memory=memory, total=sum(memory.values()), fits=False
+        )
+        need = dataclasses.replace(need, available=where.chip.memory)
+        return advised(need, config, where, mesh).advice
+
+    assert "rltf_sd.micro_batches: 16" in advice("update", "2 × [64, 128]", temporaries=70.0)
+    assert "rltf_sd.micro_batches: 128" in advice("update", "2 × [64, 128]", temporaries=7000.0)
+    # 16 prompts by default.
+    much = {"temporaries": 20.0, "KV cache": 20.0}
+    assert advice("sample", "[64, 96 + 32]", **much)[0] == (
+        "rltf_sd.prompts_per_step: 4 (fewer rows at once)"
+    )
+    # One chip has no tensor axis; fewer rows do not help where weights alone are too large.
+    assert not any("tensor" in line for line in advice("sample", "[64, 96 + 32]", **much))
+    beside = advice("sample", "[64, 96 + 32]", **much, **{"kept beside": 11.0})
+    assert not any("prompts_per_step" in line for line in beside)
+    assert any("model.param_dtype: bfloat16" in line for line in beside)
+
+
+def test_evaluation_samples_each_prompt_several_times(config):
+    asked = {"evaluate__batch_size": 3, "evaluate__samples_per_prompt": 5, "task__test_size": 40}
+    config = tiny.with_values(load_config(config), mesh__data=1, mesh__fsdp=1, **asked)
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    (found,) = programs.programs(config, mesh, "evaluate")
+    assert found.shape.startswith(f"[{round_up(15)}, ")
+    few = tiny.with_values(config, task__test_size=1)
+    (found,) = programs.programs(few, mesh, "evaluate")
+    assert found.shape.startswith(f"[{round_up(5)}, ")
+
+
 def test_what_does_not_fit_is_said(config, tmp_path, capsys):
     file = tmp_path / "plan.json"
     arguments = ["--topology", "l4-8", "--only", "evaluate", "--json", str(file)]
@@ -162,12 +204,12 @@ def test_what_does_not_fit_is_said(config, tmp_path, capsys):
     ("arguments", "expected"),
     [
         ([], "plan needs --topology"),
-        (["--topology", "v5e-17"], "there is no such slice"),
+        (["--topology", "v5e-17"], "there is no plan for such a slice"),
         (["--topology", "h200-3"], "mesh data=2, fsdp=-1, context=1, tensor=1 needs a multiple"),
         (["--topology", "h200-8", "--only", "grpo"], "the phases of this config are sft"),
         (
-            ["--topology", "h200-8", "--only", "sft", "--json", "/nowhere/plan.json"],
-            "--json /nowhere/plan.json: No such file",
+            ["--topology", "v5e-256", "--only", "sft", "--json", "/nowhere/plan.json"],
+            "--json /nowhere/plan.json: No such folder: /nowhere",
         ),
     ],
 )

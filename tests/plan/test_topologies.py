@@ -29,7 +29,7 @@ def test_slices(name, chips, libtpu_name):
 
 def test_gpus():
     assert topology("h200-8").chips == 8
-    assert topology("a100-40gb-4").chip.memory == pytest.approx(0.94 * 40e9)
+    assert topology("a100-40gb-4").chip.memory == pytest.approx(0.92 * 40e9)
     assert topology("h100-8").link > 5 * topology("h100-16").link  # beyond a node: the network
 
 
@@ -38,7 +38,10 @@ def test_gpus():
     [
         ("v5e", "as in v5e-16 or h200-8; did you mean v5e-8?"),
         ("h20-8", "did you mean h200-8?"),
-        ("potato-8", "Known: v4, v5e, v5p, v6e, a100, a100-40gb, h100, h200, b200, l40s, l4"),
+        (
+            "potato-8",
+            "h200-8. Known: v4, v5e, v5p, v6e, a100, a100-40gb, h100, h200, b200, l40s, l4",
+        ),
         ("v5e-12", "v5e has v5e-1, v5e-4, v5e-8, v5e-16, v5e-32, v5e-64, v5e-128, v5e-256"),
         ("v5p-4", "v5p has v5p-8, v5p-16"),
         ("v4-12", "counts TensorCores, two to a chip"),
