@@ -379,6 +379,8 @@ class RolloutConfig(Section):
     """Passes over a round's rows (PPO epochs)."""
     micro_batches: PositiveInt = 1
     """Parts that a minibatch is split into to save memory; the result is the same."""
+    rows_at_once: PositiveInt | None = None
+    """Completions sampled, scored and marked at once, likewise; None: all of a round."""
     eval_every: NonNegativeInt = 20
     """Rounds between looks at the test accuracy, the first before any learning. 0: none."""
 

@@ -8,13 +8,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from t2g_jax import hosts
 from t2g_jax.advantages import group_centred, leave_one_out
 from t2g_jax.config import PolicyConfig, RolloutConfig
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn, attempt
-from t2g_jax.phases.training import Collected, Learning, packed
+from t2g_jax.phases.training import Collected, Learning, about_rows
 from t2g_jax.reductions import Reduction
 from t2g_jax.sampling.generate import Completion
 from t2g_jax.training.batch import Row, row
@@ -53,7 +52,8 @@ def first_attempts(
     examples = [example for example in drawn for _ in range(config.group_size)]
     prompts = [context.prompt(example.prompt) for example in examples]
     key = step_key(context, purpose, step, 0)
-    return attempt(context, params, examples, prompts, key, batch_size=len(examples))
+    at_once = config.rows_at_once or len(examples)
+    return attempt(context, params, examples, prompts, key, batch_size=at_once)
 
 
 def step_key(context: Context, name: str, step: int, turn: int) -> jax.Array:
@@ -105,8 +105,13 @@ def sampled(completion: Completion, *, truncates: bool) -> dict[str, np.ndarray]
     return fields | {"cutoffs": completion.cutoffs} if truncates else fields
 
 
-def scored(context: Context, params: Params, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
+def scored(
+    context: Context, params: Params, rows: Sequence[Row], at_once: int | None = None
+) -> list[dict[str, np.ndarray]]:
     """What a policy makes of each token of each row, given those before it; 0 for the first.
+
+    Args:
+      at_once: rows that are computed at once; None: all.
 
     Returns:
       For each row "logprobs" and "entropy" [n] at the sampler's temperature, not truncated, so that
@@ -114,13 +119,9 @@ def scored(context: Context, params: Params, rows: Sequence[Row]) -> list[dict[s
     """
     temperature = context.config.sampling.temperature
     with context.watch.stage("score"):
-        batch, where = packed(context, rows)
-        found = hosts.fetch(
-            score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
-        )
-    return [
-        {name: about_tokens(values[place]) for name, values in found.items()} for place in where
-    ]
+        settings = {"model": context.model, "temperature": temperature, "mesh": context.mesh}
+        found = about_rows(context, rows, lambda batch: score(params, batch, **settings), at_once)
+    return [{name: about_tokens(values) for name, values in one.items()} for one in found]
 
 
 def about_tokens(values: np.ndarray) -> np.ndarray:

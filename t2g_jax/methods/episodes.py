@@ -87,7 +87,7 @@ def play(
             [episode.turns[0].example for episode, _ in again],
             [prompt for _, prompt in again],
             step_key(context, name, step, h),
-            batch_size=len(episodes),
+            batch_size=config.rows_at_once or len(episodes),
         )
         for (episode, _), turn in zip(again, retries, strict=True):
             episode.turns.append(turn)

@@ -67,7 +67,8 @@ class PPO:
         rewards = [-cost for cost in charge.costs]
         for reward, given, turn in zip(rewards, earned, turns, strict=True):
             reward[len(turn.prompt) :] += given
-        values = [about["values"] for about in scored(self.context, state.params, rows)]
+        found = scored(self.context, state.params, rows, config.rows_at_once)
+        values = [about["values"] for about in found]
         estimate(rows, rewards, values, config)
         samples: Sequence[Sample] = ()
         if shown := chosen(config, step, len(turns)):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
-from t2g_jax import hosts, kl
+from t2g_jax import kl
 from t2g_jax.config import PolicyConfig
 from t2g_jax.methods.base import about_tokens, scored
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
-from t2g_jax.phases.training import packed
-from t2g_jax.training.batch import Row, round_up
+from t2g_jax.phases.training import about_rows
+from t2g_jax.training.batch import Batch, Row, round_up
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl
 
@@ -53,7 +54,8 @@ class Reference:
             divergences = self.full(state.params, rows)
         else:
             # The reference is not truncated: the KL of the sampled distribution to it stays finite.
-            reference = [about["logprobs"] for about in scored(self.context, self.params, rows)]
+            found = scored(self.context, self.params, rows, config.rows_at_once)
+            reference = [about["logprobs"] for about in found]
             divergences = estimated(config.kl, rows, reference)
         weights = [item.fields["policy_weight"] for item in rows]
         spent = [d * w for d, w in zip(divergences, weights, strict=True)]
@@ -71,9 +73,9 @@ class Reference:
     def full(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
         """KL over the whole vocabulary where each token of each row was chosen: arrays [n]."""
         context = self.context
-        with context.watch.stage("score"):
-            batch, where = packed(context, rows)
-            found = full_kl(
+
+        def compute(batch: Batch) -> jax.Array:
+            return full_kl(
                 params,
                 self.params,
                 batch,
@@ -81,8 +83,10 @@ class Reference:
                 temperature=context.config.sampling.temperature,
                 mesh=context.mesh,
             )
-            found = hosts.fetch(found)
-        return [about_tokens(found[place]) for place in where]
+
+        with context.watch.stage("score"):
+            found = about_rows(context, rows, compute, self.config.rows_at_once)
+        return [about_tokens(values) for values in found]
 
 
 def estimated(kind: str, rows: Sequence[Row], reference: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -105,7 +105,7 @@ class RLTFSelfDistillation(GRPOMultiTurn):
         rows = distilled_rows(episodes, config, coefficient)
         if rows:
             # log π(y_last|x₀) before the update: what the floor looks at.
-            before = scored(self.context, state.params, rows)
+            before = scored(self.context, state.params, rows, config.rows_at_once)
             for item, about in zip(rows, before, strict=True):
                 item.fields["old_logprobs"] = about["logprobs"]
         return rows, {"distilled": len(rows), "distill_coefficient": coefficient}

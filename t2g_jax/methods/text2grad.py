@@ -57,7 +57,8 @@ class Text2Grad(PPO):
         """Span rewards of each completion, None where there are none; and what was counted."""
         if self.reward_model is not None:
             with self.context.watch.stage("score"):
-                rewards = self.reward_model.rewards([_answer(turn) for turn in turns])
+                answers = [_answer(turn) for turn in turns]
+                rewards = self.reward_model.rewards(answers, self.config.rows_at_once)
             return rewards, {"no_room": sum(given is None for given in rewards)}
         said = self.context.critiques([t.example for t in turns], [t.text for t in turns])
         marked: list[np.ndarray | None] = []

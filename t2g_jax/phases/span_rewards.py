@@ -14,13 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax import hosts
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models.heads import SPAN_CLASSES, Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.reading import Answer, Tokens, reader, translated
 from t2g_jax.phases.rollout import complete
-from t2g_jax.phases.training import packed
+from t2g_jax.phases.training import about_rows
 from t2g_jax.phases.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.spans.carry import Offsets, carry_values
@@ -97,45 +96,59 @@ class RewardModel:
             return [(answer, None) for answer in answers]
         return [translated(self.context, self._reading, answer) for answer in answers]
 
-    def rewards(self, answers: Sequence[Answer]) -> list[np.ndarray | None]:
-        """Expected span reward p(good) − p(poor) of each completion token: arrays [n]."""
-        return [None if p is None else p @ SPAN_CLASSES for p in self.probabilities(answers)]
+    def rewards(
+        self, answers: Sequence[Answer], at_once: int | None = None
+    ) -> list[np.ndarray | None]:
+        """Expected span reward p(good) − p(poor) of each completion token: arrays [n].
 
-    def probabilities(self, answers: Sequence[Answer]) -> list[np.ndarray | None]:
+        `at_once` answers are read at once; None: all.
+        """
+        found = self.probabilities(answers, at_once)
+        return [None if p is None else p @ SPAN_CLASSES for p in found]
+
+    def probabilities(
+        self, answers: Sequence[Answer], at_once: int | None = None
+    ) -> list[np.ndarray | None]:
         """p(poor), p(neutral), p(good) of each completion token: arrays [n, 3]."""
         read = self._read(answers)
-        marked = self._probabilities([answer for answer, _ in read])
+        marked = self._probabilities([answer for answer, _ in read], at_once)
         for i, ((_, theirs), (_, completion)) in enumerate(zip(read, answers, strict=True)):
             if theirs is not None and marked[i] is not None:
                 mine = self.context.tokenizer.offsets(completion)
                 marked[i] = carry_values(marked[i], theirs, mine, silent=NEUTRAL)
         return marked
 
-    def _probabilities(self, answers: Sequence[Answer]) -> list[np.ndarray | None]:
+    def _probabilities(
+        self, answers: Sequence[Answer], at_once: int | None
+    ) -> list[np.ndarray | None]:
         context = self._reading
         if context.config.reward_model.critique_conditioned:
             rows = {
                 i: reward_model_row(context, answers[i], critique=critique)
-                for i, critique in enumerate(self._critiques(answers))
+                for i, critique in enumerate(self._critiques(answers, at_once))
                 if critique is not None
             }
         else:
             rows = {i: reward_model_row(context, answer) for i, answer in enumerate(answers)}
+        settings = {"model": context.model, "mesh": context.mesh}
+        found = about_rows(
+            context,
+            list(rows.values()),
+            lambda batch: span_probabilities(self.params, batch, **settings),
+            at_once,
+        )
         marked: list[np.ndarray | None] = [None] * len(answers)
-        if rows:
-            batch, where = packed(context, list(rows.values()))
-            found = hosts.fetch(
-                span_probabilities(self.params, batch, model=context.model, mesh=context.mesh)
-            )
-            for (i, item), place in zip(rows.items(), where, strict=True):
-                marked[i] = found[place][item.fields["span_weight"] > 0]
+        for (i, item), of_row in zip(rows.items(), found, strict=True):
+            marked[i] = of_row[item.fields["span_weight"] > 0]
         return marked
 
-    def critiques(self, answers: Sequence[Answer]) -> list[list[int] | None]:
+    def critiques(
+        self, answers: Sequence[Answer], at_once: int | None = None
+    ) -> list[list[int] | None]:
         """The likeliest critiques: tokens of its `tokenizer`, with the end token."""
-        return self._critiques([answer for answer, _ in self._read(answers)])
+        return self._critiques([answer for answer, _ in self._read(answers)], at_once)
 
-    def _critiques(self, answers: Sequence[Answer]) -> list[list[int] | None]:
+    def _critiques(self, answers: Sequence[Answer], at_once: int | None) -> list[list[int] | None]:
         context = self._reading
         prompts = {i: [*x, *y, *critique_request(context, y)] for i, (x, y) in enumerate(answers)}
         longest = context.config.reward_model.max_critique_tokens
@@ -145,7 +158,7 @@ class RewardModel:
             self.params,
             list(prompts.values()),
             jax.random.key(0),  # nothing is drawn at temperature 0
-            batch_size=len(answers),
+            batch_size=at_once or len(answers),
             sampling=Sampling(longest, context.tokenizer.stop_ids, temperature=0.0),
         )
         critiques: list[list[int] | None] = [None] * len(answers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -23,7 +24,7 @@ from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.tasks.base import Floor
 from t2g_jax.training import trackers
-from t2g_jax.training.batch import Batch, Place, Row, micro_batches, pack, places, round_up
+from t2g_jax.training.batch import Batch, Row, micro_batches, pack, places, round_up
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.loop import train
 from t2g_jax.training.metrics import MetricsWriter, read_metrics
@@ -262,12 +263,31 @@ def minibatches(
             yield micro_batches(batch, learning.micro_batches)
 
 
-def packed(context: Context, rows: Sequence[Row]) -> tuple[Batch, list[Place]]:
-    """The tokens of rows for scoring, packed and on the mesh; and where each row is."""
+def about_rows(
+    context: Context,
+    rows: Sequence[Row],
+    compute: Callable[[Batch], Any],
+    at_once: int | None = None,
+) -> list[Any]:
+    """What a function of packed rows says about the tokens of each.
+
+    Args:
+      compute: from tokens on the mesh to arrays [B, T, ...], in any structure.
+      at_once: rows that are packed and computed at once; None: all.
+
+    Returns:
+      For each row the same structure, with arrays [n, ...].
+    """
+    found: list[Any] = []
     rows = [Row(item.tokens, {}) for item in rows]
-    length = bucket(rows, parts(context.mesh, "context"))
-    batch = pack(rows, length=length, multiple=parts(context.mesh, *ROWS))
-    return hosts.place(batch, batch_sharding(context.mesh)), places(rows, length)
+    size = at_once or max(len(rows), 1)
+    for some in (rows[start : start + size] for start in range(0, len(rows), size)):
+        length = bucket(some, parts(context.mesh, "context"))
+        batch = pack(some, length=length, multiple=parts(context.mesh, *ROWS))
+        computed = hosts.fetch(compute(hosts.place(batch, batch_sharding(context.mesh))))
+        for place in places(some, length):
+            found.append(jax.tree.map(operator.itemgetter(place), computed))
+    return found
 
 
 def bucket(rows: Sequence[Row], stretches: int = 1) -> int:

@@ -81,8 +81,9 @@ def _fewer_rows(need: Need, config: Config, mesh: dict[str, int]) -> list[str]:
         return []
     path = section_of(need.phase)
     settings = getattr(config, path)
-    what = "batch_size" if hasattr(settings, "batch_size") else "prompts_per_step"
-    now = getattr(settings, what)
+    what, now = "rows_at_once", _rows(need)
+    if hasattr(settings, "batch_size"):
+        what, now = "batch_size", settings.batch_size
     fitting = int(now * room / sum(need.memory.get(kind, 0.0) for kind in grows))
     return [f"{path}.{what}: {max(min(fitting, now // 2), 1)} (fewer rows at once)"]
 
@@ -112,11 +113,14 @@ def _everywhere(need: Need, config: Config, topology: Topology, mesh: dict[str, 
 
 
 def _rows_per_chip(need: Need, mesh: dict[str, int]) -> int:
-    rows = int(need.shape.split("[")[1].split(",")[0])
     split = mesh["data"] * mesh["fsdp"]
     if need.name == "sample":
         split *= mesh["context"]
-    return rows // split
+    return _rows(need) // split
+
+
+def _rows(need: Need) -> int:
+    return int(need.shape.split("[")[1].split(",")[0])
 
 
 def _gib(size: float) -> str:

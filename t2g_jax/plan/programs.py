@@ -167,6 +167,7 @@ def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
     policy = lora.join(jax.tree.map(_copy, trained), lora.split(start)[1])
     config, learning = method.config, method.learning
     rows = config.prompts_per_step * config.group_size
+    at_once = min(rows, config.rows_at_once or rows)
     optimizer = make_optimizer(learning.optimizer, 100)
     state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), lora.split(policy)[0])
     state = _on(state, context.mesh)
@@ -176,18 +177,18 @@ def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
     model: RewardModel | None = getattr(method, "reward_model", None)
     if model is not None:
         kept.append(model.params)
-    yield _sample(context, name, policy, rows, kept)
+    yield _sample(context, name, policy, at_once, kept)
     if reference is not None:
         if reference.config.kl == "full":
-            yield _full_kl(context, name, policy, reference.params, rows, kept)
+            yield _full_kl(context, name, policy, reference.params, at_once, kept)
         else:
             yield _score(
-                context, name, "score (reference)", reference.params, rows, kept + [policy]
+                context, name, "score (reference)", reference.params, at_once, kept + [policy]
             )
     if "value_head" in policy or name == "rltf-sd":
-        yield _score(context, name, "score (policy)", policy, rows, kept)
+        yield _score(context, name, "score (policy)", policy, at_once, kept)
     if model is not None:
-        yield _spans(context, name, model.params, rows, kept + [policy])
+        yield _spans(context, name, model.params, at_once, kept + [policy])
     # RLTF-SD learns from a second attempt twice, RLTF-FM from a critique of each first one.
     learned = rows * (2 if name in ("rltf-sd", "rltf-fm") else 1)
     yield _update(context, name, start, learning, -(-learned // learning.minibatches), kept[1:])

@@ -123,13 +123,14 @@ def sampling_work(
     a_token = layer_flops(model, lora.rank(params)) + head_flops(model)
     decode = rows * new * (a_token + attention_flops(model, slots, causal=False))
     its_part = _layers_bytes(model, params, mesh) / parts(mesh, "fsdp", "context")
+    relaid = prefill.network_bytes / parts(mesh, "fsdp", "context")
     a_step = its_part + cache_bytes(model, mesh, rows, slots)
     return Work(
         prefill.flops + decode,
         prefill.executed + decode,
         rows * new,
         prefill.hbm_bytes + new * a_step,
-        prefill.network_bytes + its_part + new * _exchanged_bytes(model, mesh, rows),
+        prefill.network_bytes + relaid + new * _exchanged_bytes(model, mesh, rows),
     )
 
 

@@ -16,6 +16,7 @@ from t2g_jax.methods.base import (
     scored,
     tokens_generated,
 )
+from t2g_jax.phases import rollout, training
 from t2g_jax.phases.training import bucket
 from t2g_jax.training.batch import pack
 from t2g_jax.training.step import score
@@ -92,6 +93,48 @@ def test_scores_stand_on_their_tokens(tiny_context, moved, read, temperature):
         sampled = turn.completion.logprobs
         np.testing.assert_allclose(found["logprobs"][len(turn.prompt) :], sampled, atol=2e-4)
     assert list(context.watch.lap()) == ["sample", "score"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_fewer_rows_at_once_collect_the_same(tiny_context, state_of, monkeypatch, name):
+    section = name.replace("-", "_")
+    changes = {"prompts_per_step": 4, "group_size": 2}
+    if name != "rejection-sampling":
+        changes |= {"kl": "full" if name == "ppo" else "k3", "kl_coefficient": 0.1}
+    generated, packed = [], []
+    generate, pack = rollout.generate, training.pack
+
+    def seen_generate(params, prompts, *arguments, batch_size, **options):
+        generated.append(min(batch_size, len(prompts)))
+        return generate(params, prompts, *arguments, batch_size=batch_size, **options)
+
+    def seen_pack(rows, **options):
+        packed.append(len(rows))
+        return pack(rows, **options)
+
+    monkeypatch.setattr(rollout, "generate", seen_generate)
+    monkeypatch.setattr(training, "pack", seen_pack)
+
+    def collected(at_once):
+        generated.clear(), packed.clear()
+        values = changes | {"rows_at_once": at_once}
+        context = tiny.changed(tiny_context, **{f"{section}__{k}": v for k, v in values.items()})
+        method = make_method(name, context)
+        found = method.collect(state_of(method), 0)
+        return found, max(generated), max(packed, default=0)
+
+    whole, *at_once = collected(None)
+    assert at_once == [8, 0 if name == "rejection-sampling" else 8]
+    parts, *at_once = collected(3)
+    assert at_once == [3, 0 if name == "rejection-sampling" else 3]
+    assert len(parts.rows) == len(whole.rows)
+    assert whole.rows or name == "rejection-sampling"  # which found nothing right
+    for one, other in zip(parts.rows, whole.rows, strict=True):
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        assert set(one.fields) == set(other.fields)
+        for field, values in one.fields.items():
+            np.testing.assert_allclose(values, other.fields[field], atol=1e-4)
+    assert parts.metrics == pytest.approx(whole.metrics, abs=1e-4)
 
 
 def test_there_are_no_values_without_a_value_head(tiny_context):

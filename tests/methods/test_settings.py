@@ -48,7 +48,8 @@ OWN = {
 }
 # Those that shape what is collected, each with a test of its own in this folder or in phases/.
 ELSEWHERE = {
-    *"optimizer eval_every prompts_per_step group_size".split(),  # test_base, test_policy
+    # test_base, test_policy
+    *"optimizer eval_every prompts_per_step group_size rows_at_once".split(),
     *"kl_in kl_coefficient adaptive_kl_target".split(),  # test_reference
     *"gamma gae_lambda whiten span_source fade_after".split(),  # test_ppo, test_text2grad
     *"advantage resample_rounds overlong_tokens turns".split(),  # test_grpo, test_episodes

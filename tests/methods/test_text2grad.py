@@ -192,7 +192,9 @@ def test_a_judge_that_fails_is_neutral_and_counted(tiny_context, turns, failing_
 def test_what_a_reward_model_cannot_read_is_neutral_and_counted(tiny_context, turns, monkeypatch):
     method = Text2Grad(tiny.changed(tiny_context))
     monkeypatch.setattr(
-        type(method.reward_model), "rewards", lambda self, answers: [None, *map(ones, answers[1:])]
+        type(method.reward_model),
+        "rewards",
+        lambda self, answers, at_once: [None, *map(ones, answers[1:])],
     )
     rewards, metrics = method.token_rewards(turns)
     assert rewards[0].tolist() == [0] * len(turns[0].tokens)

@@ -141,9 +141,9 @@ def test_what_to_change(plan):
     assert "rltf_sd.optimizer.rounding: stochastic (no float32 copy of the weights)" in advice(
         "update", narrow
     )
-    assert any("rltf_sd.prompts_per_step: 8" in line for line in advice("sample"))
+    assert any("rltf_sd.rows_at_once: 64" in line for line in advice("sample"))
     assert any("evaluate.batch_size: 100" in line for line in advice("sample", phase="evaluate"))
-    assert any("rltf_sd.prompts_per_step: 8" in line for line in advice("score (policy)"))
+    assert any("rltf_sd.rows_at_once: 64" in line for line in advice("score (policy)"))
     fitting = from_json(plan["programs"][0])
     assert advised(fitting, config, where, plan["mesh"]) is fitting
     assert from_json(to_json(fitting)) == fitting
@@ -166,15 +166,14 @@ def test_advice_says_how_much_less(plan):
 
     assert "rltf_sd.micro_batches: 16" in advice("update", "2 × [64, 128]", temporaries=70.0)
     assert "rltf_sd.micro_batches: 128" in advice("update", "2 × [64, 128]", temporaries=7000.0)
-    # 16 prompts by default.
     much = {"temporaries": 20.0, "KV cache": 20.0}
     assert advice("sample", "[64, 96 + 32]", **much)[0] == (
-        "rltf_sd.prompts_per_step: 4 (fewer rows at once)"
+        "rltf_sd.rows_at_once: 16 (fewer rows at once)"
     )
     # One chip has no tensor axis; fewer rows do not help where weights alone are too large.
     assert not any("tensor" in line for line in advice("sample", "[64, 96 + 32]", **much))
     beside = advice("sample", "[64, 96 + 32]", **much, **{"kept beside": 11.0})
-    assert not any("prompts_per_step" in line for line in beside)
+    assert not any("rows_at_once" in line for line in beside)
     assert any("model.param_dtype: bfloat16" in line for line in beside)
 
 
