@@ -41,7 +41,7 @@ class Reference:
     """
 
     def __init__(self, context: Context, config: PolicyConfig, params: Params):
-        self.context, self.config, self.params = context, config, params
+        self.context, self.config, self.params = context, config, context.frozen(params)
 
     def charge(self, state: TrainState, rows: Sequence[Row]) -> Charge:
         """The costs of rows whose `policy_weight` says which tokens were sampled.

@@ -329,6 +329,16 @@ class Context:
                 f"{self.workspace.phase(phase)} and run `{command(phase)} CONFIG`"
             ) from error
 
+    def frozen(self, params: heads.Params) -> heads.Params:
+        """Parameters that learn no more, in the type that they are computed in: half of float32.
+
+        With LoRA as they are, since they share arrays with those that learn.
+        """
+        if self.config.lora.rank:
+            return params
+        policy = {name: tree for name, tree in params.items() if name in ("decoder", "lm_head")}
+        return params | heads.as_computed(policy, self.model)
+
     def with_adapters(self, params: heads.Params, phase: str) -> heads.Params:
         """The parameters that a phase starts from, with adapters if there is LoRA."""
         settings = self.config.lora

@@ -49,10 +49,15 @@ def train(context: Context, method: Method) -> dict[str, Any]:
             return {}
         return {"test_accuracy": test_accuracy(context, params, step)}
 
-    params = context.with_adapters(chosen.params, method)
+    def start() -> Params:
+        """What learns; nobody else keeps it, so that it is in memory once."""
+        params = context.with_adapters(chosen.params, method)
+        del chosen.params
+        return params
+
     floor = context.task.floor(context.test_examples())
     _, summary = run_training(
-        context, method, params, collect, chosen.learning, measure=measure, floor=floor
+        context, method, start(), collect, chosen.learning, measure=measure, floor=floor
     )
     return summary
 

@@ -79,7 +79,8 @@ class RewardModel:
     def load(cls, context: Context) -> RewardModel:
         """Raises T2GError if the reward model has not been trained."""
         reading = reader(context)
-        return cls(context, reading.params(REWARD_MODEL, with_heads=("span_head",)), reading)
+        params = reading.params(REWARD_MODEL, with_heads=("span_head",))
+        return cls(context, reading.frozen(params), reading)
 
     @property
     def tokenizer(self) -> ChatTokenizer:

@@ -116,6 +116,13 @@ class _PlannedContext(Context):
 
         return jax.tree.map(abstract, params, state_shardings(params, self.mesh))
 
+    def frozen(self, params: heads.Params) -> heads.Params:
+        if self.config.lora.rank:
+            return params
+        computed = self._shapes(super().frozen, params)
+        # What has that type already is not a second copy.
+        return jax.tree.map(lambda new, x: x if new.dtype == x.dtype else new, computed, params)
+
     def _shapes(self, init: Callable[..., heads.Params], *given: Any) -> heads.Params:
         return self.placed(jax.eval_shape(init, *(given or (jax.random.key(0),))))
 
@@ -163,7 +170,7 @@ def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
     method = make_method(name, context)
     start = context.with_adapters(method.params, name)
     trained, _ = lora.split(start)
-    # The state begins as a copy; what it begins with is kept, as the reference.
+    # The state begins as a copy.
     policy = lora.join(jax.tree.map(_copy, trained), lora.split(start)[1])
     config, learning = method.config, method.learning
     rows = config.prompts_per_step * config.group_size
@@ -171,7 +178,7 @@ def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
     optimizer = make_optimizer(learning.optimizer, 100)
     state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), lora.split(policy)[0])
     state = _on(state, context.mesh)
-    kept = [state.opt_state, method.params]
+    kept = [state.opt_state]
     if reference := getattr(method, "reference", None):
         kept.append(reference.params)
     model: RewardModel | None = getattr(method, "reward_model", None)

@@ -21,7 +21,7 @@ class Processes:
     ids: list[int]
     logs: list[pathlib.Path]
 
-    def statuses(self, timeout=120) -> list[int]:
+    def statuses(self, timeout=300) -> list[int]:
         """Their exit statuses, once all have ended."""
         ends = time.monotonic() + timeout
         try:
@@ -38,7 +38,7 @@ class Processes:
             if id not in self.starter.statuses:
                 os.kill(id, signal.SIGKILL)
 
-    def when(self, condition, timeout=120) -> None:
+    def when(self, condition, timeout=300) -> None:
         """Waits until a function returns true."""
         ends = time.monotonic() + timeout
         while not condition():

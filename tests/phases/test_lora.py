@@ -16,7 +16,7 @@ from t2g_jax.phases import evaluate, generate, policy, reward_model
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.pretrained import decoder_config
 from t2g_jax.phases.rollout import complete
-from t2g_jax.phases.training import packed
+from t2g_jax.phases.training import about_rows
 from t2g_jax.training.batch import row
 from t2g_jax.training.checkpoint import load_params
 from t2g_jax.training.metrics import read_metrics
@@ -88,15 +88,16 @@ def test_the_sampler_reports_what_the_trainer_computes(context):
         row((prompt, {}), (completion.tokens, {}))
         for prompt, completion in zip(prompts, completed, strict=True)
     ]
-    batch, where = packed(context, rows)
-    ours, reference = (
-        np.asarray(score(params, batch, model=context.model, mesh=context.mesh)["logprobs"])
-        for params in (policy, context.params())
-    )
-    for prompt, completion, place in zip(prompts, completed, where, strict=True):
+    settings = {"model": context.model, "mesh": context.mesh}
+
+    def logprobs(params):
+        return about_rows(context, rows, lambda batch: score(params, batch, **settings)["logprobs"])
+
+    found = zip(prompts, completed, logprobs(policy), logprobs(context.params()), strict=True)
+    for prompt, completion, ours, reference in found:
         of = slice(len(prompt) - 1, len(prompt) - 1 + len(completion.tokens))
-        np.testing.assert_allclose(np.exp(ours[place][of] - completion.logprobs), 1, rtol=1e-4)
-        assert np.abs(ours[place][of] - reference[place][of]).max() > 1e-3
+        np.testing.assert_allclose(np.exp(ours[of] - completion.logprobs), 1, rtol=1e-4)
+        assert np.abs(ours[of] - reference[of]).max() > 1e-3
 
 
 def test_evaluated_and_asked(run):

@@ -18,7 +18,9 @@ from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models import heads
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.export import load_heads
+from t2g_jax.phases.training import about_rows
 from t2g_jax.phases.workspace import REWARD_MODEL
+from t2g_jax.training.batch import row
 from t2g_jax.training.step import span_probabilities
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "own_model.yaml"
@@ -144,14 +146,11 @@ def test_the_model_card_says_how_to_use_the_span_head(own, tmp_path, monkeypatch
     np.testing.assert_array_equal(
         found["span_head"]["out"]["kernel"], params["span_head"]["out"]["kernel"]
     )
-    from t2g_jax.phases.training import packed
-    from t2g_jax.training.batch import row
-
     text = context.prompt("1 1\n0 1")
-    batch, (place,) = packed(context, [row((text, {}))])
-    ours = np.asarray(span_probabilities(params, batch, model=context.model, mesh=context.mesh))[
-        place
-    ]
+    settings = {"model": context.model, "mesh": context.mesh}
+    (ours,) = about_rows(
+        context, [row((text, {}))], lambda batch: span_probabilities(params, batch, **settings)
+    )
     code = re.search(r"```python\n(.*?)```", (tmp_path / "x" / "README.md").read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path / "x")
     model = transformers.AutoModelForCausalLM.from_pretrained(".").eval()

@@ -1,9 +1,16 @@
+import collections
+import gc
+import shutil
+
+import jax
 import pytest
 import tiny
 
 from t2g_jax.phases import policy
+from t2g_jax.phases.context import Context
 from t2g_jax.phases.samples import read_samples
 from t2g_jax.phases.training import Collected
+from t2g_jax.phases.workspace import accept_changes
 from t2g_jax.report.contents import Sample
 from t2g_jax.training.state import TrainState
 
@@ -13,10 +20,10 @@ SAMPLE = Sample("title", "prompt", "critique", None, 0.0, ())
 class Fake:
     """A method that does nothing and shows a sample at its first step."""
 
-    params = learning = None
+    learning = None
 
     def __init__(self, name, context):
-        self.config = context.config.grpo
+        self.config, self.params = context.config.grpo, None
 
     def collect(self, state, step):
         return Collected([], {"reward": 1.0}, samples=() if step else (SAMPLE,))
@@ -52,6 +59,38 @@ def test_eval_every(collect, every, tested):
     found = {i: line["test_accuracy"] for i, line in enumerate(metrics) if "test_accuracy" in line}
     assert found == tested
     assert all(line["reward"] == 1 for line in metrics)
+
+
+@pytest.mark.parametrize(("method", "frozen"), [("grpo", 1), ("text2grad", 2)])
+def test_what_learns_is_in_memory_once(tiny_run, tmp_path, monkeypatch, method, frozen):
+    """Embeddings in float32: the policy's and two moments; in bfloat16: of what does not learn."""
+    shutil.copytree(tiny_run.workdir, tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / method)
+    config = tiny.with_values(tiny_run.config, model__compute_dtype="bfloat16")
+    accept_changes(tmp_path, config)
+    context = Context.open(config, tmp_path)
+    shape = (context.model.vocab_size, context.model.width)
+
+    def there():
+        gc.collect()
+        return collections.Counter(str(x.dtype) for x in jax.live_arrays() if x.shape == shape)
+
+    before, found, made = there(), [], policy.make_method
+
+    def watched(name, context):
+        method = made(name, context)
+        collect = method.collect
+
+        def seen(state, step):
+            found.append(there() - before)
+            return collect(state, step)
+
+        method.collect = seen
+        return method
+
+    monkeypatch.setattr(policy, "make_method", watched)
+    policy.train(context, method)
+    assert found[0] == {"float32": 3, "bfloat16": frozen}  # later a checkpoint may be on its way
 
 
 def test_samples_are_kept_by_step(collect, tmp_path):

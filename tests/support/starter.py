@@ -6,6 +6,7 @@ Runs as a script that reads orders from stdin, JSON, one a line: {"arguments", "
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -98,6 +99,7 @@ def _become(order):
     nothing = os.open(os.devnull, os.O_RDONLY)
     for descriptor, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, target)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # not if tests run in the background
     sys.argv = ["t2g", *order["arguments"]]
     status = 1
     try:
