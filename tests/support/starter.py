@@ -86,9 +86,10 @@ def _serve():
 
     for line in sys.stdin:
         order = json.loads(line)
-        process = os.fork()
-        if process == 0:
-            _become(order)
+        with say:  # or the copy may find stdout locked by a thread that it does not have
+            process = os.fork()
+            if process == 0:
+                _become(order)
         tell("started", process)
         threading.Thread(target=wait, args=(process,)).start()
 
