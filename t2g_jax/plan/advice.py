@@ -104,7 +104,7 @@ def _everywhere(need: Need, config: Config, topology: Topology, mesh: dict[str, 
             "over all chips)",
         )
     if config.model.param_dtype == "float32" and (need.name != "update" or config.lora.rank):
-        found.append("model.param_dtype: bfloat16 (halves the weights, and a reference beside)")
+        found.append("model.param_dtype: bfloat16 (halves the weights)")
     if need.phase in (SFT, ANNOTATE) or mesh["data"] == 1:
         factor = -(-need.total // need.available)
         chips = topology.chips * 2 ** max((int(factor) - 1).bit_length(), 1)

@@ -98,10 +98,10 @@ def sample(
         each layer gathered, as in training. Then weights are laid out once more, for decoding:
         they stay where they are, and the activations of all rows, which are smaller, go there.
     """
-    rows = lookup = whole = None
+    rows = lookup = whole = split = None
     if mesh is not None:
         rows, lookup = rows_sharding(mesh), lookup_sharding(mesh, config.width)
-        whole = token_sharding(mesh)
+        whole, split = token_sharding(mesh), logits_sharding(mesh, config.vocab_size)
     batch, prompt_width = tokens.shape
     new = sampling.max_new_tokens
     stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)
@@ -109,28 +109,28 @@ def sample(
     def run(decoder, params, *inputs):
         return decoder.apply({"params": params["decoder"]}, *inputs)
 
+    def computed(params):
+        """Converted once, not at every token; with an LM head even where it is tied."""
+        converted = heads.as_computed(params, config)
+        return converted | {"lm_head": {"kernel": heads.lm_kernel(converted)}}
+
     positions = jnp.broadcast_to(jnp.arange(prompt_width), tokens.shape)
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    # Converted once, not in every layer or at every token.
-    prefill = heads.as_computed(params, config)
-    hidden, fresh = run(Decoder(config, rows, lookup), prefill, tokens, positions, segment_ids)
+    weights = computed(params)
+    hidden, fresh = run(Decoder(config, rows, lookup), weights, tokens, positions, segment_ids)
     cache = Cache.empty(config, batch, prompt_width + new).write(fresh, positions, segment_ids, 0)
     final = jnp.maximum(lengths - 1, 0)[:, None, None]
     last = jnp.take_along_axis(hidden, final, axis=1)[:, 0]
-    weights = prefill | {"lm_head": {"kernel": heads.lm_kernel(prefill)}}
     if mesh is not None:
         # Only when the prompts are read is the other layout in memory.
         params, cache = jax.lax.optimization_barrier((params, cache))
-        weights = heads.as_computed(params, config)
-        weights |= {"lm_head": {"kernel": heads.lm_kernel(weights)}}
+        weights = computed(params)
         weights = _placed(weights, decoding_shardings(weights, mesh))
 
     def logits_of(hidden):
         kernel = weights["lm_head"]["kernel"]
         products = jnp.matmul(_placed(hidden, whole), kernel, preferred_element_type=jnp.float32)
-        if mesh is not None:
-            products = _placed(products, logits_sharding(mesh, config.vocab_size))
-        return heads.capped(_placed(products, rows), config)
+        return heads.capped(_placed(_placed(products, split), rows), config)
 
     def pick(logits, step):
         if sampling.greedy:
