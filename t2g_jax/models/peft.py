@@ -23,7 +23,7 @@ from t2g_jax.models.heads import Params
 from t2g_jax.models.huggingface import canonical, flat, sources
 
 _PREFIX = "base_model.model."
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+WEIGHTS, CONFIG = tensor_files.ADAPTERS, "adapter_config.json"
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),

@@ -7,8 +7,11 @@ than memory is streamed. Pickled weights are never read.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,9 @@ import safetensors
 
 from t2g_jax.errors import T2GError
 
-INDEX = "model.safetensors.index.json"
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTERS = "adapter_model.safetensors"
+_PLACES, _PLACES_PER_TENSOR, _PLACE_BYTES = 16384, 8, 256
 _TYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -65,7 +70,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
       T2GError: there is no such file (pickled weights are not read), one is missing, truncated or
         damaged, the index names a tensor that its file does not have, or a type is not a float.
     """
-    whole, index = folder / "model.safetensors", folder / INDEX
+    whole, index = folder / WHOLE, folder / INDEX
     if whole.is_file():  # an index beside it is left from before, for `transformers` too
         wanted = {}
     elif index.is_file():
@@ -97,6 +102,29 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     return found
 
 
+def fingerprint(folder: Path) -> str:
+    """What tells a model's weights, or adapters, from others: 16 hexadecimal digits.
+
+    Of the name, type and shape of each tensor and a sample of its bytes, evenly spread over it; how
+    tensors are split into files does not matter, nor does any other file. Weights that were trained
+    on have another; one changed value in a large tensor need not. At most 16,384 places of 256
+    bytes are read, and one of each tensor if there are more: a second for the largest models.
+
+    Raises:
+      T2GError: as `tensors`.
+    """
+    is_model = (folder / WHOLE).is_file() or (folder / INDEX).is_file()
+    lone = folder / ADAPTERS
+    found = list(of_file(lone) if lone.is_file() and not is_model else tensors(folder).values())
+    places = max(1, min(_PLACES_PER_TENSOR, _PLACES // max(len(found), 1)))
+    digests = {}
+    for file, stored in itertools.groupby(sorted(found, key=lambda t: t.file), lambda t: t.file):
+        with open(file, "rb") as opened:
+            for tensor in stored:
+                digests[tensor.name] = _sampled(tensor, opened.fileno(), places)
+    return hashlib.sha256(b"".join(digests[name] for name in sorted(digests))).hexdigest()[:16]
+
+
 def write(
     folder: Path,
     contents: Sequence[tuple[str, tuple[int, ...]]],
@@ -104,7 +132,7 @@ def write(
     dtype: np.dtype,
     *,
     file_bytes: int,
-    name: str = "model.safetensors",
+    name: str = WHOLE,
     first: bool = True,
 ) -> None:
     """Writes tensors to files of at most `file_bytes`, with an index if they are several.
@@ -168,6 +196,16 @@ def of_file(file: Path) -> Iterator[Tensor]:
             )
         start = 8 + length + entry["data_offsets"][0]
         yield Tensor(name, file, tuple(entry["shape"]), _TYPES[entry["dtype"]], start)
+
+
+def _sampled(tensor: Tensor, file: int, places: int) -> bytes:
+    """A digest of a tensor's header and of so many places of its bytes, its ends among them."""
+    digest = hashlib.sha256(f"{tensor.name} {tensor.dtype.name} {tensor.shape}\n".encode())
+    last = max(tensor.bytes - _PLACE_BYTES, 0)
+    for n in range(places):
+        at = last * n // max(places - 1, 1)
+        digest.update(os.pread(file, min(_PLACE_BYTES, tensor.bytes), tensor.start + at))
+    return digest.digest()
 
 
 def _written_header(group: Sequence[tuple[str, tuple[int, ...]]], dtype: np.dtype) -> bytes:
