@@ -10,24 +10,28 @@ import contextlib
 import json
 import math
 import os
-import zlib
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 
 from t2g_jax import hosts
 from t2g_jax.errors import T2GError, reason
+from t2g_jax.training import checksums
 
 MARKER = "t2g_checkpoints.json"
 DELETED = "deleted"
 """Subfolder that old steps are moved to before they are deleted: half a step is never seen."""
 PyTree = Any
+
+_REMOTE = re.compile(r"[a-z][a-z0-9+.-]*://")
+_UNREADABLE = re.compile(r"[][*?\\\udc80-\udcff]|:/")
+"""Orbax takes some of these for patterns, TensorStore others for another folder or a URL."""
 
 
 class Checkpoints:
@@ -61,7 +65,7 @@ class Checkpoints:
         made_by: str | None = None,
     ):
         self.directory = epath.Path(directory)
-        if "://" not in os.fspath(directory):  # Orbax wants absolute paths
+        if not _REMOTE.match(os.fspath(directory)):  # Orbax wants absolute paths
             self.directory = self.directory.expanduser().absolute()
         self._read_only, self._made_by, self._keep_best = read_only, made_by, keep_best
         self._saved: int | None = None
@@ -86,9 +90,10 @@ class Checkpoints:
         ):
             for argument in arguments:
                 registry.add(item, argument, handler)
+        self._link = _link(self.directory) if _UNREADABLE.search(str(self.directory)) else None
         with self._damage_named(None):
             self._manager = ocp.CheckpointManager(
-                self.directory,
+                self._link or self.directory,
                 options=ocp.CheckpointManagerOptions(
                     preservation_policy=managers.AnyPreservationPolicy(keep),
                     best_fn=self._quality if keep_best else None,
@@ -100,6 +105,8 @@ class Checkpoints:
                 handler_registry=registry,
             )
         self._clear_deleted()
+        self._read_back = not self.steps
+        """Whether the next step saved is read at once: nobody knows yet that it can be."""
 
     @property
     def steps(self) -> list[int]:
@@ -143,7 +150,8 @@ class Checkpoints:
 
         Raises:
           T2GError: a leaf is no array or has no elements, meta is not JSON, later steps exist, or
-            this or the last step could not be written. Those before are as they were.
+            this or the last step could not be written, or the first one not be read back. Those
+            before are as they were.
         """
         if self._read_only:
             raise T2GError(f"{self.directory} was opened read_only")
@@ -154,7 +162,7 @@ class Checkpoints:
                 f"cannot save step {step}: {self.directory} has the steps {later}; resume from "
                 f"{later[-1]}, or drop them with discard_after({step - 1})"
             )
-        for path, leaf in _leaves(state).items():
+        for path, leaf in checksums.leaves(state).items():
             if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
                 raise T2GError(f"{path} is {type(leaf).__name__}; keep arrays in the state")
             if 0 in leaf.shape:  # Orbax cannot store it, and hangs for minutes on the way out
@@ -168,6 +176,8 @@ class Checkpoints:
         if self._keep_best:
             name, _ = self._keep_best
             compared = {name: float(metrics[name])} if metrics and name in metrics else {}
+        sums = {**checksums.of_arrays(state), "meta": checksums.of_json(meta)}
+        smallest = _smallest(state) if self._read_back else {}
         with self._full_disk_named():
             self._manager.wait_until_finished()
             self._clear_deleted()
@@ -176,12 +186,15 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     state=ocp.args.PyTreeSave(state),
                     meta=ocp.args.JsonSave(meta),
-                    checksums=ocp.args.JsonSave({**_checksums(state), "meta": _checksum(meta)}),
+                    checksums=ocp.args.JsonSave(sums),
                 ),
                 metrics=compared,
                 force=True,
             )
         self._saved = step
+        if self._read_back:
+            self._restore(smallest, step, whole=False)
+            self._read_back = False
 
     def restore(self, abstract_state: PyTree, step: int | None = None) -> tuple[PyTree, dict]:
         """Returns (state, meta) of a step, the latest by default.
@@ -213,8 +226,14 @@ class Checkpoints:
             restored = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             )
-            self._verify(step, {"meta": _checksum(restored["meta"])})
+            self._verify(step, {"meta": checksums.of_json(restored["meta"])})
             return restored["meta"]
+
+    def fingerprint(self, step: int | None = None) -> str:
+        """16 hexadecimal digits that stand for a step's parameters. Raises as `meta`."""
+        step = self._existing(step)
+        with self._damage_named(step):
+            return checksums.fingerprint(self._checksums(step), "params.")
 
     def discard_after(self, step: int) -> None:
         """Deletes the steps above `step`: to go back on purpose, or past a damaged one."""
@@ -237,9 +256,13 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits, and frees the threads. Raises as `wait`."""
-        with self._full_disk_named():
-            self._manager.close()
-        self._clear_deleted()
+        try:
+            with self._full_disk_named():
+                self._manager.close()
+            self._clear_deleted()
+        finally:
+            if self._link is not None:
+                shutil.rmtree(self._link.parent, ignore_errors=True)
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -252,8 +275,10 @@ class Checkpoints:
         abstract = jax.tree.map(_struct, abstract)
         with self._damage_named(step):
             saved = self._manager.item_metadata(step)["state"].tree
-        found = {path: _describe(leaf) for path, leaf in _leaves(saved).items()}
-        expected = {path: _describe(leaf) for path, leaf in _leaves(abstract).items()}
+        found, expected = (
+            {path: checksums.described(leaf) for path, leaf in checksums.leaves(tree).items()}
+            for tree in (saved, abstract)
+        )
         self._require_equal(step, expected, found, whole=whole)
         with self._damage_named(step):
             restored = self._manager.restore(
@@ -268,10 +293,11 @@ class Checkpoints:
                 ),
             )
             state = restored["state"]
-            self._verify(step, {**_checksums(state), "meta": _checksum(restored["meta"])})
+            meta = {"meta": checksums.of_json(restored["meta"])}
+            self._verify(step, checksums.of_arrays(state) | meta)
         # On disk a typed key is its uint32 data, so only now can the two be told apart.
-        dtypes = {path: str(leaf.dtype) for path, leaf in _leaves(state).items()}
-        wanted = {path: str(leaf.dtype) for path, leaf in _leaves(abstract).items()}
+        dtypes = {path: str(leaf.dtype) for path, leaf in checksums.leaves(state).items()}
+        wanted = {path: str(leaf.dtype) for path, leaf in checksums.leaves(abstract).items()}
         self._require_equal(step, wanted, dtypes, whole=True)
         return state, restored["meta"]
 
@@ -293,15 +319,18 @@ class Checkpoints:
 
     def _verify(self, step: int, found: Mapping[str, int]) -> None:
         """Raises ValueError, naming the array, if what was read is not what was saved."""
-        if not (self.directory / str(step) / "checksums").exists():
-            return  # it was saved before there were any
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore())
-        )
-        saved = restored["checksums"]
+        saved = self._checksums(step)
         wrong = [path for path, value in found.items() if saved.get(path) != value]
         if wrong:
             raise ValueError(f"{', '.join(wrong[:5])}: the checksum is not that of what was saved")
+
+    def _checksums(self, step: int) -> dict[str, int]:
+        if not (self.directory / str(step) / "checksums").exists():
+            raise ValueError("its checksums are missing")
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore())
+        )
+        return restored["checksums"]
 
     def _existing(self, step: int | None) -> int:
         self.wait()
@@ -404,42 +433,30 @@ def load_params(
         return checkpoints.restore_params(abstract_params, step)
 
 
-def _checksums(tree: PyTree) -> dict[str, int]:
-    """Of each array by path; the same on any mesh."""
-    leaves = _leaves(tree)
-    # Shard by shard: programs with a collective each, many at a time, can block one another.
-    parts = [
-        [_bit_sum(shard.data) for shard in leaf.addressable_shards if shard.replica_id == 0]
-        if isinstance(leaf, jax.Array)
-        else [_bit_sum(leaf)]
-        for leaf in leaves.values()
+def _link(directory: epath.Path) -> epath.Path | None:
+    """A way to a local folder whose name every library reads as it is; None for a remote one."""
+    if _REMOTE.match(str(directory)):
+        return None
+    link = epath.Path(tempfile.mkdtemp(prefix="t2g-")) / "checkpoints"
+    os.symlink(directory, link, target_is_directory=True)
+    return link
+
+
+def _smallest(state: PyTree) -> PyTree:
+    """The smallest array of a state, alone in the same structure of names; nothing if none is."""
+    flat, _ = jax.tree.flatten_with_path(state)
+    named = [
+        ([getattr(key, "key", None) or getattr(key, "name", None) for key in path], leaf)
+        for path, leaf in flat
     ]
-    sums = np.array([sum(map(int, part)) % 2**32 for part in jax.device_get(parts)], np.uint32)
-    if jax.process_count() > 1:
-        sums = multihost_utils.process_allgather(sums).sum(0, dtype=np.uint32)
-    return dict(zip(leaves, sums.tolist(), strict=True))
-
-
-@jax.jit
-def _bit_sum(x: jax.Array) -> jax.Array:
-    """The sum of the elements' bits, read as whole numbers, modulo 2³²: no bit can flip alone."""
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        x = jax.random.key_data(x)
-    if x.dtype == bool:
-        x = x.astype(jnp.uint8)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(x.dtype.itemsize, jnp.uint32)
-    return jnp.sum(jax.lax.bitcast_convert_type(x, unsigned), dtype=jnp.uint32)
-
-
-def _checksum(value: Any) -> int:
-    """Of something JSON-able."""
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
-
-
-def _leaves(tree: PyTree) -> dict[str, Any]:
-    """Leaves by path (params.a.kernel), the same for dataclasses, tuples and their saved form."""
-    flat, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in flat}
+    named = [(names, leaf) for names, leaf in named if all(isinstance(n, str) for n in names)]
+    if not named:
+        return {}
+    names, leaf = min(named, key=lambda item: item[1].size)
+    tree: PyTree = _struct(leaf)
+    for name in reversed(names):
+        tree = {name: tree}
+    return tree
 
 
 def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -447,10 +464,3 @@ def _struct(leaf: Any) -> jax.ShapeDtypeStruct:
     if sharding is None:
         sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _describe(leaf: Any) -> str:
-    """dtype[shape] as on disk."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-    return f"{leaf.dtype}{list(leaf.shape)}"

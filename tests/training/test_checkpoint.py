@@ -18,7 +18,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from t2g_jax.errors import T2GError
-from t2g_jax.training.checkpoint import MARKER, Checkpoints, _bit_sum, load_params, save_params
+from t2g_jax.training.checkpoint import MARKER, Checkpoints, load_params, save_params
+from t2g_jax.training.checksums import bit_sum, of_arrays
 
 
 @flax.struct.dataclass
@@ -437,17 +438,96 @@ def test_every_bit_of_an_array_counts():
     for dtype in (jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8):
         x = np.asarray(jnp.arange(6, dtype=dtype))
         bits = x.view(np.uint8).copy()
-        whole = int(_bit_sum(jnp.asarray(x)))
+        whole = int(bit_sum(jnp.asarray(x)))
         for i in range(bits.size * 8):
             flipped = bits.copy()
             flipped[i // 8] ^= 1 << (i % 8)
-            assert int(_bit_sum(jnp.asarray(flipped.view(x.dtype)))) != whole
+            assert int(bit_sum(jnp.asarray(flipped.view(x.dtype)))) != whole
 
 
-def test_checkpoints_without_checksums_are_read(copy):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int32", "uint8", "bool"])
+@pytest.mark.parametrize("devices", [1, 8])
+def test_order_shape_and_type_count_on_any_mesh(rng, dtype, devices):
+    x = np.asarray(jnp.asarray(rng.integers(0, 2, (16, 4)), dtype))
+    others = [x[::-1], x[:, ::-1], x.T.reshape(x.shape), x.reshape(4, 16), x.astype(np.float16)]
+
+    def sums(*arrays):
+        return [of_arrays({"w": a})["w"] for a in arrays]
+
+    (whole,) = sums(placed({"w": x}, devices)["w"])
+    assert sums(x) == sums(jnp.asarray(x)) == [whole]
+    assert whole not in sums(*others, *placed({"w": list(map(np.array, others))}, 1)["w"])
+    assert whole != int(bit_sum(x))  # which knows nothing of shapes and types
+
+
+def test_keys_and_pairs_of_arrays_count_in_order():
+    a, b = jax.random.key(1), jax.random.key(2)
+    keys = of_arrays({"k": jnp.stack([a, b])})
+    assert keys != of_arrays({"k": jnp.stack([b, a])})
+    x, y = jnp.ones(3), jnp.zeros(3)
+    assert of_arrays({"x": x, "y": y}) != of_arrays({"x": y, "y": x})
+
+
+def test_checkpoints_without_checksums_are_damaged(copy):
     shutil.rmtree(copy / "5" / "checksums")
     with Checkpoints(copy, read_only=True) as checkpoints:
-        assert_same(checkpoints.restore(make_state())[0], make_state(5))
+        for read in (
+            lambda: checkpoints.restore(make_state()),
+            checkpoints.meta,
+            checkpoints.fingerprint,
+        ):
+            with pytest.raises(
+                T2GError, match=r"step 5 .*its checksums are missing.*go back to step 3"
+            ):
+                read()
+        assert_same(checkpoints.restore(make_state(), 3)[0], make_state(3))
+
+
+def test_a_fingerprint_stands_for_parameters_alone(saved, tmp_path):
+    with Checkpoints(saved, read_only=True) as checkpoints:
+        first, other = checkpoints.fingerprint(3), checkpoints.fingerprint()
+    assert first == other  # of the same parameters, on another mesh, with another meta
+    state = make_state()
+    moved = jax.tree.map(lambda x: x[::-1], state.params)
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(1, state.replace(params=moved), {})
+        assert checkpoints.fingerprint() != first
+
+
+PATHS = ["[lr=1e-4]", "a [b] *c?", "back\\slash", "gs:", "100% #1 ~", "new\nline", "é\udcff"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_folders_of_any_name(tmp_path, name):
+    (tmp_path / "b" / "checkpoints").mkdir(parents=True)  # what a pattern would find instead
+    directory = tmp_path / name / "checkpoints"
+    state = make_state()
+    for steps in ((1, 2), (3,)):
+        with Checkpoints(directory) as checkpoints:
+            for step in steps:
+                checkpoints.save(step, state, META)
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        assert checkpoints.steps == [2, 3]
+        assert_same(checkpoints.restore(state)[0], state)
+    assert sorted(path.name for path in directory.iterdir()) == ["2", "3", MARKER]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_first_step_is_read_back(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path / "c")
+    real = type(checkpoints._manager).save
+
+    def rotting(self, step, *args, **kwargs):
+        saved = real(self, step, *args, **kwargs)
+        self.wait_until_finished()
+        for file in arrays(tmp_path / "c" / str(step)):
+            file.write_bytes(file.read_bytes()[::-1])
+        return saved
+
+    monkeypatch.setattr(type(checkpoints._manager), "save", rotting)
+    with pytest.raises(T2GError, match=r"step 1 in .* is damaged"):
+        checkpoints.save(1, make_state(), META)
+    checkpoints.close()
 
 
 @pytest.mark.parametrize("async_", [True, False])
