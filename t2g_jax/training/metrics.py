@@ -33,7 +33,8 @@ class MetricsWriter:
       enabled: False writes nothing, for all processes but the first.
 
     Raises:
-      T2GError: the log to continue is damaged (the line is named).
+      T2GError: the log to continue is damaged (the line is named), or lacks steps before the one
+        resumed from.
     """
 
     def __init__(
@@ -49,9 +50,7 @@ class MetricsWriter:
         self._file = None
         before = 0.0
         if enabled:
-            kept = []
-            if resumed_step is not None and self.path.exists():
-                kept = [line for line in read_metrics(self.path) if line["step"] <= resumed_step]
+            kept = [] if resumed_step is None else whole_log(self.path, resumed_step)
             before = max((line["seconds"] for line in kept), default=0.0)
             durable.write_text(self.path, "".join(map(_line, kept)))
             self._file = open(self.path, "a", encoding="utf-8")
@@ -122,6 +121,26 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
             {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
         )
     return lines
+
+
+def whole_log(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The lines of steps 1 to `steps`; what comes after them is left out.
+
+    Raises:
+      T2GError: a step is missing, or there twice; it is named, with the way out.
+    """
+    lines = read_metrics(path) if path.exists() else []
+    kept = [line for line in lines if line["step"] <= steps]
+    found = [line["step"] for line in kept]
+    if found == list(range(1, steps + 1)):
+        return kept
+    absent = sorted(set(range(1, steps + 1)) - set(found))
+    what = f"has no line of step {absent[0]}" if absent else "has its steps twice, or in disorder"
+    raise T2GError(
+        f"{path} {what if lines else 'is missing'}, but the checkpoint to go on from is of step "
+        f"{steps}: its tokens and seconds would not be counted. Put it back as it was, or delete "
+        f"{path.parent} to have the whole phase done again"
+    )
 
 
 class Stopwatch:

@@ -90,8 +90,35 @@ def test_a_new_run_begins_an_empty_log(tmp_path):
     log(tmp_path, [1, 2])
     log(tmp_path, [1])
     assert [line["step"] for line in read_metrics(tmp_path)] == [1]
-    log(tmp_path / "other", [1], resumed_step=5)
-    assert len(read_metrics(tmp_path / "other")) == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [
+        (None, "is missing"),
+        ([], "is missing"),
+        ([2, 3], "has no line of step 1"),
+        ([1, 3], "has no line of step 2"),
+        ([1, 2], "has no line of step 3"),
+        ([1, 2, 2, 3], "twice, or in disorder"),
+        ([2, 1, 3], "twice, or in disorder"),
+        ([0, 1, 2, 3], "twice, or in disorder"),
+        ([1, 2, 3, 5, 7], None),
+    ],
+)
+def test_the_log_of_what_goes_on_is_whole(tmp_path, left, expected):
+    path = tmp_path / "metrics.jsonl"
+    if left is not None:
+        log(tmp_path, left)
+        text = path.read_text()
+    if expected is None:
+        log(tmp_path, [4], resumed_step=3)
+        assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4]
+        return
+    with pytest.raises(T2GError, match=rf"{path} .*{expected}.* of step 3: .*delete {tmp_path}"):
+        log(tmp_path, [4], resumed_step=3)
+    assert path.exists() == (left is not None)
+    assert left is None or path.read_text() == text
 
 
 def test_a_cut_last_line_is_left_out(tmp_path):
