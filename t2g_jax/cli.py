@@ -1,6 +1,7 @@
 """The `t2g` command: one subcommand for each phase, and `run` for all of them."""
 
 import argparse
+import dataclasses
 import errno
 import hashlib
 import os
@@ -9,15 +10,19 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
+from t2g_jax import files, streams
 from t2g_jax.config import METHODS, Config, load_config, print_options
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import ConfigError, T2GError
+from t2g_jax.sections import read_yaml
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
+_PATHS = {errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOTEMPTY}
+_PATHS |= {errno.ENAMETOOLONG, errno.ELOOP}
 
 _DESCRIPTION = """\
 Reinforcement learning from text feedback. Start here:
@@ -50,6 +55,7 @@ behind and stops no other; starting again tries it again.
 """
 
 _EXAMPLE_CONFIG = "configs/quickstart.yaml"
+_OF_A_RUN = {field.name for field in dataclasses.fields(Config)} - {"name"}
 
 
 class _Command(NamedTuple):
@@ -75,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     One of several processes (see `hosts.initialize`) ends here rather than return.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    streams.prepare()
     # Only its tokenizers are used; it need not say that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     from t2g_jax import hosts
@@ -95,6 +102,7 @@ def _status_of(arguments: Sequence[str]) -> int:
     try:
         with watched():
             _dispatch(arguments)
+            sys.stdout.flush()
     except Preempted:
         print("t2g: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
         return EXIT_PREEMPTED
@@ -108,6 +116,14 @@ def _status_of(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("\nt2g: interrupted; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
+    except OSError as error:
+        if error.errno not in _DISK | _PATHS or os.environ.get("T2G_DEBUG") == "1":
+            raise
+        if error.filename is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the rest of it fails on the way out
+        what = error.filename or "the standard output"
+        print(f"t2g: {what}: {error.strerror}; make room there, or give another", file=sys.stderr)
+        return EXIT_USER_ERROR
     except Exception as error:
         if not hosts.lost_another(error):
             raise
@@ -124,8 +140,13 @@ def _lost() -> int:
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
+    if "--" in arguments:
+        raise T2GError("command line: `--` stands for nothing here; overrides look like `--seed 1`")
     parser, subparsers = _parsers()
     known, overrides = parser.parse_known_args(arguments)
+    for name, value in vars(known).items():
+        if isinstance(value, pathlib.Path):
+            setattr(known, name, files.expanded(value))
     if known.command is None:
         parser.print_help()
         return
@@ -135,7 +156,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         return
     if known.config is None and not known.help:
         subparser.error(f"name a configuration file, e.g. {_EXAMPLE_CONFIG}")
-    config = load_config(known.config, overrides) if known.config else None
+    config = _load(known.config, overrides) if known.config else None
     if known.help or config is None:
         _print_help(subparser, config)
         return
@@ -157,12 +178,29 @@ def _dispatch(arguments: Sequence[str]) -> None:
         with watching(config.training.watchdog_minutes, workdir):
             _COMMANDS[known.command].action(config, workdir, known)
     except OSError as error:
-        if error.errno not in _DISK:
-            raise
-        raise T2GError(
-            f"{error.filename or workdir}: {error.strerror}; make room there, or permit it, then "
-            "run the same command again: it goes on from here"
-        ) from error
+        if error.errno in _DISK:
+            raise T2GError(
+                f"{error.filename or workdir}: {error.strerror}; make room there, or permit it, "
+                "then run the same command again: it goes on from here"
+            ) from error
+        raise
+
+
+def _load(path: pathlib.Path, overrides: Sequence[str]) -> Config:
+    try:
+        return load_config(path, overrides)
+    except ConfigError as error:
+        if _describes(path, "seeds", "tasks", "arms"):
+            raise T2GError(f"{path} describes a study; use `t2g study {path}`") from error
+        raise
+
+
+def _describes(path: pathlib.Path, *keys: str) -> bool:
+    """Whether a file says one of these at the top."""
+    try:
+        return not read_yaml(path).keys().isdisjoint(keys)
+    except ConfigError:
+        return False
 
 
 def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
@@ -193,20 +231,23 @@ def _accept_changes(config: Config, workdir: pathlib.Path) -> None:
 
 
 def _print_help(subparser: argparse.ArgumentParser, config: Config | None) -> None:
-    try:
-        subparser.print_help()
-        if config:
-            print()
-            print_options(config)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `... --help | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    subparser.print_help()
+    if config:
+        print()
+        print_options(config)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One whose errors are a line, as all errors here."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USER_ERROR, f"t2g: {message}; `{self.prog} --help` says more\n")
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
     from t2g_jax import __version__
 
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="t2g",
         description=_DESCRIPTION,
         epilog="`t2g COMMAND --help` says more.",
@@ -217,7 +258,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
     commands = parser.add_subparsers(
         dest="command", metavar="COMMAND", title="commands, phases in the order `run` runs them"
     )
-    subparsers = {}
+    subparsers: dict[str, argparse.ArgumentParser] = {}
     for name, command in _COMMANDS.items():
         subparser = commands.add_parser(
             name,
@@ -229,7 +270,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             allow_abbrev=False,
             add_help=False,
         )
-        subparser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file")
+        subparser.add_argument(
+            "config", nargs="?", type=pathlib.Path, metavar="CONFIG", help="a YAML file"
+        )
         subparser.add_argument(
             "--workdir",
             type=pathlib.Path,
@@ -261,7 +304,13 @@ def _add_study(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    study.add_argument("config", nargs="?", metavar="FILE", help="a YAML file of configs/study/")
+    study.add_argument(
+        "config",
+        nargs="?",
+        type=pathlib.Path,
+        metavar="FILE",
+        help="a YAML file of configs/study/",
+    )
     study.add_argument(
         "--jobs",
         type=_positive,
@@ -311,7 +360,14 @@ def _study(
         raise T2GError(f"t2g study has no option `{rest[0]}`; what cells are, only the file says")
     from t2g_jax.study import command, plan
 
-    study = plan.load_study(known.config)
+    try:
+        study = plan.load_study(known.config)
+    except ConfigError as error:
+        if _describes(known.config, "arms") or not _describes(known.config, *_OF_A_RUN):
+            raise
+        raise T2GError(
+            f"{known.config} is the configuration of one run; use `t2g run {known.config}`"
+        ) from error
     root = known.workdir or pathlib.Path("runs") / study.file.name
     command.run(study, root, at_once=known.jobs, report_only=known.report_only)
 

@@ -19,14 +19,18 @@ def use_compilation_cache() -> pathlib.Path | None:
     The folder is what `T2G_COMPILATION_CACHE` says, or `t2g_jax` among the user's caches, and in it
     one for each kind of processor: homes are shared between machines, and a program for one may not
     run on another. JAX's own settings (`JAX_COMPILATION_CACHE_DIR` and the like) win. A file in it
-    that is damaged, or a folder that cannot be written to, costs a warning and a compilation.
+    that is damaged, or a folder that cannot be written to, costs a warning and a compilation. It
+    stays off for a user who has no home.
     """
     chosen = os.environ.get(VARIABLE, "")
     set_already = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
     if chosen.lower() == "off" or set_already is not None:
         return None
-    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
-    folder = pathlib.Path(chosen or caches / "t2g_jax" / "jax").expanduser() / _processor()
+    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    try:
+        folder = pathlib.Path(chosen or caches / "t2g_jax" / "jax").expanduser() / _processor()
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as in some containers
+        return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         # JAX leaves out what compiles in a second, which is most of what a small model needs.

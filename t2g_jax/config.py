@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import annotated_types
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveFloat
 
 from t2g_jax import sections
 from t2g_jax.sections import (
@@ -42,6 +42,14 @@ __all__ = [
     "to_yaml",
 ]
 
+MOST = 2**31 - 1
+"""Arrays count with 32 bits."""
+PositiveInt = typing.Annotated[int, annotated_types.Interval(gt=0, le=MOST)]
+NonNegativeInt = typing.Annotated[int, annotated_types.Interval(ge=0, le=MOST)]
+Seed = typing.Annotated[int, annotated_types.Interval(ge=0, lt=2**64)]
+"""Each is another run: nothing takes a part of it."""
+Tokens = typing.Annotated[int, annotated_types.Interval(gt=0, lt=2**53)]
+"""A count that floats hold exactly."""
 Fraction = typing.Annotated[float, annotated_types.Interval(ge=0.0, le=1.0)]
 Method = Literal[
     "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
@@ -81,7 +89,7 @@ class TaskConfig(Section):
     """Puzzle settings that replace the preset's; here `--task.settings.max_n 4`, and so on."""
     prompt_style: Literal["full", "short"] = "short"
     """The paper's full instructions, or a few words for a model that reads few tokens."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the puzzles. Examples with the same seed and settings are always the same."""
     train_size: PositiveInt = 19800
     """Examples to train on."""
@@ -367,7 +375,7 @@ class RolloutConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: PositiveInt = 100
     """Rounds of sampling and learning."""
-    token_budget: PositiveInt | None = None
+    token_budget: Tokens | None = None
     """End once so many tokens were generated, whatever `steps`; None: when `steps` are done."""
     prompts_per_step: PositiveInt = 16
     """Prompts a round."""
@@ -619,7 +627,7 @@ class Config(Section):
 
     name: str
     """Name of the run; results go to runs/NAME unless --workdir says otherwise."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of everything random except the puzzles."""
     methods: tuple[Method, ...] = ("text2grad", "rltf-sd")
     """What `t2g run` trains, one after the other, from the same SFT policy."""

@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def appear(building: str | os.PathLike[str], path: str | os.PathLike[str]) -> None:
-    """Renames a folder that is complete, once all that is in it is on disk.
+    """Renames a file or folder that is complete, once all that is in it is on disk.
 
     Raises:
       OSError: `path` is there and is not empty.
@@ -32,6 +32,8 @@ def appear(building: str | os.PathLike[str], path: str | os.PathLike[str]) -> No
         for name in files:
             sync(os.path.join(folder, name))
         sync(folder)
+    if os.path.isfile(building):
+        sync(building)
     os.rename(building, path)
     sync(Path(path).parent)
 

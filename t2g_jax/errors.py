@@ -9,6 +9,10 @@ class T2GError(ValueError):
     """
 
 
+class ConfigError(T2GError):
+    """A configuration that cannot be used: says which file, which key, and what would be right."""
+
+
 def reason(error: BaseException) -> str:
     """The first line of what an error says, or its kind if it says nothing."""
     said = str(error).strip()

@@ -1,7 +1,8 @@
 """Frozen dataclasses as configuration: YAML in, command-line overrides on top, clear errors out.
 
-Knows nothing of any particular option; `config.py` has those. Three steps, each by the library that
-does it best: PyYAML reads the file, tyro the overrides, and pydantic checks the types and ranges.
+Knows nothing of any particular option; `config.py` has those. `yaml_text` reads the file, a word of
+the command line means what it would mean there, pydantic checks types and ranges, and tyro prints
+the list of options.
 """
 
 import contextlib
@@ -10,7 +11,6 @@ import dataclasses
 import difflib
 import functools
 import hashlib
-import io
 import json
 import os
 import re
@@ -20,13 +20,9 @@ from typing import Any, ClassVar, TypeVar
 
 import pydantic
 import tyro
-import yaml
 
-from t2g_jax.errors import T2GError
-
-
-class ConfigError(T2GError):
-    """A configuration that cannot be used: says which file, which key, and what would be right."""
+from t2g_jax import files, yaml_text
+from t2g_jax.errors import ConfigError, T2GError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +64,7 @@ def read(
       ConfigError: file, key or option, and what is wrong with it; one line for each problem.
     """
     kind = type(default)
-    config = _validate(kind, _merge(_plain(default), _read_yaml(path)), str(path))
+    config = _validate(kind, _merge(_plain(default), read_yaml(path)), str(path))
     if not overrides:
         return config
     return _validate(kind, _apply_overrides(config, overrides), "command line")
@@ -91,7 +87,7 @@ def changed(
 
 def to_yaml(config: Section) -> str:
     """Every value as YAML; `read` gives an equal configuration back."""
-    return yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True)
+    return yaml_text.dump(_plain(config))
 
 
 def config_hash(config: Section) -> str:
@@ -132,40 +128,17 @@ def print_options(config: Section) -> None:
 # --- YAML ------------------------------------------------------------------------------------
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML with `1e-5` as a number (YAML 1.2) and without repeated keys."""
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a YAML file says, by key, before any check of the keys.
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            if (key := key_node.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} appears twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    Raises:
+      ConfigError: it cannot be read, is not YAML, or has no `key: value` lines.
+    """
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _Loader)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
-        raise ConfigError(f"{where}: not valid YAML: {problem}") from error
+        text = files.read_bytes(path, most=yaml_text.MOST_BYTES + 1)
+    except T2GError as error:
+        raise ConfigError(str(error)) from error
+    values = yaml_text.load(text, source=str(path))
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -230,14 +203,38 @@ def _explain(kind: type[Section], error: Any) -> str:
         case "missing":
             return f"`{key}` is missing"
     message = message.replace("Input should be", "must be")
-    return f"`{key}` is {found}; {message[0].lower()}{message[1:]}"
+    return f"`{key}` is {found}; {message[0].lower()}{message[1:]}{_instead(error)}"
+
+
+def _instead(error: Any) -> str:
+    """How a value is written that was meant for another type, if that can be told."""
+    given, wanted = error["input"], error["type"].partition("_")[0]
+    if wanted == "string" and not isinstance(given, dict | list):
+        return "; put it in quotes"
+    if not isinstance(given, str):
+        return ""
+    if wanted == "bool" and (word := given.strip().lower()) in _BOOLS:
+        return f"; write {_BOOLS[word]}"
+    if wanted in ("int", "float"):
+        digits = re.sub(f"[{_DASHES}]", "-", given.strip()).replace("_", "")
+        grouped = re.fullmatch(r"-?\d{1,3}(,\d{3})+", digits)
+        digits = digits.replace(",", "" if grouped else ".")
+        with contextlib.suppress(ValueError):
+            number = yaml_text.scalar(digits)
+            if type(number) in (int, float) and (wanted == "float" or type(number) is int):
+                return f"; write {digits}"
+    return ""
+
+
+_BOOLS = dict.fromkeys(("yes", "y", "on", "true"), "true")
+_BOOLS |= dict.fromkeys(("no", "n", "off", "false"), "false")
 
 
 def _did_you_mean(kind: type[Section], key: str, prefix: str = "") -> str:
-    known = _known_keys(kind)
+    known = [name for name, _ in _fields(kind)]
     parent, _, name = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
-    guesses = [siblings[near] for near in difflib.get_close_matches(name, siblings, n=1)]
+    guesses = [siblings[near] for near in difflib.get_close_matches(name.lower(), siblings, n=1)]
     guesses = guesses or [k for k in known if k.rpartition(".")[2] == name][:3]
     guesses = guesses or difflib.get_close_matches(key, known, n=1, cutoff=0.8)
     if guesses:
@@ -245,22 +242,11 @@ def _did_you_mean(kind: type[Section], key: str, prefix: str = "") -> str:
     return f"; known: {', '.join(siblings)}" if siblings else ""
 
 
-def _known_keys(kind: type[Section]) -> list[str]:
-    """Dotted names of all sections and fields."""
-    keys = []
-    for name, annotation in typing.get_type_hints(kind).items():
-        if name.startswith("__"):
-            continue
-        keys.append(name)
-        if isinstance(annotation, type) and issubclass(annotation, Section):
-            keys += [f"{name}.{key}" for key in _known_keys(annotation)]
-    return keys
-
-
 # --- Command line ----------------------------------------------------------------------------
 
-# Words that mean the same on the command line as in YAML.
-_YAML_WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
+_NOTHING = ("null", "none", "None")
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+"""What word processors and web pages make of hyphens."""
 
 
 def _tyro(config: AnySection, words: Sequence[str]) -> AnySection:
@@ -276,56 +262,117 @@ def _tyro(config: AnySection, words: Sequence[str]) -> AnySection:
 
 def _apply_overrides(config: Section, overrides: Sequence[str]) -> dict[str, Any]:
     kind, values = type(config), _plain(config)
-    known = _known_keys(kind)
-    groups = {key.rpartition(".")[0] for key in known}
-    mappings = {k for k in known if k not in groups and isinstance(_get(values, k), dict)}
-    words: list[str] = []
-    entries: list[tuple[str, Any]] = []
-    remaining = list(overrides)
-    while remaining:
-        word = remaining.pop(0)
-        option, equals, value = word.partition("=")
+    fields = dict(_fields(kind))
+    words = list(overrides)
+    if strange := [word for word in words if any("\ud800" <= c <= "\udfff" for c in word)]:
+        raise ConfigError(f"command line: {strange[0]!a} is not UTF-8 text")
+    while words:
+        option, equals, text = (word := words.pop(0)).partition("=")
+        if not word.startswith("--"):
+            raise ConfigError(f"command line: {_stray(word, fields)}")
         key = option.removeprefix("--").replace("-", "_")
-        parent = key.rpartition(".")[0]
-        if not option.startswith("--"):
-            words.append(_YAML_WORDS.get(word, word))
-        elif key in groups:
-            example = next(k for k in known if k.startswith(f"{key}.") and k not in groups)
-            raise ConfigError(
-                f"command line: `{option}` is a section; set a field, e.g. `--{example}`"
-            )
-        elif key in mappings:
-            raise ConfigError(
-                f"command line: `{option}` has named entries; set one, as in `{option}.NAME VALUE`"
-            )
-        elif key in known:
-            words += [f"--{key}"] + ([_YAML_WORDS.get(value, value)] if equals else [])
-        elif parent in mappings:
-            if not equals and not remaining:
-                raise ConfigError(f"command line: `{option}` needs a value")
-            entries.append((key, yaml.load(value if equals else remaining.pop(0), _Loader)))
+        parent, _, name = key.rpartition(".")
+        if parent in fields and _is_mapping(fields[parent]) and name:
+            annotation = typing.get_args(fields[parent])[1]
+        elif key in fields:
+            annotation = _field(key, option, fields)
         else:
             guess = _did_you_mean(kind, key, prefix="--")
             raise ConfigError(f"command line: unknown option `{option}`{guess}")
-    values = _plain(_parse(config, words))
-    for key, value in entries:
-        parent, _, name = key.rpartition(".")
-        _get(values, parent)[name] = value
+        given = [text] if equals else []
+        several = typing.get_origin(annotation) is tuple
+        while words and not words[0].startswith("--") and (several or not given):
+            given.append(words.pop(0))
+        if not given:
+            raise ConfigError(f"command line: `{option}` needs a value")
+        inside = _get(values, parent) if parent else values
+        inside[name] = (
+            _several(option, annotation, given) if several else _meant(option, annotation, *given)
+        )
     return values
+
+
+def _field(key: str, option: str, fields: Mapping[str, Any]) -> Any:
+    """The annotation of a field that can be set, not of a section."""
+    if _is_section(fields[key]):
+        example = next(
+            k for k, v in fields.items() if k.startswith(f"{key}.") and not _is_section(v)
+        )
+        raise ConfigError(f"command line: `{option}` is a section; set a field, e.g. `--{example}`")
+    if _is_mapping(fields[key]):
+        raise ConfigError(
+            f"command line: `{option}` has named entries; set one, as in `{option}.NAME VALUE`"
+        )
+    return fields[key]
+
+
+def _meant(option: str, annotation: Any, text: str) -> Any:
+    """What a word means for a field: what it means in YAML, but text needs no quotes there."""
+    kinds = set(_kinds(annotation))
+    if type(None) in kinds and text in _NOTHING:
+        return None
+    if str in kinds and not kinds & {bool, int, float}:
+        return text
+    try:
+        if text[:1] in ("'", '"'):  # for a field that may be text or a number
+            return yaml_text.load(text, source=f"command line: `{option}`")
+        return yaml_text.scalar(text)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"command line: `{option}`: {error}") from error
+
+
+def _several(option: str, annotation: Any, words: Sequence[str]) -> list[Any]:
+    marks = r"[\s,;\[\](){}'\"]"
+    if any(re.search(marks, word) for word in words):
+        apart = " ".join(filter(None, re.split(marks, " ".join(words))))
+        raise ConfigError(
+            f"command line: the values of `{option}` are separated by blanks alone: "
+            f"`{option} {apart}`"
+        )
+    one_of: Any = typing.Union[tuple(a for a in typing.get_args(annotation) if a is not ...)]  # noqa: UP007
+    return [_meant(option, one_of, word) for word in words]
+
+
+def _stray(word: str, fields: Mapping[str, Any]) -> str:
+    """What is wrong with a word that belongs to no option."""
+    name = word.partition("=")[0].lstrip("-" + _DASHES)
+    if word[:1] and word[0] in "-" + _DASHES and name[:1].isalpha():
+        return f"`{word}`: options begin with two hyphens, `--{name}`"
+    if name.replace("-", "_") in fields:
+        return f"`{word}`: options begin with two hyphens, `--{name}`"
+    return f"`{word}` belongs to no option; overrides look like `--seed 1`"
+
+
+def _fields(kind: type[Section], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of all sections and fields, with their annotations."""
+    for name, annotation in typing.get_type_hints(kind).items():
+        if name.startswith("__"):
+            continue
+        yield prefix + name, annotation
+        if _is_section(annotation):
+            yield from _fields(annotation, f"{prefix}{name}.")
+
+
+def _is_section(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is dict
+
+
+def _kinds(annotation: Any) -> Iterator[type]:
+    """The types that a value may have: those of a union, and of a Literal's values."""
+    if typing.get_origin(annotation) is typing.Literal:
+        yield from map(type, typing.get_args(annotation))
+    elif isinstance(annotation, type):
+        yield annotation
+    else:
+        for inside in typing.get_args(annotation):
+            yield from _kinds(inside)
 
 
 def _get(values: dict[str, Any], key: str) -> Any:
     return functools.reduce(dict.__getitem__, key.split("."), values)
-
-
-def _parse(config: AnySection, words: Sequence[str]) -> AnySection:
-    output = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            return _tyro(config, words)
-    except SystemExit as error:
-        # tyro explains itself in a box: a title, a paragraph, a rule, hints.
-        text = re.sub("[│╭╮╰╯]", " ", output.getvalue())
-        paragraphs = re.split("[─-]{5,}", text)
-        explanation = " ".join(paragraphs[min(1, len(paragraphs) - 1)].split())
-        raise ConfigError(f"command line: {explanation}") from error

@@ -108,11 +108,21 @@ def test_overrides_and_workdir_in_any_order(phase, config):
             "`sft.steps` is -3; must be greater than or equal to 0\n",
         ),
         (["sft", "CONFIG", "--work", "x"], "unknown option `--work`"),
+        (["sft", "CONFIG", "--", "x"], "`--` stands for nothing here"),
+        (["sft", "CONFIG", "--workdir", "~no-such-user/a"], "there is no such home folder"),
+        (["run", "STUDY"], "describes a study; use `t2g study "),
+        (["plan", "STUDY"], "describes a study; use `t2g study "),
+        (["sft", "STUDY", "--help"], "describes a study; use `t2g study "),
+        (["study", "CONFIG"], "is the configuration of one run; use `t2g run "),
+        (["sft", "."], "t2g: .: cannot be read: Is a directory\n"),
     ],
 )
-def test_what_the_user_got_wrong_is_one_line(phase, config, capsys, words, expected):
+def test_what_the_user_got_wrong_is_one_line(phase, config, tmp_path, capsys, words, expected):
     calls = phase("sft")
-    assert cli.main([config if word == "CONFIG" else word for word in words]) == 2
+    study = tmp_path / "study.yaml"
+    study.write_text("seeds: [0]\ntasks: {a: {}}\narms: {b: {method: grpo}}\n")
+    given = {"CONFIG": config, "STUDY": str(study)}
+    assert cli.main([given.get(word, word) for word in words]) == 2
     assert not calls
     error = capsys.readouterr().err
     assert expected in error
@@ -132,7 +142,10 @@ def test_wrong_usage(config, capsys, words, expected):
     with pytest.raises(SystemExit) as caught:
         cli.main([config if word == "CONFIG" else word for word in words])
     assert caught.value.code == 2
-    assert expected in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith("t2g: ")
+    assert expected in error
+    assert error.count("\n") == 1
 
 
 def test_our_errors_keep_their_traceback_when_asked(phase, config, monkeypatch, capsys):
@@ -148,6 +161,24 @@ def test_other_errors_are_not_hidden(phase, config):
     phase("sft", raises=RuntimeError("a defect"))
     with pytest.raises(RuntimeError):
         cli.main(["sft", config])
+
+
+@pytest.mark.parametrize("number", [errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG])
+def test_a_path_that_cannot_be_is_one_line(phase, config, capsys, number):
+    phase("sft", raises=OSError(number, os.strerror(number), "runs/small/sft"))
+    assert cli.main(["sft", config]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"t2g: runs/small/sft: {os.strerror(number)}")
+    assert error.count("\n") == 1
+
+
+def test_the_home_folder_is_written_as_a_tilde(phase, config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    calls = phase("sft")
+    assert cli.main(["sft", "~/small.yaml", "--workdir=~/runs/a"]) == 0
+    ((given, workdir),) = calls
+    assert given.name == "small"
+    assert workdir == tmp_path / "runs" / "a"
 
 
 def test_interrupt(phase, config, capsys):

@@ -99,3 +99,14 @@ def test_a_folder_that_cannot_be_made(monkeypatch, tmp_path):
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         assert compiled_anew()[0] == 1
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch):
+    def no_entry(*_):
+        raise KeyError("no such user")
+
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert use_compilation_cache() is None
+    assert jax.config.jax_compilation_cache_dir is None

@@ -173,12 +173,41 @@ def test_file_that_is_not_text(tmp_path):
         ("--sft.stps 3", "unknown option `--sft.stps`; did you mean `--sft.steps`?"),
         ("--gamma 1", "did you mean `--text2grad.gamma` or `--ppo.gamma` or"),
         ("--sft 3", "`--sft` is a section; set a field, e.g. `--sft.optimizer.name`"),
-        ("--sft.steps many", "--sft.steps: invalid literal for int() with base 10: 'many'"),
+        ("--sft.steps many", '`sft.steps` is "many"; must be a valid integer'),
         ("--sft.steps -3", "`sft.steps` is -3; must be greater than or equal to 0"),
-        ("--sft.steps", "Missing value for argument"),
-        ("--methods grpo dpo", "invalid choice 'dpo'"),
+        ("--sft.steps", "`--sft.steps` needs a value"),
+        ("--methods grpo dpo", "`methods.1` is \"dpo\"; must be 'text2grad', 'ppo'"),
         ("--seed 1 more", "more"),
         ("more", "more"),
+        ("--task.settings.max_n [", '`task.settings.max_n` is "["; must be a valid number'),
+        ("--=3", "unknown option `--`"),
+        ("--a..b 1", "unknown option `--a..b`"),
+        ("--task.settings. 1", "unknown option `--task.settings.`"),
+        ("--sft.steps --seed 1", "`--sft.steps` needs a value"),
+        ("--methods", "`--methods` needs a value"),
+        ("--methods grpo,ppo", "separated by blanks alone: `--methods grpo ppo`"),
+        ("--methods=[grpo,ppo]", "separated by blanks alone: `--methods grpo ppo`"),
+        ("--methods [grpo, ppo]", "separated by blanks alone: `--methods grpo ppo`"),
+        ("--methods 'grpo' \"ppo\"", "separated by blanks alone: `--methods grpo ppo`"),
+        ("--annotate.temperatures 1,2", "by blanks alone: `--annotate.temperatures 1 2`"),
+        ("–methods grpo", "`–methods`: options begin with two hyphens, `--methods`"),
+        ("-methods grpo", "`-methods`: options begin with two hyphens, `--methods`"),
+        ("—sft.steps=3", "`—sft.steps=3`: options begin with two hyphens, `--sft.steps`"),
+        ("seed=3", "`seed=3`: options begin with two hyphens, `--seed`"),
+        ("sft.steps 3", "`sft.steps`: options begin with two hyphens, `--sft.steps`"),
+        ("--seed 1_000", '`seed` is "1_000"; must be a valid integer; write 1000'),
+        ("--seed 1,000", '`seed` is "1,000"; must be a valid integer; write 1000'),
+        ("--grpo.gamma 0", "did you mean"),
+        ("--ppo.gamma 0,5", '`ppo.gamma` is "0,5"; must be a valid number; write 0.5'),
+        ("--rltf_sd.logprob_floor −5", "must be a valid number; write -5"),
+        ("--ppo.whiten yes", '`ppo.whiten` is "yes"; must be a valid boolean; write true'),
+        ("--ppo.whiten off", '`ppo.whiten` is "off"; must be a valid boolean; write false'),
+        ("--seed ٣", "must be a valid integer"),
+        ("--SEED 3", "did you mean `--seed`?"),
+        (f"--seed {'9' * 5000}", "an integer of 5000 digits is too long"),
+        ("--seed 18446744073709551616", "`seed` is 18446744073709551616; must be less than"),
+        ("--grpo.optimizer.learning_rate 1e-400", "too small for a float"),
+        ("--name \udcff", "is not UTF-8 text"),
     ],
 )
 def test_wrong_override(write, overrides, expected):
@@ -186,6 +215,56 @@ def test_wrong_override(write, overrides, expected):
     assert expected in message
     assert message.startswith("command line: ")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "value"),
+    [
+        ("--seed 0042", "seed", 42),
+        ("--seed 0x1F", "seed", 31),
+        ("--name 0042", "name", "0042"),
+        ("--name null", "name", "null"),
+        ("--judge.name my.judge:make", "judge.name", "my.judge:make"),
+        ("--model.pretrained 12", "model.pretrained", "12"),
+        ("--ppo.whiten FALSE", "ppo.whiten", False),
+        ("--methods=grpo ppo", "methods", ["grpo", "ppo"]),
+        ("--tokenizer.template_options.n 3", "tokenizer.template_options.n", 3),
+        ("--tokenizer.template_options.n '3'", "tokenizer.template_options.n", "3"),
+    ],
+)
+def test_a_word_means_what_it_means_in_yaml(write, words, key, value):
+    config = load_config(write(""), words.split())
+    assert schema.sections.values(config)[key] == value
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("seed: 12:30", '`seed` is "12:30"; must be a valid integer'),
+        ("seed: 1_000", "must be a valid integer; write 1000"),
+        ("seed: 2024-01-01", '`seed` is "2024-01-01"; must be a valid integer'),
+        ("ppo: {whiten: on}", '`ppo.whiten` is "on"; must be a valid boolean; write true'),
+        ("name: 0042", "`name` is 42; must be a valid string; put it in quotes"),
+        ("a: &a [*a]", "line 1: *a stands inside"),
+        ("? [1]\n: 2", "line 1: a key is a list"),
+        ("task: {settings: {1: 2}}", "line 1: the key 1 is no text"),
+        ("tokenizer: {vocabulary_size: 1000000000000}", "must be less than or equal to"),
+        ("grpo: {prompts_per_step: 100000000000000}", "must be less than or equal to"),
+        ("model: {context_length: 1000000000000}", "must be less than or equal to"),
+    ],
+)
+def test_what_a_file_cannot_say(write, text, expected):
+    path = write(text)
+    message = error_of(path)
+    assert expected in message
+    assert "\n" not in message
+    assert message.startswith(str(path))
+
+
+@pytest.mark.parametrize("name", ["0042", "1e3", "on", "null", "12.5", "0x1F", "true", "2024-01"])
+def test_names_that_look_like_something_else_survive(write, name):
+    config = load_config(write(f"name: '{name}'"))
+    assert load_config(write(to_yaml(config), "again.yaml")).name == name
 
 
 def test_yaml_round_trip(write):

@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec as P
 
 from t2g_jax import hosts
 from t2g_jax.errors import T2GError, reason
+from t2g_jax.files import expanded
 from t2g_jax.models import heads, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import describe
@@ -58,8 +59,8 @@ def fetch(source: str) -> Path:
     Raises:
       T2GError: it is neither a folder nor a model of the hub that can be reached.
     """
-    if Path(source).is_dir():
-        return Path(source)
+    if (folder := expanded(source)).is_dir():
+        return folder
     import huggingface_hub
 
     try:

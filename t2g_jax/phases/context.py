@@ -133,7 +133,7 @@ class Context:
 
     def key(self, purpose: str) -> jax.Array:
         """The PRNG key of a purpose; purposes do not disturb each other."""
-        return jax.random.fold_in(jax.random.key(self.config.seed), zlib.crc32(purpose.encode()))
+        return jax.random.fold_in(key_of(self.config.seed), zlib.crc32(purpose.encode()))
 
     def seed(self, purpose: str) -> int:
         """A seed for libraries that do not take JAX keys."""
@@ -380,6 +380,16 @@ def say(line: str) -> None:
     """A line for whoever watches, on stderr, by the first process only."""
     if hosts.is_first():
         rich.console.Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def key_of(seed: int) -> jax.Array:
+    """The PRNG key of a seed of any size: `jax.random.key` takes the last 32 bits alone."""
+    seed, low = divmod(seed, 2**32)
+    key = jax.random.key(low)
+    while seed:
+        seed, low = divmod(seed, 2**32)
+        key = jax.random.fold_in(key, low)
+    return key
 
 
 def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:

@@ -25,6 +25,7 @@ import t2g_jax
 from t2g_jax import durable, hosts
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
+from t2g_jax.files import expanded
 from t2g_jax.models import families, huggingface, lora, peft, tensor_files
 from t2g_jax.models.families import llama
 from t2g_jax.phases import pretrained
@@ -56,7 +57,10 @@ def run(
     dtype: Type | None = None,
     adapters: bool = False,
 ) -> None:
-    """Writes what a phase trained; the folder appears whole or not at all.
+    """Writes what a phase trained; a new folder appears whole or not at all.
+
+    One that is there already, and empty, stays the folder that it is (a link, a mount point, the
+    one that a shell is in): what makes it a model, its config, comes last.
 
     Args:
       phase: "sft", "reward_model" or a method.
@@ -66,9 +70,10 @@ def run(
     Raises:
       T2GError: the phase is not complete, the folder is not empty, or there are no adapters.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise T2GError(f"{folder} is there already and not empty; name a new folder")
+    folder = expanded(folder)
+    there = os.path.lexists(folder)
+    if there and not (folder.is_dir() and not any(folder.iterdir())):
+        raise T2GError(f"{folder} is there already and no empty folder; name a new one")
     if adapters and (config.lora.rank == 0 or phase == SFT):
         raise T2GError(
             "--adapters, but nothing has adapters: lora.rank is 0, or the phase is sft; leave it "
@@ -85,7 +90,8 @@ def run(
     described = _described(context, source)
     dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
     first = hosts.is_first()
-    partial = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}.partial")
+    suffix = f"{secrets.token_hex(4)}.partial"
+    partial = folder / f".{suffix}" if there else folder.with_name(f"{folder.name}.{suffix}")
     if first:
         partial.mkdir(parents=True)
     try:
@@ -103,9 +109,10 @@ def run(
             _write_tokenizer(partial, context)
             card = model_card(config, phase, dtype, with_heads, adapters=adapters)
             (partial / "README.md").write_text(card, "utf-8")
-            if folder.exists():
-                folder.rmdir()
-            durable.appear(partial, folder)
+            if there:
+                _move_up(partial)
+            else:
+                durable.appear(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -218,6 +225,14 @@ def load_heads(folder: str | os.PathLike[str]) -> dict[str, Any]:
             at = at.setdefault(name, {})
         at[leaf] = jnp.asarray(tensor.read())
     return heads
+
+
+def _move_up(partial: Path) -> None:
+    """Moves what is in a folder to the one it is in; configs, without which it is none, last."""
+    names = sorted(os.listdir(partial), key=lambda name: name.endswith("config.json"))
+    for name in names:
+        durable.appear(partial / name, partial.parent / name)
+    partial.rmdir()
 
 
 def _write_heads(folder: Path, heads: dict[str, Any]) -> None:

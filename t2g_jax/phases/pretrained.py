@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError, reason
+from t2g_jax.files import expanded
 from t2g_jax.models import families, heads, huggingface, peft
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.training.sharding import state_shardings
@@ -104,4 +105,4 @@ def adapters(config: Config, model: DecoderConfig, params: heads.Params) -> head
       T2GError: these are not adapters of this model.
     """
     family, _ = families.describe(huggingface.fetch(config.model.pretrained))
-    return peft.load_adapters(Path(config.lora.pretrained), params, model, family)
+    return peft.load_adapters(expanded(config.lora.pretrained), params, model, family)

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from t2g_jax.errors import T2GError
+from t2g_jax.files import expanded
 from t2g_jax.study import page, runner
 from t2g_jax.study.plan import Study
 
@@ -31,7 +32,7 @@ def run(study: Study, root: Path, *, at_once: int | None = None, report_only: bo
         _say(f"{study.file.name}: {len(jobs)} jobs, {waiting} to do, {at_once} at a time")
         done = runner.run(jobs, root, at_once=at_once, say=_say)
         failed = [name for name, well in done.items() if not well]
-    results = Path(study.file.results)
+    results = expanded(study.file.results)
     _say(page.write(study, root, results))
     _say(f"Results: {results}")
     if failed:

@@ -15,10 +15,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import NonNegativeInt, PositiveInt
-
 from t2g_jax import sections
-from t2g_jax.config import Config, Method
+from t2g_jax.config import Config, Method, Seed, Tokens
 from t2g_jax.sections import ConfigError, Section, config_hash
 
 SHARED = "shared"
@@ -33,9 +31,9 @@ class StudyFile(Section):
 
     name: str
     """Name of the study; cells go to runs/NAME unless --workdir says otherwise."""
-    seeds: tuple[NonNegativeInt, ...] = (0, 1, 2)
+    seeds: tuple[Seed, ...] = (0, 1, 2)
     """Each is a training of its own; the puzzles stay the same."""
-    token_budget: PositiveInt = 100_000
+    token_budget: Tokens = 100_000
     """Tokens that each cell generates in training; a task may have a `token_budget` of its own."""
     results: str = "docs/results.md"
     """The page that is written; its figures go to a folder beside it, of the same name."""

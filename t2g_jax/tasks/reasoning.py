@@ -54,6 +54,8 @@ class ReasoningTask(abc.ABC, Generic[Ticket, Puzzle]):
                 f"{self.name}: train_size ({train_size}) and test_size ({test_size}) must be at "
                 f"least 1, and test_size below {STREAM_SIZE}"
             )
+        if seed < 0:  # `random` would take its absolute value
+            raise TaskError(f"{self.name}: seed ({seed}) must be at least 0")
         self.settings = self._checked_settings({**self.presets[preset], **(settings or {})})
         self.seed = seed
         self.train_size = train_size
