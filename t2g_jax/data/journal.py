@@ -7,16 +7,20 @@ import fcntl
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from t2g_jax.errors import T2GError
 
+_CHECKSUM = "checksum"
+
 
 class Journal:
     """One JSON object a line, each with an "id" of its own; survives being killed at any byte.
 
+    A line ends in a "checksum" of what stands before it, so that one that was changed is noticed.
     Every entry is handed to the operating system before `append` returns, so it outlives the
     process; it is forced to disk with the others of the last `sync_seconds`, so at most those are
     lost with the machine. Opening a journal again drops a last line that was cut short. One process
@@ -25,8 +29,8 @@ class Journal:
     `done` is the set of ids in the journal.
 
     Raises:
-      T2GError: another process has the journal open; or a line is not an entry, or repeats an id
-        (the file and line are named).
+      T2GError: another process has the journal open; or a line is not an entry, is not as it was
+        written, or repeats an id (the file and line are named).
     """
 
     def __init__(self, path: str | os.PathLike[str], *, sync_seconds: float = 1.0):
@@ -134,8 +138,8 @@ class _AppendOnly:
         self._sync_seconds, self._synced = sync_seconds, time.monotonic()
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        line = json.dumps(dict(entry), ensure_ascii=True, allow_nan=False)
-        self._file.write(line.encode("ascii") + b"\n")
+        line = _line({**entry, _CHECKSUM: _checksum(entry)})
+        self._file.write(line + b"\n")
         self._file.flush()
         if time.monotonic() - self._synced >= self._sync_seconds:
             self._sync()
@@ -168,14 +172,28 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(file, start=1):
             try:
                 entry = json.loads(line)
-            except ValueError as error:  # bad JSON or bad UTF-8
+            except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
                 raise T2GError(
                     f"{path}, line {number} is damaged ({error}); repair it, or delete the line to "
                     f"have that record done again"
                 ) from error
             if not isinstance(entry, dict):
                 raise T2GError(f"{path}, line {number} is not a JSON object; delete the line")
+            found = entry.pop(_CHECKSUM, None)
+            if found != _checksum(entry):
+                raise T2GError(
+                    f"{path}, line {number} is not as it was written: its checksum is {found!r}, "
+                    f"not {_checksum(entry)!r}; delete the line to have that record done again"
+                )
             yield number, entry
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(dict(entry), ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def _checksum(entry: Mapping[str, Any]) -> str:
+    return f"{zlib.crc32(_line(entry)):08x}"
 
 
 def _id(entry: Mapping[str, Any], where: str) -> str:

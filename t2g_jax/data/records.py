@@ -14,6 +14,9 @@ TEXTS = ("id", "prompt_id", "prompt", "completion", "critique", "judge")
 INTEGERS = ("prompt_tokens", "completion_tokens", "span_starts", "span_ends")
 FLOATS = ("completion_logprobs", "span_rewards")
 
+_ROUNDING = 1e-3
+"""How far above 0 a log-probability may come out."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AnnotationRecord:
@@ -52,8 +55,11 @@ class AnnotationRecord:
         for name in INTEGERS:
             object.__setattr__(self, name, _integers(self.id, name, getattr(self, name)))
         for name in FLOATS:
-            object.__setattr__(self, name, np.array(getattr(self, name), np.float32))
-        object.__setattr__(self, "reward", float(np.float32(self.reward)))
+            object.__setattr__(self, name, _floats(self.id, name, getattr(self, name)))
+        (reward,) = _floats(self.id, "reward", [self.reward])
+        object.__setattr__(self, "reward", float(reward))
+        if not isinstance(self.correct, bool | np.bool_):
+            raise T2GError(f"record {self.id!r}: correct is {self.correct!r}; pass true or false")
         object.__setattr__(self, "correct", bool(self.correct))
         object.__setattr__(self, "unaligned", tuple(self.unaligned))
 
@@ -85,7 +91,7 @@ class AnnotationRecord:
                 f"unknown fields {unknown}; it was written by another version, annotate again"
             )
         texts = {name: _text(example[name]) for name in TEXTS}
-        unaligned = tuple(_text(item) for item in example["unaligned"])
+        unaligned = tuple(_text(item) for item in _sequence(example["unaligned"]))
         return cls(**{**example, **texts, "unaligned": unaligned})
 
     def to_json(self) -> dict[str, Any]:
@@ -94,8 +100,11 @@ class AnnotationRecord:
         return self.to_example() | arrays
 
 
-def validate(record: AnnotationRecord) -> None:
+def validate(record: AnnotationRecord, *, vocabulary: int | None = None) -> None:
     """Checks that a record can be trained on.
+
+    Args:
+      vocabulary: number of tokens of the tokenizer; None: not known.
 
     Raises:
       T2GError (a ValueError): naming the record, the field and the fix.
@@ -118,11 +127,22 @@ def validate(record: AnnotationRecord) -> None:
         tokens = getattr(record, name)
         require(tokens.size > 0, name, "is empty; drop the record")
         require(tokens.min() >= 0, name, f"holds the token {tokens.min()}; remove the padding")
+        require(
+            vocabulary is None or tokens.max() < vocabulary,
+            name,
+            f"holds the token {tokens.max()}, but the tokenizer has {vocabulary}; annotate again",
+        )
     length, sampled = record.completion_tokens.size, record.completion_logprobs.size
     require(
         sampled in (0, length),
         "completion_logprobs",
         f"has {sampled} values for {length} completion_tokens; pass one per token, or none",
+    )
+    highest = record.completion_logprobs.max(initial=-np.inf)
+    require(
+        bool(highest <= _ROUNDING),
+        "completion_logprobs",
+        f"holds {highest:g}; a log-probability is not above 0",
     )
     for name in FLOATS + ("reward",):
         finite = bool(np.isfinite(getattr(record, name)).all())
@@ -142,10 +162,27 @@ def validate(record: AnnotationRecord) -> None:
 
 def _integers(record: str, name: str, values: Sequence[int] | np.ndarray) -> np.ndarray:
     given = np.array(values)
+    if given.size and given.dtype.kind not in "iu":
+        raise T2GError(
+            f"record {record!r}: {name} holds {given.dtype}, not whole numbers; pass token ids"
+        )
     stored = given.astype(np.int32)
     if not np.array_equal(stored, given):
         raise T2GError(f"record {record!r}: {name} does not fit int32; pass token ids or indices")
     return stored
+
+
+def _floats(record: str, name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    given = np.array(values)
+    if given.size and given.dtype.kind not in "iuf":
+        raise T2GError(f"record {record!r}: {name} holds {given.dtype}, not numbers; pass floats")
+    return given.astype(np.float32)
+
+
+def _sequence(values: Any) -> Sequence[Any]:
+    if isinstance(values, str | bytes | Mapping):
+        raise T2GError(f"unaligned is {type(values).__name__}; pass a list of texts")
+    return values
 
 
 def _text(value: str | bytes) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -23,14 +24,16 @@ from t2g_jax.config import Config, config_hash
 from t2g_jax.data.dataset import write_dataset
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
+from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.judges.guard import name_of
 from t2g_jax.phases.context import Context, once
 from t2g_jax.phases.judgement import Judgement, aligned
-from t2g_jax.phases.rollout import Turn, attempt
+from t2g_jax.phases.rollout import Turn, attempt, unbroken
 from t2g_jax.phases.workspace import ANNOTATE
 from t2g_jax.report.terminal import PhaseProgress
+from t2g_jax.tasks.base import Example
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -87,11 +90,17 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
     """
     settings = context.config.annotate
     policy = context.params()
+    batches = [
+        context.train_examples(ANNOTATE, batch, settings.batch_size)[
+            : settings.prompts - batch * settings.batch_size
+        ]
+        for batch in range(-(-settings.prompts // settings.batch_size))
+    ]
     with contextlib.ExitStack() as opened:
         of_first: list[Notes] = []
 
         def open_notes() -> list[str]:
-            of_first.append(opened.enter_context(notes_of(context)))
+            of_first.append(opened.enter_context(notes_of(context, batches)))
             return sorted(of_first[0].settled)
 
         settled = set(hosts.from_first(open_notes))
@@ -104,13 +113,10 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                 enabled=notes is not None,
             )
         )
-        for batch in range(-(-settings.prompts // settings.batch_size)):
-            examples = context.train_examples(ANNOTATE, batch, settings.batch_size)
-            examples = examples[: settings.prompts - batch * settings.batch_size]
+        for batch, examples in enumerate(batches):
             for i in range(settings.samples_per_prompt):
-                # By its place in the stream of prompts: it stays with another batch size.
                 first = batch * settings.batch_size
-                ids = [f"{first + e}-{i}" for e in range(len(examples))]
+                ids = [record_id(first + e, i) for e in range(len(examples))]
                 if all(id in settled for id in ids):
                     continue
                 factor = settings.temperatures[i % len(settings.temperatures)]
@@ -125,7 +131,11 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                         context.sampling, temperature=factor * context.sampling.temperature
                     ),
                 )
+                unbroken(turns)
                 left = [item for item in zip(ids, turns, strict=True) if item[0] not in settled]
+                if notes is not None:
+                    notes.set_aside([item for item in left if item[1].completion.broken])
+                left = [item for item in left if not item[1].completion.broken]
                 said = context.critiques(
                     [turn.example for _, turn in left], [turn.text for _, turn in left]
                 )
@@ -154,6 +164,11 @@ class Notes:
         """The ids that need not be judged again."""
         return self.journal.done | self.quarantine.ids
 
+    def set_aside(self, broken: Sequence[tuple[str, Turn]]) -> None:
+        """Notes completions that the judge is not asked about, see `Completion`."""
+        for id, turn in broken:
+            self.quarantine.add(id, "the policy's logits are NaN or Inf", {"completion": turn.text})
+
     def add(self, id: str, turn: Turn, critique: Critique | JudgeError) -> None:
         if isinstance(critique, JudgeError):
             self.failed.append((id, turn, critique))
@@ -171,7 +186,8 @@ class Notes:
     def end(self) -> tuple[list[AnnotationRecord], dict[str, int]]:
         """All records, and the number quarantined, by reason."""
         self._settle_failures()
-        return records_of(self.journal), dict(self.quarantine.counts)
+        records = records_of(self.journal, self.context.tokenizer)
+        return records, dict(self.quarantine.counts)
 
     def __len__(self) -> int:
         return len(self.journal) + len(self.quarantine)
@@ -184,33 +200,65 @@ class Notes:
 
 
 @contextlib.contextmanager
-def notes_of(context: Context) -> Iterator[Notes]:
+def notes_of(context: Context, batches: Sequence[Sequence[Example]]) -> Iterator[Notes]:
     """The notes in the work directory, to be continued.
 
+    Args:
+      batches: the examples that are annotated, in order.
+
     Raises:
-      T2GError: they are damaged, or another process takes notes there.
+      T2GError: they are damaged or of another run, or another process takes notes there.
     """
+    samples = range(context.config.annotate.samples_per_prompt)
+    asked = {
+        record_id(place, i): example
+        for place, example in enumerate(itertools.chain.from_iterable(batches))
+        for i in samples
+    }
     folder = context.workspace.phase(ANNOTATE)
     with (
         Journal(folder / "journal.jsonl") as journal,
         Quarantine(folder / "quarantine.jsonl") as quarantine,
     ):
-        records_of(journal)  # if a line is damaged, better said now than in the end
+        for notes in (journal, quarantine):
+            for id in (entry["id"] for entry in notes):
+                if id not in asked:
+                    raise T2GError(
+                        f"{notes.path}: the entry {id!r} is none of the {len(asked)} that this run "
+                        "asks for; delete its line, or put back annotate.prompts and "
+                        "annotate.samples_per_prompt as they were"
+                    )
+        # If a line is damaged, better said now than in the end.
+        for record in records_of(journal, context.tokenizer):
+            example = asked[record.id]
+            if (record.prompt_id, record.prompt) != (example.id, example.prompt):
+                raise T2GError(
+                    f"{journal.path}: the entry {record.id!r} is about the prompt "
+                    f"{record.prompt_id!r}, where this run has {example.id!r}; delete "
+                    f"{journal.path.parent} to annotate anew"
+                )
         yield Notes(context, journal, quarantine)
 
 
-def records_of(journal: Journal) -> list[AnnotationRecord]:
+def record_id(place: int, sample: int) -> str:
+    """By the prompt's place in the stream: it stays with another batch size."""
+    return f"{place}-{sample}"
+
+
+def records_of(journal: Journal, tokenizer: ChatTokenizer) -> list[AnnotationRecord]:
     """The records in a journal.
 
     Raises:
-      T2GError: an entry is none.
+      T2GError: an entry is none, or none of this tokenizer.
     """
     records = []
     for entry in journal:
         try:
             record = AnnotationRecord.from_example(entry)
-            validate(record)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            validate(record, vocabulary=tokenizer.vocab_size)
+            if tokenizer.decode(record.completion_tokens.tolist()) != record.completion:
+                raise T2GError("completion_tokens are not those of completion")
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise T2GError(
                 f"{journal.path}: the entry {entry['id']!r} is damaged ({error}); delete its line "
                 "to have that record done again"

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 
 import pytest
 
@@ -11,6 +12,11 @@ from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.errors import T2GError
 
 ENTRIES = [{"id": f"é{i}", "text": "line\nbreak", "value": i / 3} for i in range(4)]
+
+
+def line(text):
+    """A line with the checksum of this JSON object."""
+    return text[:-1] + f', "checksum": "{zlib.crc32(text.encode()):08x}"}}'
 
 
 @pytest.fixture
@@ -60,8 +66,10 @@ def test_a_long_cut_line_is_dropped(path):
         (b'{"id": "\xff"}', "line 2 is damaged"),
         (b"", "line 2 is damaged"),
         (b"[1]", "line 2 is not a JSON object"),
-        (b'{"text": "x"}', 'line 2: the entry has no "id"'),
-        (b'{"id": 7}', 'line 2: the entry has no "id"'),
+        (line('{"text": "x"}').encode(), 'line 2: the entry has no "id"'),
+        (line('{"id": 7}').encode(), 'line 2: the entry has no "id"'),
+        (b'{"id": "new"}', "line 2 is not as it was written: its checksum is None"),
+        (b"[" * 100_000, "line 2 is damaged"),
     ],
 )
 def test_damage_in_the_middle_is_refused(path, line, message):
@@ -74,6 +82,18 @@ def test_damage_in_the_middle_is_refused(path, line, message):
     assert path.read_bytes() == before
     path.write_bytes(b"\n".join([lines[0], *lines[2:], b""]))
     Journal(path).close()  # the lock was let go
+
+
+def test_every_byte_of_a_line_counts(path):
+    whole = path.read_bytes()
+    start, end = whole.index(b"\n") + 1, whole.index(b"\n", whole.index(b"\n") + 1)
+    for place in range(start, end):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(T2GError, match=r"journal.jsonl, line [23] ") as error:
+            Journal(path)
+        assert "delete the line" in str(error.value)
 
 
 def test_repeated_ids_are_refused(path):
@@ -151,9 +171,9 @@ def test_quarantine_counts_by_reason(tmp_path):
 
 
 def test_damaged_quarantine_is_refused(tmp_path):
-    (tmp_path / "q").write_text('{"id": "a", "reason": "x", "payload": 1}\n{"id"\n')
+    (tmp_path / "q").write_text(line('{"id": "a", "reason": "x", "payload": 1}') + '\n{"id"\n')
     with pytest.raises(T2GError, match="q, line 2 is damaged"):
         Quarantine(tmp_path / "q")
-    (tmp_path / "q").write_text('{"id": "a"}\n')
+    (tmp_path / "q").write_text(line('{"id": "a"}') + "\n")
     with pytest.raises(T2GError, match='q, line 1: the entry has no "reason"'):
         Quarantine(tmp_path / "q")

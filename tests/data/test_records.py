@@ -98,7 +98,13 @@ def test_imported_text_has_no_logprobs():
         ({"completion_tokens": [[5, 6, 7, 8]]}, r"completion_tokens has shape \[1, 4\]"),
         ({"completion_logprobs": [-1.0]}, "completion_logprobs has 1 values for 4"),
         ({"completion_logprobs": [-1, -1, -1, -np.inf]}, "completion_logprobs is not finite"),
+        ({"completion_logprobs": [-1, -1, -1, 0.1]}, "completion_logprobs holds 0.1; a log-prob"),
+        ({"completion_logprobs": ["-1"] * 4}, "completion_logprobs holds <U2, not numbers"),
         ({"reward": float("nan")}, "reward is not finite"),
+        ({"reward": 10**400}, "reward holds object, not numbers"),
+        ({"reward": True}, "reward holds bool, not numbers"),
+        ({"correct": "no"}, "correct is 'no'; pass true or false"),
+        ({"correct": 1}, "correct is 1; pass true or false"),
         ({"span_rewards": [1.0, np.nan]}, "span_rewards is not finite"),
         ({"span_rewards": [1.0]}, "span_rewards has 1 values for 2 span_starts"),
         ({"span_ends": [2]}, "span_ends has 1 values for 2 span_starts"),
@@ -114,7 +120,15 @@ def test_what_is_wrong_is_named(changes, message):
     assert ";" in str(error.value)  # says what to do
 
 
-@pytest.mark.parametrize("tokens", [[1.5], [2**31], ["a"]])
+def test_tokens_are_those_of_the_tokenizer():
+    validate(make(), vocabulary=9)
+    with pytest.raises(
+        T2GError, match="completion_tokens holds the token 8, but the tokenizer has 8"
+    ):
+        validate(make(), vocabulary=8)
+
+
+@pytest.mark.parametrize("tokens", [[1.5], [1.0], [2**31], ["a"], [True]])
 def test_integers_are_not_rounded(tokens):
-    with pytest.raises((T2GError, ValueError), match="int"):
+    with pytest.raises(T2GError, match=r"int32|not whole numbers"):
         make(prompt_tokens=tokens)

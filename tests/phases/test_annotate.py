@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 
@@ -6,7 +7,7 @@ import pytest
 import tiny
 
 from t2g_jax.data.dataset import load_dataset, read_metadata
-from t2g_jax.data.journal import Quarantine
+from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, JudgeError
@@ -85,6 +86,54 @@ def test_a_judge_that_always_fails_leaves_nothing_to_learn_from(tiny_run, tmp_pa
     with pytest.raises(T2GError, match=r"0 prompts could be .*{'judge: no credit left': 4}"):
         annotate.run(config, workdir)
     assert not (workdir / "annotate" / "complete.json").exists()
+
+
+def test_broken_completions_are_quarantined_and_not_judged(tiny_run, tmp_path, monkeypatch):
+    attempt = annotate.attempt
+
+    def broken(*arguments, **options):
+        turns = attempt(*arguments, **options)
+        completion = dataclasses.replace(turns[0].completion, broken=True)
+        return [dataclasses.replace(turns[0], completion=completion), *turns[1:]]
+
+    monkeypatch.setattr(annotate, "attempt", broken)
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    summary = annotate.run(config, workdir)
+    (reason,), (count,) = summary["quarantined"].keys(), summary["quarantined"].values()
+    assert "NaN or Inf" in reason
+    whole, rest = ({r.id: r for r in everything(d)} for d in (tiny_run.workdir, workdir))
+    assert len(whole) - len(rest) == count > 0
+    assert all(rest[id] == whole[id] for id in rest)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"completion_tokens": [999_999]}, "holds the token 999999, but the tokenizer has"),
+        ({"completion_logprobs": [0.5]}, "completion_logprobs holds 0.5"),
+        ({"correct": "no"}, "correct is 'no'"),
+        ({"completion": "something else"}, "completion_tokens are not those of completion"),
+        ({"id": "77-0"}, "the entry '77-0' is none of the 16 that this run asks for"),
+        ({"prompt_id": "another"}, "is about the prompt 'another', where this run has"),
+    ],
+)
+def test_what_cannot_be_in_the_journal_is_refused(tiny_run, tmp_path, changes, message):
+    """Its checksum is right: whoever wrote it wrote what is wrong."""
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    with Journal(tiny_run.workdir / "annotate" / "journal.jsonl") as journal:
+        entry = next(iter(journal))
+    if "completion_tokens" in changes:
+        changes = changes | {"completion_logprobs": []}
+    if changes.get("completion_logprobs"):
+        changes["completion_logprobs"] *= len(entry["completion_tokens"])
+    with Journal(workdir / "annotate" / "journal.jsonl") as journal:
+        journal.append(entry | changes)
+    before = journal.path.read_bytes()
+    with pytest.raises(T2GError) as error:
+        annotate.run(config, workdir)
+    assert message in str(error.value)
+    assert str(journal.path) in str(error.value)
+    assert journal.path.read_bytes() == before
 
 
 def test_how_many_are_drawn(tiny_run, tmp_path):
