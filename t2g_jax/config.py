@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import annotated_types
-from pydantic import NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator
 
 from t2g_jax import sections
 from t2g_jax.sections import (
@@ -50,7 +50,25 @@ Seed = typing.Annotated[int, annotated_types.Interval(ge=0, lt=2**64)]
 """Each is another run: nothing takes a part of it."""
 Tokens = typing.Annotated[int, annotated_types.Interval(gt=0, lt=2**53)]
 """A count that floats hold exactly."""
-Fraction = typing.Annotated[float, annotated_types.Interval(ge=0.0, le=1.0)]
+
+
+def _in_float32(value: float) -> float:
+    """A number that steps can compute with: in float32, 1e-46 would be 0, and 1e39 Inf."""
+    low, high = 1e-37, 1e38
+    if value != 0 and not low <= abs(value) <= high:
+        raise ValueError(
+            f"{value:g} is too {'small' if abs(value) < low else 'large'} for float32: its size must be "
+            f"0, or from {low:g} to {high:g}"
+        )
+    return value
+
+
+Float = typing.Annotated[float, AfterValidator(_in_float32)]
+PositiveFloat = typing.Annotated[Float, annotated_types.Gt(0.0)]
+NonNegativeFloat = typing.Annotated[Float, annotated_types.Ge(0.0)]
+Fraction = typing.Annotated[Float, annotated_types.Interval(ge=0.0, le=1.0)]
+Temperature = typing.Annotated[float, annotated_types.Interval(ge=1e-3, le=1e3)]
+Decay = typing.Annotated[float, annotated_types.Interval(ge=0.0, le=1.0 - 1e-6)]
 Method = Literal[
     "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
 ]
@@ -240,15 +258,15 @@ class OptimizerConfig(Section):
     """What follows the warm-up: stay, or fall to zero at the last step."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps of linear warm-up from zero."""
-    b1: Fraction = 0.9
-    """Decay of Adam's first moment."""
-    b2: Fraction = 0.95
-    """Decay of Adam's second moment."""
-    eps: PositiveFloat = 1e-8
+    b1: Decay = 0.9
+    """Decay of Adam's first moment; below 1, or it would never move."""
+    b2: Decay = 0.95
+    """Decay of Adam's second moment; below 1, likewise."""
+    eps: typing.Annotated[float, annotated_types.Interval(ge=1e-16, le=1.0)] = 1e-8
     """Adam's epsilon."""
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay, on matrices only."""
-    clip_norm: PositiveFloat = 1.0
+    clip_norm: typing.Annotated[Float, annotated_types.Ge(1e-12)] = 1.0
     """Largest global gradient norm."""
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of AdamW's first moment; the second is float32. Adafactor has no first moment."""
@@ -263,7 +281,7 @@ class OptimizerConfig(Section):
 class SamplingConfig(Section):
     """How completions are drawn from the policy. Old log-probabilities follow these settings."""
 
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Logits are divided by this."""
     top_k: NonNegativeInt = 0
     """Keep the k most probable tokens. 0: all."""
@@ -328,7 +346,7 @@ class AnnotateConfig(Section):
     """Training prompts that are answered and judged."""
     samples_per_prompt: PositiveInt = 2
     """Completions for each prompt."""
-    temperatures: tuple[PositiveFloat, ...] = (1.0,)
+    temperatures: tuple[Temperature, ...] = (1.0,)
     """Factors on sampling.temperature, in turn for a prompt's samples; above 1: rarer errors."""
     batch_size: PositiveInt = 100
     """Prompts sampled at once."""
@@ -538,7 +556,7 @@ class RLTFSDConfig(EpisodeConfig):
     """Whether that weight is there from the start, or grows from 0 to it over `steps`."""
     correction: Literal["none", "importance", "ppo", "cispo"] = "none"
     """How those rows allow for having been sampled after feedback."""
-    logprob_floor: float | None = -5.0
+    logprob_floor: Float | None = -5.0
     """Tokens less probable than this (log, given the first prompt) are left out. None: none."""
     baseline: Literal["first_turn", "second_turn"] = "first_turn"
     """Reward that a repaired answer is compared with: the mean of this turn."""

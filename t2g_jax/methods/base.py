@@ -12,7 +12,7 @@ from t2g_jax.advantages import group_centred, leave_one_out
 from t2g_jax.config import PolicyConfig, RolloutConfig
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
-from t2g_jax.phases.rollout import Turn, attempt
+from t2g_jax.phases.rollout import Turn, attempt, unbroken
 from t2g_jax.phases.training import Collected, Learning, about_rows
 from t2g_jax.reductions import Reduction
 from t2g_jax.sampling.generate import Completion
@@ -45,6 +45,8 @@ def first_attempts(
 ) -> list[Turn]:
     """G attempts at each of P training prompts, those of a prompt side by side.
 
+    A group in which one is broken is left out, so there may be fewer.
+
     `draw` tells apart the rounds of a step that samples more than once.
     """
     purpose = f"{name}/{draw}" if draw else name
@@ -53,7 +55,8 @@ def first_attempts(
     prompts = [context.prompt(example.prompt) for example in examples]
     key = step_key(context, purpose, step, 0)
     at_once = config.rows_at_once or len(examples)
-    return attempt(context, params, examples, prompts, key, batch_size=at_once)
+    turns = attempt(context, params, examples, prompts, key, batch_size=at_once)
+    return unbroken(turns, config.group_size)
 
 
 def step_key(context: Context, name: str, step: int, turn: int) -> jax.Array:

@@ -61,7 +61,7 @@ def play(
 ) -> tuple[list[Episode], dict[str, float]]:
     """P × G episodes: attempts until one is right, turns run out, or the next cannot be had.
 
-    That is where the judge fails, or the context has no room for another attempt.
+    That is where the judge fails, the context has no room for another attempt, or it is broken.
     """
     firsts = first_attempts(context, params, config, name, step)
     metrics = attempt_metrics(firsts, config.group_size) | {"judge_failures": 0, "no_room": 0}
@@ -89,10 +89,14 @@ def play(
             step_key(context, name, step, h),
             batch_size=config.rows_at_once or len(episodes),
         )
+        open_ended, scores = [], []
         for (episode, _), turn in zip(again, retries, strict=True):
-            episode.turns.append(turn)
-        open_ended = [episode for episode, _ in again]
-        metrics[f"accuracy_turn_{h + 1}"] = float(np.mean([turn.score.correct for turn in retries]))
+            if not turn.completion.broken:
+                episode.turns.append(turn)
+                open_ended.append(episode)
+                scores.append(turn.score.correct)
+        if scores:
+            metrics[f"accuracy_turn_{h + 1}"] = float(np.mean(scores))
     metrics["tokens_generated"] = sum(tokens_generated(e.turns) for e in episodes)
     return episodes, metrics
 

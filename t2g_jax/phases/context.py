@@ -42,7 +42,9 @@ _TRIES = 1000
 
 
 def _nothing_amiss() -> collections.Counter[str]:
-    return collections.Counter(judge_failures=0, prompts_too_long=0, rows_too_long=0)
+    return collections.Counter(
+        judge_failures=0, prompts_too_long=0, rows_too_long=0, broken_completions=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Context:
 
     `watch` times the stages of a step: "sample", "judge", "score" (log-probabilities, predicted
     span rewards), "update" and "evaluate". `tally` counts what could not be used: critiques that
-    were not to be had, prompts that leave no room for a completion, rows longer than the context.
+    were not to be had, prompts that leave no room for a completion, rows longer than the context,
+    completions that end where the model gave no distribution.
     """
 
     config: Config

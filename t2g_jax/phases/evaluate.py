@@ -14,7 +14,7 @@ from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config
 from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases.context import Context, say
-from t2g_jax.phases.rollout import attempt
+from t2g_jax.phases.rollout import attempt, unbroken
 from t2g_jax.phases.workspace import SFT, Workspace, claimed, read_json, write_json
 from t2g_jax.report.statistics import clustered_interval
 
@@ -62,9 +62,13 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
       "step" of the checkpoint, if it is not the last, "accuracy" of first attempts with its 95 %
       "interval" (samples of a prompt are a cluster),
       "second_turn": share solved after at most one critique, "judge_failures": first attempts that
-      got none, "no_room": those with no room in the context for a second, "prompts_too_long":
+      got none, "no_room": those with no room in the context for a second, "broken": completions
+      that end where the model gave no distribution, which count as wrong, "prompts_too_long":
       test prompts with no room for a first, which count for nothing, "floor" and "floor_policy",
       "correct": [prompts][samples], "seconds".
+
+    Raises:
+      T2GError: all completions are broken.
     """
     began = time.monotonic()
     settings = context.config.evaluate
@@ -76,11 +80,12 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     rows = settings.batch_size * settings.samples_per_prompt
     prompts = [context.prompt(example.prompt) for example in examples]
     first = attempt(context, params, examples, prompts, key, batch_size=rows)
+    unbroken(first)
     correct = np.array([turn.score.correct for turn in first])
 
     again: dict[int, list[int]] = {}
     failures = no_room = 0
-    wrong = np.flatnonzero(~correct).tolist()
+    wrong = [i for i in np.flatnonzero(~correct).tolist() if not first[i].completion.broken]
     said = context.critiques(
         [first[index].example for index in wrong], [first[index].text for index in wrong]
     )
@@ -114,6 +119,7 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
         "second_turn": float(solved.mean()),
         "judge_failures": failures,
         "no_room": no_room,
+        "broken": sum(turn.completion.broken for turn in (*first, *second)),
         "prompts_too_long": context.config.task.test_size - len(tests),
         "floor": floor.accuracy,
         "floor_policy": floor.policy,

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import jax
 
+from t2g_jax.errors import T2GError
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import Completion, generate
 from t2g_jax.tasks.base import Example, Score
 
+UNSCORED = Score(correct=False, formatted=False, reward=0.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One attempt at an example: what was read, what was said, what it earned."""
+    """One attempt at an example: what was read, what was said, what it earned.
+
+    A broken completion earned nothing, as nobody asked what it was worth: it is not learned from.
+    """
 
     example: Example
     prompt: list[int]
@@ -47,6 +54,8 @@ def attempt(
 ) -> list[Turn]:
     """Samples a completion for each prompt and scores it; by default as the config says.
 
+    Broken completions (see `Completion`) are counted in `context.tally`, and not scored.
+
     Args:
       examples, prompts: of equal length; the prompt may be longer than the example's own (x₁).
       key: PRNG key.
@@ -59,9 +68,29 @@ def attempt(
     turns = []
     for example, prompt, completion in zip(examples, prompts, completed, strict=True):
         text = context.tokenizer.decode(completion.tokens.tolist())
-        score = context.task.score(example, text)
+        score = UNSCORED if completion.broken else context.task.score(example, text)
+        context.tally["broken_completions"] += completion.broken
         turns.append(Turn(example, list(prompt), completion, text, score))
     return turns
+
+
+def unbroken(turns: Sequence[Turn], group_size: int = 1) -> list[Turn]:
+    """The groups of turns, those of a prompt side by side, in which no completion is broken.
+
+    Raises:
+      T2GError: none is left.
+    """
+    groups = [turns[i : i + group_size] for i in range(0, len(turns), group_size)]
+    whole = (group for group in groups if not any(turn.completion.broken for turn in group))
+    kept = list(itertools.chain.from_iterable(whole))
+    if turns and not kept:
+        broken = sum(turn.completion.broken for turn in turns)
+        raise T2GError(
+            f"the policy's logits are NaN or Inf in {broken} of {len(turns)} completions, so none "
+            "of them can be used: its parameters hold NaN or Inf, or activations overflow. Try "
+            "model.compute_dtype float32, or go back to an earlier checkpoint"
+        )
+    return kept
 
 
 def complete(

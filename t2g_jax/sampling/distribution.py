@@ -75,7 +75,8 @@ def draw(key: Array, log_probs: Array) -> Array:
 
     Args:
       key: PRNG key.
-      log_probs: [V], normalised; −inf is never drawn.
+      log_probs: [V], normalised; −inf is never drawn. Where one is NaN the token means nothing,
+        but it is one of the V.
     """
     vocabulary = log_probs.shape[0]
     size = math.isqrt(vocabulary - 1) + 1
@@ -86,7 +87,8 @@ def draw(key: Array, log_probs: Array) -> Array:
     of_blocks = jnp.log(jnp.sum(jnp.exp(log_probs), axis=-1))
     block = most_likely(of_blocks + jax.random.gumbel(block_key, of_blocks.shape))
     of_tokens = log_probs[block]
-    return block * size + most_likely(of_tokens + jax.random.gumbel(token_key, of_tokens.shape))
+    token = most_likely(of_tokens + jax.random.gumbel(token_key, of_tokens.shape))
+    return jnp.minimum(block * size + token, vocabulary - 1)  # NaN ends in the padding
 
 
 def most_likely(scores: Array) -> Array:

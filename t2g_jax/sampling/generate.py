@@ -26,12 +26,14 @@ class Completion:
 
     tokens: [n] int32. logprobs, cutoffs: [n] float32, see `sampler.Completions`.
     ended: whether a stop token was sampled; otherwise the length limit cut the completion off.
+    broken: whether it stops where a logit was NaN or Inf; it is then no sample of the policy.
     """
 
     tokens: np.ndarray
     logprobs: np.ndarray
     cutoffs: np.ndarray
     ended: bool
+    broken: bool = False
 
 
 def generate(
@@ -79,7 +81,11 @@ def generate(
             n = int(out.lengths[i])
             completions.append(
                 Completion(
-                    out.tokens[i, :n], out.logprobs[i, :n], out.cutoffs[i, :n], bool(out.ended[i])
+                    out.tokens[i, :n],
+                    out.logprobs[i, :n],
+                    out.cutoffs[i, :n],
+                    ended=bool(out.ended[i]),
+                    broken=bool(out.broken[i]),
                 )
             )
     return completions

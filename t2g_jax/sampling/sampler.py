@@ -34,6 +34,8 @@ class Completions:
     tokens: [B, N] int32. logprobs: [B, N] float32, of the distribution really sampled from.
     cutoffs: [B, N] float32, see `sampling.distribution`. lengths: [B] int32, stop token included.
     ended: [B] bool, whether a stop token was sampled (otherwise the completion was cut off).
+    broken: [B] bool, whether it ends before a token for which the model gave no distribution: a
+      logit was NaN or +Inf.
     """
 
     tokens: Array
@@ -41,6 +43,7 @@ class Completions:
     cutoffs: Array
     lengths: Array
     ended: Array
+    broken: Array
 
 
 def pad_prompts(
@@ -86,7 +89,7 @@ def sample(
     """Samples one completion for each row.
 
     Each row has its own key, so what it yields does not depend on the rows beside it, their number
-    or the mesh. The loop ends as soon as every row has met a stop token.
+    or the mesh. The loop ends as soon as every row has met a stop token, or is broken.
 
     Args:
       params: with "decoder" (and "lm_head" unless tied).
@@ -133,27 +136,30 @@ def sample(
         return heads.capped(_placed(_placed(products, split), rows), config)
 
     def pick(logits, step):
+        """Token, log-probability and cutoff; and whether there was a distribution to draw from."""
         if sampling.greedy:
             token = most_likely(logits)
             nothing = jnp.zeros(batch, jnp.float32)
-            return token, nothing, nothing - jnp.inf
+            return token, nothing, nothing - jnp.inf, jnp.isfinite(jnp.max(logits, -1))
         log_probs, cutoff = log_distribution(logits, sampling)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         token = jax.vmap(draw)(step_keys, log_probs)
-        return token, jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0], cutoff
+        logprob = jnp.take_along_axis(log_probs, token[:, None], -1)[:, 0]
+        return token, logprob, cutoff, jnp.isfinite(logprob)  # one NaN logit makes all of them NaN
 
     def take(out, done, logits, step):
         """Token `step` of the rows that are not done: noted, and returned."""
-        token, logprob, cutoff = pick(logits, step)
-        live = ~done
+        token, logprob, cutoff, finite = pick(logits, step)
+        live = ~done & finite
         out = Completions(
             tokens=out.tokens.at[:, step].set(jnp.where(live, token, 0)),
             logprobs=out.logprobs.at[:, step].set(jnp.where(live, logprob, 0.0)),
             cutoffs=out.cutoffs.at[:, step].set(jnp.where(live, cutoff, -jnp.inf)),
             lengths=out.lengths + live,
             ended=out.ended | (live & jnp.isin(token, stop_ids)),
+            broken=out.broken | (~done & ~finite),
         )
-        return out, done | out.ended, token
+        return out, done | out.ended | out.broken, token
 
     def advance(carry):
         step, out, done, token, cache = carry
@@ -175,6 +181,7 @@ def sample(
         cutoffs=jnp.full((batch, new), -jnp.inf, jnp.float32),
         lengths=jnp.zeros(batch, jnp.int32),
         ended=jnp.zeros(batch, bool),
+        broken=jnp.zeros(batch, bool),
     )
     start = (jnp.int32(1), *take(empty, lengths == 0, logits_of(last), 0), cache)
     return jax.lax.while_loop(unfinished, advance, start)[1]

@@ -43,7 +43,8 @@ def train(
     `advance` leaves here, the step before is.
 
     A state whose last update was skipped (see `make_update`) is not saved before the end: the last
-    checkpoint is a good one, and those before it are not pushed out.
+    checkpoint is a good one, and those before it are not pushed out. One that has seen no update
+    but skipped ones is not saved at all: nothing was learned.
 
     Args:
       state: at step 0.
@@ -60,8 +61,8 @@ def train(
       on_step: called after each step with the number of steps made and the metrics.
 
     Raises:
-      T2GError: too many updates were skipped in a row; the last checkpoint is of another phase; the
-        metric to keep the best checkpoint by is never measured.
+      T2GError: too many updates were skipped in a row, or all there were; the last checkpoint is of
+        another phase; the metric to keep the best checkpoint by is never measured.
       Preempted: SIGTERM came.
     """
     state = hosts.place(state, state_shardings(state, mesh))
@@ -102,9 +103,10 @@ def train(
             writer.write(step, metrics)
             on_step(step, metrics)
             skipped = int(metrics.get("skipped_in_row", 0))
-            if max_skipped_updates is not None and skipped >= max_skipped_updates:
+            too_many = max_skipped_updates is not None and skipped >= max_skipped_updates
+            if too_many or (not unfinished() and int(state.skipped) and not int(state.step)):
                 checkpoints.wait()
-                raise T2GError(_diverged(step, skipped, checkpoints))
+                raise T2GError(_diverged(step, int(state.skipped), checkpoints))
             stop = preemption.asked()
             due = step % every == 0 or not unfinished()
             if (due or stop) and not (unfinished() and int(state.skipped)):
@@ -146,8 +148,9 @@ def _diverged(step: int, skipped: int, checkpoints: Checkpoints) -> str:
         else f"No checkpoint was made before; delete {checkpoints.directory} to begin anew"
     )
     return (
-        f"loss or gradients were not finite (NaN or Inf) in {skipped} updates in a row, the last "
-        f"at step {step}; their updates were skipped. {place}. Try a lower optimizer.learning_rate "
-        "of this phase, more warmup_steps, a lower clip_norm, or model.compute_dtype float32, with "
-        "--accept-changes; if it was bad already, delete that checkpoint to go back further"
+        f"loss, gradients or new parameters were not finite (NaN or Inf) in {skipped} updates in a "
+        f"row, the last at step {step}; they were skipped. {place}. Try a lower "
+        "optimizer.learning_rate of this phase, more warmup_steps, a lower clip_norm, or "
+        "model.compute_dtype float32, with --accept-changes; if it was bad already, delete that "
+        "checkpoint to go back further"
     )

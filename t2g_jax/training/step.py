@@ -53,8 +53,9 @@ def make_update(
 
     Returns:
       update: takes a batch with arrays [M, B, T], M micro-batches whose gradients add up; it
-        donates the state. Metrics are scalars. If the loss or a gradient is not finite, parameters
-        and optimizer state stay as they are: "skipped_updates" is 1, and "skipped_in_row" counts.
+        donates the state. Metrics are scalars. If the loss, a gradient, or what parameters and
+        optimizer state would become is not finite, they stay as they are: "skipped_updates" is 1,
+        and "skipped_in_row" counts.
     """
     shardings = state_shardings(state, mesh)
 
@@ -85,7 +86,8 @@ def make_update(
         params = optax.apply_updates(state.params, updates)
         report = metrics["sum"] | metrics["max"] | metrics["min"]
         report["grad_norm"] = optax.tree.norm(grads)
-        finite = jnp.isfinite(report["loss"]) & jnp.isfinite(report["grad_norm"])
+        # Also what would be kept: finite gradients can end in an update that is not.
+        finite = _are_finite((report["loss"], report["grad_norm"], params, opt_state))
         moved = state.replace(
             step=state.step + 1,
             params=params,
@@ -109,6 +111,12 @@ def make_update(
 def _zeros(params: heads.Params) -> heads.Params:
     """Gradients to add to, in float32 whatever the parameters are."""
     return jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, "float32")), params)
+
+
+def _are_finite(tree: Any) -> Array:
+    """Whether no array holds a NaN or Inf."""
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
 
 
 def _nothing(metrics: dict[str, Any]) -> dict[str, Any]:

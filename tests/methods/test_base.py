@@ -1,11 +1,14 @@
 """What the methods share: attempts, the fields of their tokens, comparisons, and scores."""
 
+import dataclasses
+
 import numpy as np
 import oracle
 import pytest
 import tiny
 
 from t2g_jax.config import METHODS
+from t2g_jax.errors import T2GError
 from t2g_jax.methods import make_method
 from t2g_jax.methods.base import (
     attempt_metrics,
@@ -73,6 +76,40 @@ def test_attempts_are_grouped_and_differ(tiny_context):
     others = first_attempts(context, params, config, "grpo", 0, draw=1)
     assert [turn.example.id for turn in others] != names
     assert list(context.watch.lap()) == ["sample"]
+
+
+def breaking(monkeypatch, broken):
+    """Makes completions broken whose number `broken` contains."""
+    sampled = rollout.generate
+
+    def generate(*arguments, **options):
+        found = sampled(*arguments, **options)
+        return [
+            dataclasses.replace(c, broken=True, ended=False) if i in broken else c
+            for i, c in enumerate(found)
+        ]
+
+    monkeypatch.setattr(rollout, "generate", generate)
+
+
+def test_a_group_with_a_broken_completion_is_left_out_and_counted(tiny_context, monkeypatch):
+    context = tiny.changed(tiny_context, grpo__group_size=4)
+    params, config = context.params(), context.config.grpo
+    whole = first_attempts(context, params, config, "grpo", 0)
+    before = context.tally["broken_completions"]
+    breaking(monkeypatch, {1, 2})
+    scored = []
+    score = type(context.task).score
+    monkeypatch.setattr(
+        type(context.task), "score", lambda *arguments: scored.append(1) or score(*arguments)
+    )
+    turns = first_attempts(context, params, config, "grpo", 0)
+    assert [turn.tokens for turn in turns] == [turn.tokens for turn in whole[4:]]
+    assert context.tally["broken_completions"] == before + 2
+    assert len(scored) == len(whole) - 2
+    breaking(monkeypatch, set(range(0, 100, 4)))
+    with pytest.raises(T2GError, match=r"logits are NaN or Inf in .* of .* completions"):
+        first_attempts(context, params, config, "grpo", 0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

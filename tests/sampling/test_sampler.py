@@ -11,8 +11,8 @@ import scipy.stats
 
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import Decoder
-from t2g_jax.sampling import sampler
-from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.sampling import distribution, sampler
+from t2g_jax.sampling.distribution import Sampling, log_distribution
 from t2g_jax.sampling.sampler import pad_prompts, sample
 from t2g_jax.training.batch import pack, row
 from t2g_jax.training.step import score
@@ -242,3 +242,53 @@ def test_prompts_are_padded_on_the_right():
 def test_prompts_that_cannot_be_padded(prompts, rows, message):
     with pytest.raises(ValueError, match=message):
         pad_prompts(prompts, rows=rows)
+
+
+# ------------------------------------------------------------------------- no distribution
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("vocabulary", [2, 12, 320])
+def test_a_token_is_of_the_vocabulary_whatever_the_logits(number, vocabulary):
+    logits = jnp.zeros(vocabulary).at[vocabulary // 2 :].set(number)
+    for sampling in (
+        FREE,
+        dataclasses.replace(FREE, top_k=2),
+        dataclasses.replace(FREE, top_p=0.5),
+    ):
+        log_probs, _ = log_distribution(logits, sampling)
+        tokens = jax.vmap(distribution.draw, (0, None))(keys_of(64), log_probs)
+        assert np.all((tokens >= 0) & (tokens < vocabulary))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_without_a_distribution_is_broken_and_leaves_others_as_they_are(
+    model, params, prompts, number, temperature
+):
+    """Token 5 makes NaN of all that follows it."""
+    sampling = dataclasses.replace(FREE, temperature=temperature)
+    spoiled = jax.tree.map(np.array, params)
+    spoiled["decoder"]["embed"]["embedding"][5] = number
+    rows = [[1, 5], *([t for t in prompt if t != 5] or [1] for prompt in prompts)]
+    tokens, lengths = pad_prompts(rows)
+
+    def sampled(params):
+        keys = keys_of(len(rows))
+        return jax.device_get(
+            sample(params, tokens, lengths, keys, config=model, sampling=sampling)
+        )
+
+    good, bad = sampled(params), sampled(spoiled)
+    assert (bad.lengths[0], bad.broken[0], bad.ended[0]) == (0, True, False)
+    assert not good.broken.any()
+    drew_it = 0
+    for i in range(1, len(rows)):
+        met = np.flatnonzero(good.tokens[i] == 5)
+        drew_it += bool(met.size)
+        n = met[0] + 1 if met.size else NEW
+        assert (bad.lengths[i], bad.broken[i]) == (n, met.size > 0 and n < NEW)
+        np.testing.assert_array_equal(bad.tokens[i, :n], good.tokens[i, :n])
+        assert np.all(bad.tokens[i, n:] == 0)
+        assert np.isfinite(bad.logprobs[i]).all()
+    assert drew_it or temperature == 0

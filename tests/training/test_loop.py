@@ -204,6 +204,18 @@ def test_nothing_good_was_saved(start, tmp_path):
         start(tmp_path, poisoned={0, 1}, max_skipped_updates=2, every=1)
 
 
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_phase_that_skipped_every_update_is_no_phase(start, tmp_path, every):
+    for _ in range(2):
+        with pytest.raises(
+            T2GError, match=r"not finite .* in 2 updates in a row, the last at step 2"
+        ):
+            start(tmp_path, poisoned={0, 1}, steps=2, every=every, max_skipped_updates=10)
+        assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+    resumed, made, _ = start(tmp_path, steps=2)  # what was wrong is mended
+    assert (resumed.step, made) == (2, [0, 1])
+
+
 # ------------------------------------------------------------------ SIGTERM
 
 

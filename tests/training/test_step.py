@@ -7,6 +7,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from t2g_jax import kl
@@ -108,6 +109,24 @@ def test_an_update_follows_the_gradient(
     squares = sum(np.sum(np.square(g)) for g in jax.tree.leaves(gradients))
     close(report["grad_norm"], np.sqrt(squares))
     assert state.step == 1
+
+
+@pytest.mark.parametrize("overflow", ["params", "second moments"])
+def test_what_would_be_kept_is_finite_too(model, params, batches, settings, mesh_of, overflow):
+    """Loss and gradients are; the update, or what the optimizer notes for later, is not."""
+    mesh = mesh_of(1, 1, 1, 1)
+    huge = optax.scale(1e38) if overflow == "params" else optax.scale_by_rms(decay=0.9)
+    optimizer = optax.chain(optax.scale(1e38), huge)
+    state = TrainState.create(jax.tree.map(jnp.array, params), optimizer)
+    before = jax.device_get((state.params, state.opt_state))
+    update = make_update(model, settings, optimizer, mesh, state)
+    batch = jax.device_put(micro_batches(batches[0], 1), batch_sharding(mesh, micro_batched=True))
+    state = jax.device_put(state, state_shardings(state, mesh))
+    state, report = update(state, batch)
+    assert np.isfinite(report["loss"])
+    assert np.isfinite(report["grad_norm"])
+    assert (report["skipped_updates"], state.skipped, state.step) == (1, 1, 0)
+    jax.tree.map(np.testing.assert_array_equal, before, (state.params, state.opt_state))
 
 
 def test_the_state_is_donated(ready):
