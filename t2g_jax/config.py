@@ -56,9 +56,9 @@ def _in_float32(value: float) -> float:
     """A number that steps can compute with: in float32, 1e-46 would be 0, and 1e39 Inf."""
     low, high = 1e-37, 1e38
     if value != 0 and not low <= abs(value) <= high:
+        size = "small" if abs(value) < low else "large"
         raise ValueError(
-            f"{value:g} is too {'small' if abs(value) < low else 'large'} for float32: its size must be "
-            f"0, or from {low:g} to {high:g}"
+            f"{value:g} is too {size} for float32: its size must be 0, or from {low:g} to {high:g}"
         )
     return value
 
