@@ -1,13 +1,25 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv with the extras they need and puts it first on PATH.
+# Sourced by the other scripts, also by a Mac's bash, which is 3.2, beside BSD's tools.
 #
-#   prepare_environment EXTRA...
+#   print_help SCRIPT                  the comment at its top
+#   prepare_environment EXTRA...       makes .venv with these extras and puts it first on PATH
 #
 # PYTHON names the interpreter to use; otherwise .venv's own serves, then the first python3 that is
 # 3.11 or newer. .venv/t2g-installed remembers what was installed: while pyproject.toml and the
 # Python version stay the same, the next start installs nothing.
 
 say() { printf '%s\n' "$*" >&2; }
+
+print_help() {
+  local line
+  while IFS= read -r line; do
+    case $line in
+      '#!'*) ;;
+      '#'*) line=${line#\#} && printf '%s\n' "${line# }" ;;
+      *) break ;;
+    esac
+  done <"$1"
+}
 
 is_suitable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }
 
@@ -44,7 +56,7 @@ check_compiler() {
 import os, sys, sysconfig
 sys.exit(not os.path.exists(os.path.join(sysconfig.get_path("include"), "Python.h")))'; then
     say "Installing reasoning-gym takes a C compiler and Python's header files."
-    say "On Debian or Ubuntu: sudo apt-get install gcc python3-dev"
+    say "On Debian or Ubuntu: sudo apt-get install gcc python3-dev; on a Mac: xcode-select --install"
     return 1
   fi
 }

@@ -6,9 +6,10 @@
 #
 # One process a node has all of its GPUs; with SBATCH_ARGS=--ntasks-per-node=8, one process a GPU.
 # A preempted job, and one whose time is up, is put back into the queue and goes on from its last
-# checkpoint; so is one that fails, unless it was put back RETRIES times (3) before. The repository
-# and the work folder must be on a file system that all nodes see. Variables such as WANDB_API_KEY
-# go along with the job.
+# checkpoint; so is one that fails, unless it was put back RETRIES times (3) before, and one that is
+# stopped within a minute of its start, unless it was put back STOPS times (20). The repository and
+# the work folder must be on a file system that all nodes see. Variables such as WANDB_API_KEY go
+# along with the job.
 # EXTRAS (cuda13) says what to install. What a site needs besides, edit below.
 
 #SBATCH --job-name=t2g
@@ -42,6 +43,10 @@ srun=(srun --kill-on-bad-exit=0 --wait=600 bash -c "$process" t2g)
 
 submit() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
+  # The nodes would say so when the job's turn has come.
+  [[ -f "$1" || -f "$1/config.yaml" ]] || { say "$1: no such file, seen from $PWD"; exit 2; }
+  [[ -n "${DRY_RUN:-}" ]] || command -v sbatch >/dev/null ||
+    { say "sbatch is not found here; run this on a login node of a Slurm cluster"; exit 2; }
   # shellcheck source=launch/environment.sh
   source launch/environment.sh
   # shellcheck disable=SC2086  # these may name several
@@ -70,7 +75,7 @@ job() {
   done
   case $status in
     0 | 2 | 130) exit "$status" ;;
-    75) ;;
+    75) ((SECONDS >= 60 || ${SLURM_RESTART_COUNT:-0} < ${STOPS:-20})) || exit 70 ;;
     *) ((${SLURM_RESTART_COUNT:-0} < ${RETRIES:-3})) || exit "$status" ;;
   esac
   # Not what was cancelled, nor what Slurm puts back itself.
@@ -81,7 +86,9 @@ job() {
 
 [[ "${1:-}" != --dry-run ]] || { DRY_RUN=1; shift; }
 if [[ $# -eq 0 || "$1" == -h || "$1" == --help ]]; then
-  sed -n '2,/^$/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+  # shellcheck source=launch/environment.sh
+  source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+  print_help "${BASH_SOURCE[0]}"
 elif [[ -n "${SLURM_JOB_ID:-}" ]]; then
   job "$@"
 else

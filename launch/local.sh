@@ -9,9 +9,11 @@
 # again here. PYTHON names the interpreter to use.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
 
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
-  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+  print_help launch/local.sh
   exit
 fi
 
@@ -25,8 +27,6 @@ if [[ ! -f "$config" ]]; then
   exit 2
 fi
 
-# shellcheck source=launch/environment.sh
-source launch/environment.sh
 # shellcheck disable=SC2086  # EXTRAS may name several
 prepare_environment tasks ${EXTRAS:-}
 # Large pages for large arrays: on Linux, a step on the CPU spends far less time in page faults.

@@ -7,13 +7,13 @@
 # PYTHON names the interpreter to use; JOBS is the number of processes (0: in this one).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
 
 if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
-  sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"
+  print_help launch/test.sh
   exit
 fi
 
-# shellcheck source=launch/environment.sh
-source launch/environment.sh
 prepare_environment test
 exec python -m pytest --numprocesses "${JOBS:-auto}" "$@"

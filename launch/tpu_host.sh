@@ -46,24 +46,28 @@ prepare() { # BUCKET [EXTRA ...]
   prepare_environment tasks tpu "${@:2}"
 }
 
-# The lock is held for as long as the command lives, however it ends.
-running() { [[ -e "$run/lock" ]] && ! flock --nonblock "$run/lock" true; }
+# The lock is held for as long as the command lives, however it ends. Looking takes it for a moment.
+running() { [[ -e "$run/lock" ]] && ! flock --timeout 1 "$run/lock" true; }
 
 start() {
   mkdir -p "$run"
-  if ! running; then
+  exec 8>"$run/starting" 9>"$run/lock"
+  flock 8 # one at a time: who comes second finds the first one's command, and its number
+  if flock --timeout 1 9; then
     rm -f "$run/status" "$run/stopping"
     : >"$run/log"
     # shellcheck source=/dev/null
     [[ ! -f ~/t2g-secrets ]] || source ~/t2g-secrets
     export T2G_DISTRIBUTED=auto PATH="$PWD/.venv/bin:$PATH"
     # A session of its own: it does not end with ssh. Told to end with the machine, it waits for t2g.
+    # It has the lock from here.
     # shellcheck disable=SC2016
-    setsid bash -c 'exec 9>"$0/lock"; flock 9; trap : TERM; status=0
+    setsid bash -c 'trap : TERM; status=0
       "$@" >>"$0/log" 2>&1 9>&- || status=$?
-      echo "$status" >"$0/status"' "$run" "$@" </dev/null >/dev/null 2>&1 &
+      echo "$status" >"$0/status"' "$run" "$@" </dev/null >/dev/null 2>&1 8>&- &
     echo $! >"$run/pid"
   fi
+  exec 8>&- 9>&-
   tail -n +1 -F "$run/log" --pid="$(<"$run/pid")" 2>/dev/null || true
   [[ ! -e "$run/stopping" ]] || exit 130
   exit "$(cat "$run/status" 2>/dev/null || echo 137)"
@@ -72,7 +76,10 @@ start() {
 stop() {
   running || return 0
   touch "$run/stopping"
-  pkill -TERM --parent "$(<"$run/pid")" || true
+  # It may be so new that there is nobody to tell yet.
+  until pkill -TERM --parent "$(<"$run/pid")"; do
+    running || return 0
+  done
   flock --timeout "${PATIENCE:-600}" "$run/lock" true && return
   echo "tpu_host.sh: it did not end; killing it" >&2
   pkill -KILL --parent "$(<"$run/pid")" || true
@@ -80,5 +87,9 @@ stop() {
 
 case "${1:-}" in
   prepare | start | running | stop) "$@" ;;
-  *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}" ;;
+  *)
+    # shellcheck source=launch/environment.sh
+    source launch/environment.sh
+    print_help launch/tpu_host.sh
+    ;;
 esac

@@ -7,8 +7,8 @@
 #   launch/tpu_pod.sh [--dry-run] status | logs | stop | delete
 #   launch/tpu_pod.sh [--dry-run] ssh COMMAND                     on all hosts
 #
-# Ctrl-C ends this script, not the run. `stop` has the run saved and ended, `delete` gives the TPU
-# back. What to ask for, as variables:
+# Hosts get the files that `launch/parcel.sh --list` names. Ctrl-C ends this script, not the run.
+# `stop` has the run saved and ended, `delete` gives the TPU back. What to ask for, as variables:
 #
 #   NAME=t2g                 of the queued resource and of the TPU
 #   PROJECT, ZONE            otherwise gcloud's own settings
@@ -18,18 +18,20 @@
 #   SECRETS                  variables that the run gets and nothing prints: WANDB_API_KEY HF_TOKEN
 #   EXTRAS                   more extras to install, e.g. wandb
 #   RETRIES=3                failures in a row, each within ten minutes, before it gives up
+#   STOPS=10                 the same for runs that stop in order, though the TPU is not taken away
 #   DELETE=1                 give the TPU back when the run is done
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+# shellcheck source=launch/environment.sh
+source launch/environment.sh
 
-help() { sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "${BASH_SOURCE[0]}"; }
 say() { printf 'tpu_pod.sh: %s\n' "$*" >&2; }
 fail() { say "$1"; exit "${2:-2}"; }
 
 [[ "${1:-}" != --dry-run ]] || { DRY_RUN=1; shift; }
-[[ $# -gt 0 && "$1" != -h && "$1" != --help ]] || { help; exit; }
+[[ $# -gt 0 && "$1" != -h && "$1" != --help ]] || { print_help launch/tpu_pod.sh; exit; }
 
-name=${NAME:-t2g} type=${TYPE:-v5litepod-16} poll=${POLL:-30} dry_state=NONE failures=0
+name=${NAME:-t2g} type=${TYPE:-v5litepod-16} poll=${POLL:-30} dry_state=NONE failures=0 stops=0
 where=(--quiet) # asks no questions
 [[ -z "${ZONE:-}" ]] || where+=(--zone="$ZONE")
 [[ -z "${PROJECT:-}" ]] || where+=(--project="$PROJECT")
@@ -108,13 +110,13 @@ deploy() (
     say "passing on $secret"
     printf 'export %s=%q\n' "$secret" "${!secret}"
   done >"$parcel/t2g-secrets"
-  tar -czf "$parcel/t2g.tar.gz" --exclude='./.*' --exclude=./runs --exclude=__pycache__ . &&
+  launch/parcel.sh "$parcel/t2g.tar.gz" &&
     tpus tpu-vm scp "$parcel/t2g.tar.gz" "$parcel/t2g-secrets" "$name:" "${where[@]}" --worker=all &&
     hosts all "$unpack && t2g/launch/tpu_host.sh prepare ${BUCKET:--} ${EXTRAS:-}"
 )
 
 run() {
-  local status started
+  local status started now
   while true; do
     obtain
     started=$SECONDS status=0
@@ -130,24 +132,22 @@ run() {
     esac
     ((SECONDS - started < 600 && status != 75)) || failures=0
     [[ $status -eq 75 ]] || again "ended with $status"
-    [[ "$(state)" != ACTIVE ]] || hosts all 't2g/launch/tpu_host.sh stop' || true
-    sleep "$poll"
+    now=$(state)
+    [[ "$now" == ACTIVE && $status -eq 75 && $((SECONDS - started)) -lt 600 ]] || stops=-1
+    ((++stops <= ${STOPS:-10})) || fail "stopped in order $stops times in a row; given up" 1
+    [[ "$now" != ACTIVE ]] || hosts all 't2g/launch/tpu_host.sh stop' || true
+    sleep $((poll * (stops + 1)))
   done
   say "done"
-  if [[ -n "${DELETE:-}" ]]; then
-    resources delete --force
-  else
-    say "the TPU is still yours, and is counted; give it back with: launch/tpu_pod.sh delete"
-  fi
+  [[ -z "${DELETE:-}" ]] || { resources delete --force; return; }
+  say "the TPU is still yours, and is counted; give it back with: launch/tpu_pod.sh delete"
 }
 
 case $1 in
   run | t2g)
-    [[ "$1" != run || (-f "${2:-}" && "$2" != /*) ]] || # hosts would say so once they are paid for
-      fail "run CONFIG: '${2:-}' is no file in this folder, which is what the hosts get"
     [[ "$1" == run ]] || shift
-    [[ -n "${BUCKET:-}" ]] || say "no BUCKET: hosts share no work folder, and what is trained" \
-      "goes away with the TPU"
+    launch/parcel.sh --check "$@" || exit
+    [[ -n "${BUCKET:-}" ]] || say "no BUCKET: hosts share no folder; what is trained goes with the TPU"
     run t2g "$@"
     ;;
   status) resources describe ;;
@@ -155,5 +155,5 @@ case $1 in
   ssh) hosts all "${*:2}" ;;
   stop) hosts all 't2g/launch/tpu_host.sh stop' ;;
   delete) resources delete --force ;;
-  *) help >&2; exit 2 ;;
+  *) print_help launch/tpu_pod.sh >&2; exit 2 ;;
 esac

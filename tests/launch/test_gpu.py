@@ -130,6 +130,7 @@ def test_one_process_a_gpu(slurm):
     [
         ((75, 75), "RUNNING", 9, True, 0),  # stopped in order, however often
         ((75, 75), "COMPLETING", 0, False, 75),  # cancelled, or put back by Slurm itself
+        ((75, 75), "RUNNING", 20, False, 70),  # unless each time within a minute
         ((0, 70), "RUNNING", 2, True, 0),  # a failure that may pass
         ((1, 0), "RUNNING", 3, False, 1),  # once too often
         ((2, 2), "RUNNING", 0, False, 2),
@@ -167,6 +168,13 @@ def test_the_directives_stand_where_sbatch_reads_them():
     assert {"--requeue", "--signal=B:TERM@300", "--ntasks-per-node=1"} <= set(options)
 
 
+@pytest.fixture
+def config(slurm):
+    (slurm.root / "configs").mkdir()
+    (slurm.root / "configs/a.yaml").write_text("name: a\n")
+
+
+@pytest.mark.usefixtures("config")
 def test_submitting_in_dry_run(slurm):
     environment = slurm.environment | {"SBATCH_ARGS": "--nodes=4 --partition=big", "PATH": "/bin"}
     for words in (["--dry-run"], []):
@@ -185,14 +193,41 @@ def test_submitting_in_dry_run(slurm):
     assert slurm.lines("calls") == []
 
 
+@pytest.mark.parametrize("words", [["configs/none.yaml"], ["--seed", "1"], ["configs"]])
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.usefixtures("config")
+def test_a_config_that_is_not_there_is_not_submitted(slurm, words, dry):
+    done = subprocess.run(
+        [slurm.root / "launch/gpu_slurm.sh", *dry, *words],
+        env=slurm.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert f"{words[0]}: no such file" in done.stderr
+    assert slurm.lines("calls") == []
+
+
+@pytest.mark.usefixtures("config")
+def test_without_slurm_nothing_is_installed(slurm):
+    done = subprocess.run(
+        [slurm.root / "launch/gpu_slurm.sh", "configs/a.yaml"],
+        env=slurm.environment | {"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "sbatch is not found here" in done.stderr
+
+
 # All GPUs of one machine
 
 
-def local(tmp_path, *words, smi=None, **variables):
+def local(tmp_path, *words, smi=None, dry=("--dry-run",), **variables):
     if smi is not None:
         write(tmp_path / "tools/nvidia-smi", smi)
     return subprocess.run(
-        [REPOSITORY / "launch/gpu_local.sh", "--dry-run", *words],
+        [REPOSITORY / "launch/gpu_local.sh", *dry, *words],
         env={"PATH": f"{tmp_path / 'tools'}:/usr/bin:/bin", **variables},
         capture_output=True,
         text=True,
@@ -216,7 +251,23 @@ def test_extras_overrule_the_driver_and_gpus_chooses(tmp_path):
     assert "+ export CUDA_VISIBLE_DEVICES=2\\,3\n" in done.stdout
 
 
-def test_no_gpu(tmp_path):
-    done = local(tmp_path, smi="echo no devices; exit 9")
+@pytest.mark.parametrize("smi", ["echo no devices; exit 9", "echo No devices were found", "true"])
+def test_no_gpu(tmp_path, smi):
+    done = local(tmp_path, smi=smi)
     assert done.returncode == 1
     assert "nvidia-smi finds no GPU" in done.stderr
+
+
+@pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has nvidia-smi")
+def test_a_dry_run_on_a_machine_without_nvidia(tmp_path):
+    """As on a laptop: what would be done where there is a GPU."""
+    done = local(tmp_path, "c.yaml")
+    assert done.returncode == 0
+    assert "no nvidia-smi" in done.stderr
+    assert "+ export EXTRAS=cuda13\n" in done.stdout
+    assert done.stdout.endswith("+ launch/local.sh c.yaml\n")
+    assert local(tmp_path, EXTRAS="wandb").stdout.startswith("+ export EXTRAS=cuda13\\ wandb\n")
+    done = local(tmp_path, "c.yaml", dry=())
+    assert done.returncode == 1
+    assert "no nvidia-smi" in done.stderr
+    assert "--dry-run" in done.stderr

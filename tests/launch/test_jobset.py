@@ -92,6 +92,21 @@ def test_what_was_preempted_starts_again_and_what_fails_thrice_does_not(jobset, 
     assert pod["terminationGracePeriodSeconds"] >= 300
 
 
+@pytest.mark.parametrize(
+    ("attempt", "seconds"), [(0, 0), (1, 1), (3, 7), (5, 31), (6, 60), (99, 60)]
+)
+def test_each_start_waits_longer_than_the_one_before(pod, container, tmp_path, attempt, seconds):
+    (pause,) = pod["initContainers"]
+    assert pause["image"] == container["image"]
+    assert pause["env"][0]["valueFrom"]["fieldRef"]["fieldPath"].endswith("restart-attempt']")
+    sleep = tmp_path / "sleep"
+    sleep.write_text('#!/bin/sh\necho "$1"\n')
+    sleep.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", pause["env"][0]["name"]: str(attempt)}
+    done = subprocess.run(pause["command"], env=environment, capture_output=True, text=True)
+    assert done.stdout == f"{seconds}\n"
+
+
 def test_the_command_is_one_of_t2g_and_its_work_folder_is_in_the_bucket(pod, container):
     program, command, config, *rest = container["command"]
     assert program == "t2g"

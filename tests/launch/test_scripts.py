@@ -2,11 +2,10 @@
 
 import os
 import pathlib
+import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -84,15 +83,19 @@ def test_script_is_strict_and_short(script):
         assert os.access(script, os.X_OK)
 
 
-@pytest.mark.parametrize("name", ["local.sh", "test.sh"])
+HELPFUL = [path.name for path in SCRIPTS if path.name not in ("environment.sh", "run")]
+
+
+@pytest.mark.parametrize("name", HELPFUL)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_prints_the_header(name, flag, tmp_path):
-    done = run(REPOSITORY / "launch" / name, flag, cwd=tmp_path)
-    assert done.returncode == 0
+    script = REPOSITORY / "launch" / name
+    done = run(script, flag, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
     assert f"launch/{name}" in done.stdout
-    assert "PYTHON names the interpreter" in done.stdout
-    assert "#" not in done.stdout
     assert "set -euo" not in done.stdout
+    header = re.match(r"#!.*\n((?:#.*\n)+)", script.read_text())[1]
+    assert done.stdout == re.sub("^# ?", "", header, flags=re.M)
 
 
 def test_config_that_is_not_there():
@@ -199,63 +202,3 @@ def test_failed_installation_is_tried_again(copy, fake_venv):
     python.write_text(working)
     assert run(copy / "launch/local.sh").returncode == 0
     assert fake_venv()[0].endswith("--editable .[tasks]")
-
-
-def test_what_ends_with_75_is_run_again(tmp_path):
-    command = make_interpreter(
-        tmp_path / "command", 'echo "$1" >>"$2"; [ "$(wc -l <"$2")" -ge 3 ] && exit 7; exit 75'
-    )
-    done = run("launch/restart.sh", command, "a word", tmp_path / "log")
-    assert done.returncode == 7
-    assert (tmp_path / "log").read_text() == "a word\n" * 3
-    assert done.stderr.count("starting again") == 2
-
-
-@pytest.mark.parametrize(("to", "status"), [("script", 75), ("command", 0)])
-def test_sigterm_to_the_script_ends_it_and_to_the_command_alone_does_not(tmp_path, to, status):
-    command = make_interpreter(
-        tmp_path / "command",
-        f"""[ -e "{tmp_path}/again" ] && exit 0
-            trap 'touch "{tmp_path}/again"; exit 75' TERM
-            echo $$ >"{tmp_path}/pid.part"; mv "{tmp_path}/pid.part" "{tmp_path}/pid"
-            while true; do sleep 0.05; done""",
-    )
-    script = subprocess.Popen(
-        [REPOSITORY / "launch/restart.sh", command], stderr=subprocess.DEVNULL
-    )
-    while not (tmp_path / "pid").exists():
-        time.sleep(0.02)
-    pid = script.pid if to == "script" else int((tmp_path / "pid").read_text())
-    os.kill(pid, signal.SIGTERM)
-    assert script.wait(timeout=20) == status
-    assert (tmp_path / "again").exists()
-
-
-LISTENING = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
-def test_ctrl_c_reaches_the_command(tmp_path):
-    """A terminal sends it to all; a shell makes what it runs in the background deaf to it."""
-    command = f"""exec "{sys.executable}" -c '
-import os, pathlib, signal, time
-try:
-    pathlib.Path("{tmp_path}/ready").touch()
-    time.sleep(20)
-except KeyboardInterrupt:
-    os._exit(130)'"""
-    script = subprocess.Popen(
-        [
-            # The tests themselves may run in the background, deaf to it.
-            *(sys.executable, "-c", LISTENING),
-            *(REPOSITORY / "launch/restart.sh", make_interpreter(tmp_path / "command", command)),
-        ],
-        start_new_session=True,
-    )
-    while not (tmp_path / "ready").exists():
-        time.sleep(0.02)
-    os.killpg(script.pid, signal.SIGINT)
-    assert script.wait(timeout=20) == 130

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import signal
@@ -11,6 +12,8 @@ import sys
 import time
 
 import pytest
+
+from t2g_jax.cli import _parsers
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SECRET = "hush-0123456789"
@@ -336,6 +339,77 @@ def test_a_config_that_hosts_would_not_find_asks_for_no_machine(pod, words):
     assert status == 2
     assert "is no file in this folder" in output
     assert pod.lines("calls") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "which one of sft annotate"),
+        (["trian-policy", CONFIG], "t2g has no command trian-policy"),
+        (["evaluate"], "'' is no file in this folder"),
+        (["evaluate", "configs/none.yaml"], "'configs/none.yaml' is no file in this folder"),
+        (["evaluate", "runs/mine"], "'runs/mine' is no file in this folder"),
+        (["evaluate", "configs/../launch/../../other.yaml"], "is none of the files"),
+        (["evaluate", ".mine.yaml"], "'.mine.yaml' is none of the files that hosts get"),
+    ],
+)
+def test_a_command_that_hosts_would_refuse_asks_for_no_machine(pod, words, message):
+    (pod.root / ".mine.yaml").write_text("name: mine\n")
+    (pod.root.parent / "other.yaml").write_text("name: mine\n")
+    for first in (["t2g"], ["--dry-run", "t2g"]):
+        status, output = pod.run(*first, *words)
+        assert status == 2
+        assert message in output
+    assert pod.lines("calls") == []
+
+
+def test_a_work_folder_in_the_bucket_is_not_looked_for_here(pod):
+    words = ["t2g", "evaluate", "runs/mine/config.yaml"]
+    status, output = pod.run(*words, states=["NONE", "ACTIVE"], ends=[0], BUCKET="my-bucket")
+    assert status == 0, output
+    assert pod.lines("t2g")[0].endswith("t2g <evaluate><runs/mine/config.yaml>")
+
+
+def test_every_command_with_a_config_is_known():
+    _, commands = _parsers()
+    script = (REPOSITORY / "launch/parcel.sh").read_text()
+    known = re.search("known='([^']+)'", script)[1].split()
+    # `plan` is for a machine without a TPU.
+    assert {"run", *known} == {"run", *commands} - {"plan"} | {"study"}
+
+
+def test_what_stops_in_order_again_and_again_is_given_up(pod):
+    """On machines that nobody takes away; a preempted run goes on however often."""
+    states = ["NONE", "ACTIVE"]
+    status, output = pod.run("run", CONFIG, states=states, ends=[75] * 9, STOPS="1")
+    assert status == 1
+    assert "stopped in order 2 times in a row; given up" in output
+    assert len(pod.lines("t2g")) == 4
+    (pod.fake / "t2g").unlink()
+    states = [*["NONE", "ACTIVE", "SUSPENDED"] * 3, "NONE", "ACTIVE"]
+    status, output = pod.run("run", CONFIG, states=states, ends=[75, 75, 75, 0], STOPS="1")
+    assert status == 0, output
+    assert len(pod.lines("t2g")) == 8
+
+
+def test_of_starts_at_once_one_runs_and_the_others_follow_it(pod):
+    """Also one that comes while another is only about to start."""
+    pod.run("run", CONFIG, states=["NONE", "ACTIVE"], ends=[0])
+    host, before = pod.fake / "host0", len(pod.lines("t2g"))
+    (pod.fake / "ends").write_text("0\nwait\n")
+    environment = os.environ | {"HOME": str(host), "HOST": "0", "FAKE": str(pod.fake)}
+    script = host / "t2g/launch/tpu_host.sh"
+    outputs = [pod.fake / f"start{i}" for i in range(4)]
+    starts = []
+    for path in outputs:
+        with path.open("w") as output:
+            start = subprocess.Popen([script, "start", "t2g"], env=environment, stdout=output)
+            starts.append(start)
+    wait_until(lambda: all("host 0 trains" in path.read_text() for path in outputs))
+    assert subprocess.run([script, "running"], env=environment).returncode == 0
+    assert subprocess.run([script, "stop"], env=environment).returncode == 0
+    assert [start.wait(timeout=60) for start in starts] == [130] * 4
+    assert len(pod.lines("t2g")) == before + 1
 
 
 def test_dry_run_calls_nothing(pod):
