@@ -14,7 +14,9 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -22,7 +24,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, reason
+from t2g_jax.installation import pip_install
 
 EXIT_LOST = 70
 """EX_SOFTWARE of sysexits.h: this process is stuck, or another of its run is gone."""
@@ -70,18 +73,29 @@ def initialize() -> None:
     waits = f"t2g: waiting for the other processes of the run, {_ARRIVAL // 60} minutes at most"
     print(f"{waits}: {how}", file=sys.stderr, flush=True)
     try:
-        with _ended_by_signals():
+        with _ended_by_signals(), warnings.catch_warnings():
+            # Said by `_no_cluster`, if it comes to that.
+            warnings.filterwarnings("ignore", "Kubernetes environment detected")
             jax.distributed.initialize(
                 **settings,
                 initialization_timeout=_ARRIVAL,
                 heartbeat_timeout_seconds=_SILENCE,
                 shutdown_timeout_seconds=_SILENCE,
             )
-    except (RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever looks for a cluster, a library of its own, raises
+        if auto and isinstance(error, ValueError) and "coordinator_address" in str(error):
+            raise T2GError(_no_cluster()) from error
         raise T2GError(
-            f"the processes of this run did not find each other ({str(error).splitlines()[0]}); "
+            f"the processes of this run did not find each other ({reason(error)}); "
             f"see to {how}: all must be started, with the same command"
         ) from error
+
+
+def _no_cluster() -> str:
+    fix = f"leave {AUTO} out to run alone, or set {', '.join(ADDRESS)} on every process of the run"
+    if "KUBERNETES_SERVICE_HOST" in os.environ and not find_spec("kubernetes"):
+        fix = f"this is a pod of Kubernetes without its package: {pip_install('k8s')}; or {fix}"
+    return f"JAX found no Cloud TPU, Slurm or Kubernetes here ({AUTO}=auto): {fix}"
 
 
 @contextlib.contextmanager

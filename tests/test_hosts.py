@@ -1,5 +1,8 @@
 """Several processes of one run, as far as one can tell alone; tests/multihost/ has two."""
 
+import importlib.util
+import os
+
 import jax
 import numpy as np
 import pytest
@@ -100,6 +103,51 @@ def test_who_finds_nobody_says_where_it_looked(environment, monkeypatch):
     with pytest.raises(T2GError, match=r"DEADLINE_EXCEEDED: connect\); see to T2G_COORDINATOR=a:1"):
         hosts.initialize()
     jax.config.update("jax_enable_preemption_service", True)
+
+
+@pytest.fixture
+def nowhere(monkeypatch):
+    """A machine where JAX finds no cluster, whatever it is in truth."""
+    for name in ("KUBERNETES_SERVICE_HOST", "SLURM_JOB_ID", "OMPI_MCA_orte_hnp_uri"):
+        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.startswith(("TPU_", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    yield monkeypatch
+    jax.config.update("jax_enable_preemption_service", True)
+
+
+def test_where_jax_finds_no_cluster_we_say_so(environment, nowhere):
+    """With JAX's own search, which ends with words about an argument that nobody gave."""
+    environment(T2G_DISTRIBUTED="auto")
+    with pytest.raises(T2GError) as error:
+        hosts.initialize()
+    assert str(error.value) == (
+        "JAX found no Cloud TPU, Slurm or Kubernetes here (T2G_DISTRIBUTED=auto): leave "
+        "T2G_DISTRIBUTED out to run alone, or set T2G_COORDINATOR, T2G_NUM_PROCESSES, "
+        "T2G_PROCESS_ID on every process of the run"
+    )
+
+
+def test_in_a_pod_without_the_package_of_kubernetes_we_name_it(environment, nowhere, recwarn):
+    if importlib.util.find_spec("kubernetes"):
+        pytest.skip("the package of Kubernetes is installed here")
+    environment(T2G_DISTRIBUTED="auto")
+    nowhere.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(T2GError, match=r"pod of Kubernetes without its package: pip .*\[k8s\]'"):
+        hosts.initialize()
+    assert not [warning for warning in recwarn if "bootstrapping" in str(warning.message)]
+
+
+@pytest.mark.parametrize("failure", [OSError("metadata server\nis gone"), KeyError("SLURM_NTASKS")])
+def test_whatever_a_cluster_raises_is_one_line(environment, nowhere, failure):
+    def fail(**_):
+        raise failure
+
+    nowhere.setattr(jax.distributed, "initialize", fail)
+    environment(T2G_DISTRIBUTED="auto")
+    with pytest.raises(T2GError, match=r"did not find each other \(") as error:
+        hosts.initialize()
+    assert "\n" not in str(error.value)
 
 
 def test_alone_everything_is_ones_own():

@@ -15,6 +15,7 @@ import rich.console
 
 from t2g_jax.config import Config, to_yaml
 from t2g_jax.errors import T2GError
+from t2g_jax.installation import pip_install
 from t2g_jax.plan import table
 from t2g_jax.plan.advice import advised
 from t2g_jax.plan.measure import Need, from_json
@@ -71,7 +72,7 @@ def measured(
     if where.chip.is_tpu and importlib.util.find_spec("libtpu") is None:
         raise T2GError(
             f"--topology {where.name} needs the compiler for TPUs, which runs without one: "
-            "pip install 't2g_jax[plan]'"
+            f"{pip_install('plan')}"
         )
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"{config.name}.yaml"

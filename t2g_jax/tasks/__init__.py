@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from t2g_jax.installation import pip_install
 from t2g_jax.tasks.base import Example, Floor, Score, Task, TaskError
 
 if TYPE_CHECKING:
@@ -74,5 +75,5 @@ def _puzzle_class(name: str) -> type["ReasoningTask"]:
         if (error.name or "").partition(".")[0] != "reasoning_gym":
             raise
         raise TaskError(
-            f"task: {name} needs the reasoning-gym package: pip install 't2g_jax[tasks]'"
+            f"task: {name} needs the reasoning-gym package: {pip_install('tasks')}"
         ) from error

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from t2g_jax import durable
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
+from t2g_jax.installation import pip_install
 from t2g_jax.training import metrics
 
 
@@ -230,5 +231,5 @@ def _package(name: str, *, extra: str, key: str) -> Any:
         if error.name != name:
             raise
         raise T2GError(
-            f"{key} needs the package {name}: `pip install 't2g_jax[{extra}]'`, or turn it off"
+            f"{key} needs the package {name}: {pip_install(extra)}; or turn it off"
         ) from error
