@@ -64,6 +64,8 @@ class DecoderConfig:
     """Low-rank adapters, if the parameters have them, count alpha / rank; see `models.lora`."""
     attention: Backend = "auto"
     """The kernel, see `models.attention`."""
+    positions: int | None = None
+    """Of the longest row that it was made for; None: not known. Nothing is computed from this."""
 
     # What differs between families
     rope: Rope | None = None

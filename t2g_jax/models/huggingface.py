@@ -46,35 +46,62 @@ OUTSIDE = {
 """Names of modules that are not in a layer."""
 LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _LAYERS = "decoder/layers/"
+_DECODER = ("embed_tokens.", "layers.", "norm.")
+_EMBEDDINGS, _HEAD = (f"{OUTSIDE[path]}.weight" for path in ("decoder/embed", "lm_head"))
 
 
-@functools.cache
 def fetch(source: str) -> Path:
     """The folder of a model: `source` itself, or where the hub's model of that id was put.
 
     Only configuration, tokenizer and safetensors are fetched; not the same weights once more, in
-    another format (`consolidated.safetensors`) or in folders within. `HF_HOME`, `HF_ENDPOINT`,
-    `HF_TOKEN` and `HF_HUB_OFFLINE` are those of huggingface_hub.
+    another format (`consolidated.safetensors`) or in folders within. It is the revision that was
+    pinned, or the newest. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are those of
+    huggingface_hub.
 
     Raises:
       T2GError: it is neither a folder nor a model of the hub that can be reached.
     """
+    return _fetch(source, _pinned.get(source))
+
+
+def pin(source: str, revision: str) -> None:
+    """From now on `fetch` gives this revision (a commit) of a model of the hub."""
+    _pinned[source] = revision
+
+
+def revision(source: str) -> str | None:
+    """The commit of a model of the hub, as `fetch` gives it; None: it is a folder."""
+    return None if expanded(source).is_dir() else fetch(source).name
+
+
+_pinned: dict[str, str] = {}
+
+
+@functools.cache
+def _fetch(source: str, revision: str | None) -> Path:
     if (folder := expanded(source)).is_dir():
         return folder
+    if folder.is_file():
+        raise T2GError(
+            f"model.pretrained is {source!r}, a file; name the folder of a Hugging Face model "
+            "(config.json, *.safetensors and the tokenizer's files)"
+        )
     import huggingface_hub
 
     try:
         return Path(
             huggingface_hub.snapshot_download(
                 source,
+                revision=revision,
                 allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"],
-                ignore_patterns=["consolidated*", "*/*"],
+                ignore_patterns=["consolidated*", "*/*.safetensors", "*/*.json"],
             )
         )
     except Exception as error:  # of many kinds: no such id, no network, no permission
+        pinned = f", in the revision {revision} that this run began with," if revision else ""
         raise T2GError(
             f"model.pretrained is {source!r}: there is no such folder, and the hub's model of that "
-            f"id cannot be fetched ({reason(error)[:300]})"
+            f"id{pinned} cannot be fetched ({reason(error)[:300]})"
         ) from error
 
 
@@ -88,14 +115,12 @@ def load(folder: Path, config: DecoderConfig, shardings: Params | None = None) -
 
     Raises:
       T2GError: a tensor is missing, has another shape, or is not known; all that are, are named.
-        Or an LM head is there that config.json takes for the embeddings, and is not them.
+        Or one has NaN or infinity in it; or an LM head is there that config.json takes for the
+        embeddings, and is not them.
     """
     family, _ = describe(folder)
-    there = canonical(tensor_files.tensors(folder), family)
     shapes = flat(jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0))))
-    _check(folder, family, config, shapes, there)
-    if config.tie_embeddings:
-        _check_tied(folder, there)
+    there = _there(folder, family, config, shapes)
     placed = flat(shardings) if shardings is not None else {}
     default = SingleDeviceSharding(jax.local_devices()[0])
     params = {}
@@ -104,11 +129,29 @@ def load(folder: Path, config: DecoderConfig, shardings: Params | None = None) -
         value = _zeros(leaf.shape, leaf.dtype, sharding)
         for index, name in sources(family, config, path):
             piece = _on_devices(there[name], path, leaf.shape[len(index) :], sharding, len(index))
-            value = _put(value, piece, index, is_matrix=_is_matrix(path), sharding=sharding)
+            value, finite = _put(value, piece, index, is_matrix=_is_matrix(path), sharding=sharding)
             jax.block_until_ready(value)  # the next tensor is read when this one is done with
+            if not finite:
+                raise there[name].broken(leaf.dtype)
             beat()
         params[path] = value
     return unflatten_dict(params, sep="/")
+
+
+def check(folder: Path, config: DecoderConfig, *, values: bool) -> None:
+    """Raises what `load` would, without loading.
+
+    Names and shapes are in the headers of the files, which takes no time; to look for NaN and
+    infinity, all `values` are read, about a second a gigabyte, 64 MiB at a time.
+    """
+    family, _ = describe(folder)
+    shapes = flat(jax.eval_shape(lambda: heads.init_params(config, jax.random.key(0))))
+    there = _there(folder, family, config, shapes)
+    if values:
+        for path, leaf in shapes.items():
+            for _, name in sources(family, config, path):
+                there[name].check_finite(leaf.dtype)
+                beat()
 
 
 def save_weights(
@@ -193,16 +236,37 @@ def _input_axes(path: str) -> int:
 def canonical(
     found: Mapping[str, tensor_files.Tensor], family: Family
 ) -> dict[str, tensor_files.Tensor]:
-    """Tensors by the names of a model for text alone, without those that are no parameters."""
+    """Tensors by the names of a model for text alone, without those that are no parameters.
+
+    A decoder that was saved without its LM head has no "model." before them.
+    """
     named = {}
     for name, tensor in found.items():
         for prefix, plain in family.prefixes.items():
             if name.startswith(prefix):
                 name = plain + name.removeprefix(prefix)
                 break
+        if name.startswith(_DECODER):
+            name = f"model.{name}"
         if not name.startswith(family.ignored) and not name.endswith("rotary_emb.inv_freq"):
             named[name] = tensor
     return named
+
+
+def _there(
+    folder: Path,
+    family: Family,
+    config: DecoderConfig,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> dict[str, tensor_files.Tensor]:
+    """The tensors of a folder by their names; they are known to be what the parameters need."""
+    there = canonical(tensor_files.tensors(folder), family)
+    if config.tie_embeddings and _EMBEDDINGS not in there and _HEAD in there:
+        there[_EMBEDDINGS] = there.pop(_HEAD)  # one tensor, stored by its other name
+    _check(folder, family, config, shapes, there)
+    if config.tie_embeddings:
+        _check_tied(folder, there)
+    return there
 
 
 def _check(
@@ -222,7 +286,7 @@ def _check(
             elif there[name].shape != expected:
                 found = list(there[name].shape)
                 wrong.append(f"{name}: expected {list(expected)}, found {found}")
-    known = wanted | ({"lm_head.weight"} if config.tie_embeddings else set())
+    known = wanted | ({_HEAD} if config.tie_embeddings else set())
     wrong += [
         f"{name}: expected nothing, found {list(tensor.shape)}"
         for name, tensor in there.items()
@@ -230,6 +294,8 @@ def _check(
     ]
     if wrong:
         more = f"; and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        if len(wrong) == 1 and wanted - there.keys() == {_HEAD}:
+            more = "; if its LM head is its embeddings, set tie_word_embeddings to true"
         raise T2GError(
             f"the tensors in {folder} are not those that its config.json describes: "
             f"{'; '.join(wrong[:5])}{more}. Fetch the model again, config.json with it"
@@ -238,7 +304,7 @@ def _check(
 
 def _check_tied(folder: Path, there: Mapping[str, tensor_files.Tensor]) -> None:
     """That the LM head, if it is in the files, is the embeddings."""
-    embed, head = (there.get(f"{OUTSIDE[path]}.weight") for path in ("decoder/embed", "lm_head"))
+    embed, head = there.get(_EMBEDDINGS), there.get(_HEAD)
     if embed is None or head is None:
         return
     rows = [(slice(at, at + 4096),) for at in range(0, embed.shape[0], 4096)]
@@ -283,13 +349,14 @@ def _zeros(shape: tuple[int, ...], dtype: Any, sharding: Sharding) -> Array:
 @functools.partial(jax.jit, donate_argnums=0, static_argnames=("is_matrix", "sharding"))
 def _put(
     stack: Array, piece: Array, index: tuple[int, ...], *, is_matrix: bool, sharding: Sharding
-) -> Array:
-    """A tensor of the file in its place."""
+) -> tuple[Array, Array]:
+    """A tensor of the file in its place; and whether all of it is finite there."""
     piece = (piece.T if is_matrix else piece).astype(stack.dtype)
+    finite = jnp.isfinite(piece).all()
     piece = piece.reshape((1,) * len(index) + stack.shape[len(index) :])
     start = (*index, *(0,) * (stack.ndim - len(index)))
     placed = jax.lax.dynamic_update_slice(stack, piece, start)
-    return jax.lax.with_sharding_constraint(placed, sharding)
+    return jax.lax.with_sharding_constraint(placed, sharding), finite
 
 
 @functools.partial(jax.jit, static_argnames="path")

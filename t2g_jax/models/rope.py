@@ -28,7 +28,7 @@ class Rope:
     theta: float = 10_000.0
     kind: Literal["default", "linear", "llama3", "yarn"] = "default"
     factor: float = 1.0
-    trained_length: int = 0
+    trained_length: float = 0
     low: float = 1.0
     high: float = 32.0
     magnitude: float = 1.0

@@ -21,9 +21,11 @@ import numpy as np
 import safetensors
 
 from t2g_jax.errors import T2GError
+from t2g_jax.models import formats
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = "adapter_model.safetensors"
+_BLOCK = 2**26
 _PLACES, _PLACES_PER_TENSOR, _PLACE_BYTES = 16384, 8, 256
 _TYPES = {
     "F64": np.dtype(np.float64),
@@ -49,6 +51,28 @@ class Tensor:
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def broken(self, dtype: Any) -> T2GError:
+        """The error that values of it are not numbers, in the type that they are used in."""
+        return T2GError(
+            f"{self.file}: {self.name} has NaN or infinity in it (stored as {self.dtype.name}, "
+            f"read as {np.dtype(dtype).name}), so nothing can be computed with it; fetch it again, "
+            "or take a version that is sound"
+        )
+
+    def check_finite(self, dtype: Any) -> None:
+        """Reads all of it, 64 MiB at a time.
+
+        Raises:
+          T2GError: it has NaN or infinity in it, or has in the given type.
+        """
+        rows = self.shape[0] if self.shape else 1
+        step = max(1, rows * _BLOCK // max(self.bytes, 1))
+        for at in range(0, rows, step):
+            part = self.read((slice(at, at + step),) if self.shape else ())
+            with np.errstate(over="ignore"):
+                if not np.isfinite(part.astype(dtype)).all():
+                    raise self.broken(dtype)
+
     def read(self, index: tuple[slice, ...] = ()) -> np.ndarray:
         """The tensor, or a part of it; of the file, only the rows of that part are read."""
         rows = index[0].indices(self.shape[0])[:2] if index and self.shape else (0, None)
@@ -67,7 +91,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face folder by name, of one file or of many with an index.
 
     Raises:
-      T2GError: there is no such file (pickled weights are not read), one is missing, truncated or
+      T2GError: there is no such file (other formats are named), one is missing, truncated or
         damaged, the index names a tensor that its file does not have, or a type is not a float.
     """
     whole, index = folder / WHOLE, folder / INDEX
@@ -80,16 +104,7 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise T2GError(f"{index} is damaged ({error}); fetch it again") from error
     else:
-        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.pt*")
-        )
-        pickled = (
-            f"; {', '.join(others[:3])} may run any code when read, and is not: load it with "
-            "`transformers` where that is safe, and `save_pretrained` it again"
-            if others
-            else ""
-        )
-        raise T2GError(f"{folder} has neither model.safetensors nor {INDEX}{pickled}")
+        raise T2GError(f"{folder} has neither {WHOLE} nor {INDEX}{formats.instead(folder)}")
     found: dict[str, Tensor] = {}
     for file in sorted(set(wanted.values())) or [whole]:
         found |= {t.name: t for t in of_file(file) if wanted.get(t.name, file) == file}

@@ -76,6 +76,7 @@ class Context:
         trained on the task's own text.
         """
         workspace = Workspace(workdir, config)
+        pretrained.pin(config, workspace.root, record=True)
         mesh = make_mesh(config.mesh)
         task = make_task(
             config.task.name,
@@ -114,6 +115,8 @@ class Context:
             tokenizer.next_turn("", ended=True)
         except ValueError as error:  # sooner here than after an hour
             raise T2GError(f"no critique could be answered: {error}") from error
+        if config.sft.steps or "rltf-fm" in config.methods:
+            pretrained.check_answers(tokenizer)
         return cls(
             config=config,
             workspace=workspace,
@@ -376,6 +379,8 @@ def once(
         if workspace.is_complete(phase):
             say(f"{phase}: complete, skipped")
             return workspace.summary(phase)
+        pretrained.pin(config, workspace.root)
+        pretrained.check(config)
         return workspace.complete(phase, work(Context.open(config, workdir)))
 
 

@@ -7,6 +7,7 @@ README.md                                                              the model
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import secrets
@@ -43,6 +44,7 @@ _OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtyp
 _TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "chat_template.*"),
+    "additional_chat_templates/*.jinja",
 )
 
 Type = Literal["float32", "bfloat16", "float16"]
@@ -98,7 +100,16 @@ def run(
         if adapters:
             base = config.model.pretrained or ""
             prefix = "model.language_model." if _sees(source) else "model."
-            peft.save_adapters(partial, params, context.model, family, base=base, prefix=prefix)
+            trained_on = None if source is None else tensor_files.fingerprint(source)
+            peft.save_adapters(
+                partial,
+                params,
+                context.model,
+                family,
+                base=base,
+                prefix=prefix,
+                fingerprint=trained_on,
+            )
         else:
             merged = lora.merge_adapters(params, context.model) if lora.rank(params) else params
             huggingface.save_weights(partial, merged, context.model, family, dtype=jnp.dtype(dtype))
@@ -123,6 +134,8 @@ def run(
 def look(config: Config) -> dict[str, Any]:
     """Fetches the pretrained model, reads it onto the mesh as a run would, and says what it is.
 
+    What else the config names is checked too: adapters, and a reward model of its own.
+
     Raises:
       T2GError: the config names none, or it cannot be used.
     """
@@ -130,6 +143,7 @@ def look(config: Config) -> dict[str, Any]:
         raise T2GError("t2g import needs model.pretrained: a Hugging Face folder or hub id")
     folder = huggingface.fetch(config.model.pretrained)
     family, _ = families.describe(folder)
+    pretrained.check(config)
     tokenizer = pretrained.tokenizer(config.model.pretrained)
     model = pretrained.decoder_config(config, tokenizer.vocab_size)
     began = time.monotonic()
@@ -141,17 +155,39 @@ def look(config: Config) -> dict[str, Any]:
         "family": family.model_types[0],
         "parameters": sum(leaf.size for leaf in leaves),
         "bytes": sum(leaf.nbytes for leaf in leaves),
+        "stored": _stored(folder),
         "seconds": time.monotonic() - began,
         "tokens": tokenizer.vocab_size,
         "stop": [tokenizer.decode([i], skip_special=False) for i in tokenizer.stop_ids],
     }
     say(
         f"{folder}: {found['family']}, {found['parameters']:,} parameters, "
-        f"{found['bytes'] / 2**30:.2f} GiB as {config.model.param_dtype}, read in "
-        f"{found['seconds']:.1f} s; {found['tokens']:,} tokens, turns end with "
+        f"stored as {found['stored']}, {size(found['bytes'])} as {config.model.param_dtype}, read "
+        f"in {found['seconds']:.1f} s; {found['tokens']:,} tokens, turns end with "
         f"{' or '.join(found['stop'])}"
     )
+    if not tokenizer.takes_system:
+        say(
+            "its chat template has no place for a system prompt that stays there: one stands at "
+            "the start of the user's first turn"
+        )
     return found
+
+
+def size(count: int) -> str:
+    """Bytes in the largest unit that they are one of."""
+    for unit, of in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= of:
+            return f"{count / of:.2f} {unit}"
+    return f"{count} bytes"
+
+
+def _stored(folder: Path) -> str:
+    """The types of the tensors in a folder and what they take."""
+    taken: collections.Counter[str] = collections.Counter()
+    for tensor in tensor_files.tensors(folder).values():
+        taken[tensor.dtype.name] += tensor.bytes
+    return " and ".join(f"{dtype} ({size(count)})" for dtype, count in taken.most_common())
 
 
 def model_card(
@@ -241,7 +277,7 @@ def _write_heads(folder: Path, heads: dict[str, Any]) -> None:
         return
     first = hosts.is_first()
     if first:
-        (folder / HEADS_FILE).parent.mkdir()
+        (folder / HEADS_FILE).parent.mkdir(exist_ok=True)
     tensor_files.write(
         folder / HEADS_FILE.parent,
         [(name, leaf.shape) for name, leaf in flat.items()],
@@ -268,7 +304,7 @@ def _described(context: Context, source: Path | None) -> dict[str, Any]:
             whole, described = described, described["text_config"]
             described |= {key: whole[key] for key in _OF_BOTH if key in whole}
             described |= {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
-        described.pop("quantization_config", None)  # what is written is not quantised
+            described["tie_word_embeddings"] = context.model.tie_embeddings  # said of the whole
         return described
     model, tokenizer = context.model, context.tokenizer
     made = LlamaConfig(
@@ -301,9 +337,12 @@ def _write_tokenizer(folder: Path, context: Context) -> None:
     ):
         context.tokenizer.save(folder)
         return
+    source = huggingface.fetch(pretrained_from)
     for pattern in _TOKENIZER_FILES:
-        for file in huggingface.fetch(pretrained_from).glob(pattern):
-            shutil.copyfile(file, folder / file.name)
+        for file in source.glob(pattern):
+            to = folder / file.relative_to(source)
+            to.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, to)
 
 
 def _write_configs(

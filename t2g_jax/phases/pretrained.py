@@ -1,14 +1,20 @@
-"""The model that a run begins with: one from Hugging Face, or a small one with random weights."""
+"""The model that a run begins with: one from Hugging Face, or a small one with random weights.
+
+What comes from outside is checked once, at the door: see `check`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from t2g_jax import durable, hosts
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError, reason
@@ -17,12 +23,95 @@ from t2g_jax.models import families, heads, huggingface, peft
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.training.sharding import state_shardings
 
+REVISIONS = "revisions.json"
+"""In a work directory: the commits of the models of the hub that the run there began with."""
+
+
+def check(config: Config) -> None:
+    """Checks, before anything is trained, all that a run will read of models and adapters.
+
+    Their configurations, tokenizers, and the names and shapes of all tensors. Adapters are read,
+    and so are the weights of a reward model of its own, to see that they are finite, which takes
+    about a second a gigabyte; those of the policy are looked at as they are loaded.
+
+    Raises:
+      T2GError: something cannot be used; file, key or tensor are named.
+    """
+    source, reading = config.model.pretrained, config.reward_model.pretrained
+    if source is not None:
+        model = decoder_config(config, tokenizer(source).vocab_size)
+        _check_tensors(source, model, values=False)
+        if config.lora.pretrained is not None:
+            folder, base = expanded(config.lora.pretrained), huggingface.fetch(source)
+            family, _ = families.describe(base)
+            peft.check_adapters(folder, model, family, rank=config.lora.rank)
+            peft.check_base(folder, base)
+    if reading is not None:
+        reads = tokenizer(reading)
+        check_answers(reads)
+        _check_tensors(reading, _described(config, reading, reads.vocab_size), values=True)
+
+
+def check_answers(tokenizer: ChatTokenizer) -> None:
+    """Checks that answers can be written for a model to learn.
+
+    Raises:
+      T2GError: its template has no way to write one.
+    """
+    try:
+        tokenizer.answer("")
+    except ValueError as error:
+        raise T2GError(f"no answer could be demonstrated: {error}") from error
+
+
+@functools.cache
+def _check_tensors(source: str, model: DecoderConfig, *, values: bool) -> None:
+    huggingface.check(huggingface.fetch(source), model, values=values)
+
+
+def pin(config: Config, workdir: Path, *, record: bool = False) -> None:
+    """Has `huggingface.fetch` give the revisions that the run in a work directory began with.
+
+    Args:
+      record: write down those of models that are not there yet.
+
+    Raises:
+      T2GError: the record is damaged.
+    """
+    file = workdir / REVISIONS
+
+    def recorded() -> dict[str, str]:
+        try:
+            found = json.loads(file.read_text("utf-8"))
+            if not isinstance(found, dict) or not all(isinstance(r, str) for r in found.values()):
+                raise ValueError("it has no commits by model")
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise T2GError(
+                f"{file} is damaged ({error}); put it back, or delete it to go on with the newest "
+                "revisions"
+            ) from error
+        return found
+
+    known = hosts.from_first(recorded)
+    for source, revision in known.items():
+        huggingface.pin(source, revision)
+    if not record:
+        return
+    given = {config.model.pretrained, config.reward_model.pretrained} - {None}
+    found = {source: huggingface.revision(source) for source in sorted(given)}
+    new = {source: commit for source, commit in found.items() if commit is not None}
+    if new.items() - known.items() and hosts.is_first():
+        durable.write_text(file, json.dumps(known | new, indent=1) + "\n")
+
 
 def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
     """The decoder of a run, for a tokenizer of `vocab_size` tokens.
 
     Raises:
-      T2GError: the pretrained model cannot be used, or has fewer tokens than its tokenizer.
+      T2GError: the pretrained model cannot be used, has fewer tokens than its tokenizer, or is not
+        made for rows as long as `model.context_length`.
     """
     model = config.model
     if model.pretrained is None:
@@ -37,14 +126,31 @@ def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
             rope_theta=model.rope_theta,
             tie_embeddings=model.tie_embeddings,
         )
-    else:
-        folder = huggingface.fetch(model.pretrained)
-        shape = families.read_config(folder)
-        if vocab_size > shape.vocab_size:
-            raise T2GError(
-                f"{folder}: its tokenizer has {vocab_size} tokens, its config.json a vocab_size of "
-                f"{shape.vocab_size}; use the tokenizer that belongs to the model"
-            )
+        return _as_configured(config, shape)
+    return _described(config, model.pretrained, vocab_size)
+
+
+def _described(config: Config, source: str, vocab_size: int) -> DecoderConfig:
+    """The decoder of a pretrained model."""
+    folder = huggingface.fetch(source)
+    shape = families.read_config(folder)
+    if vocab_size > shape.vocab_size:
+        raise T2GError(
+            f"{folder}: its tokenizer has {vocab_size} tokens, its config.json a vocab_size of "
+            f"{shape.vocab_size}; use the tokenizer that belongs to the model"
+        )
+    longest = config.model.context_length
+    if shape.positions is not None and longest > shape.positions:
+        raise T2GError(
+            f"model.context_length is {longest}, but {folder / 'config.json'} describes a model "
+            f"for {shape.positions} positions (max_position_embeddings and rope_scaling); set it "
+            f"to {shape.positions} or less"
+        )
+    return _as_configured(config, shape)
+
+
+def _as_configured(config: Config, shape: DecoderConfig) -> DecoderConfig:
+    model = config.model
     return dataclasses.replace(
         shape,
         dtype=jnp.dtype(model.compute_dtype),
@@ -79,6 +185,7 @@ def check_tokenizer(config: Config, folder: Path) -> None:
     source = config.model.pretrained
     if source is None or not folder.exists():
         return
+    pin(config, folder.parent)
     if not ChatTokenizer.load(folder).agrees_with(tokenizer(source)):
         raise T2GError(
             f"{folder} is not the tokenizer of model.pretrained: {source}, and what is there was "

@@ -18,12 +18,14 @@ import safetensors.numpy
 from hf_models import make
 from jax.sharding import NamedSharding
 
-from t2g_jax.config import MeshConfig
+from t2g_jax.config import Config, MeshConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.models import families, heads, huggingface, tensor_files
+from t2g_jax.phases import pretrained
 from t2g_jax.training.sharding import make_mesh, state_shardings
 
 pytest.importorskip("torch", reason="pip install torch, which saves the models")
+transformers = pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="module")
@@ -212,10 +214,10 @@ def test_pickled_weights_are_never_read(folder):
         ({"num_key_value_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
         ({"num_attention_heads": -4}, "heads is -4; must be a whole number"),
         ({"hidden_size": "32"}, "'hidden_size'.*expected int"),
-        ({"sliding_window": "4"}, "window is '4'; must be a whole number"),
+        ({"model_type": "mistral", "sliding_window": "4"}, "'sliding_window'.*expected.*int"),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": None}},
-            "config.json.*NoneType",
+            "config.json: rope_parameters: rope_theta is None; must be a number",
         ),
         (
             {"model_type": "qwen2", "layer_types": ["chunked_attention"] * 3, "sliding_window": 4}
@@ -269,6 +271,110 @@ def test_an_lm_head_beside_tied_embeddings_must_be_them(original, tmp_path):
         load(tmp_path)
 
 
+def copied(original, to, change):
+    """A copy of a folder whose tensors are changed."""
+    for file in original.iterdir():
+        (to / file.name).write_bytes(file.read_bytes())
+    file = to / "model.safetensors"
+    safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
+    return to
+
+
+def same(a, b):
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+
+def test_tied_weights_that_are_stored_as_the_lm_head(original, tmp_path):
+    """As `transformers` reads them."""
+    folder = copied(original, tmp_path, lambda w: w | {HEAD: w.pop(EMBED)})
+    same(load(original), load(folder))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    np.testing.assert_array_equal(
+        theirs.get_input_embeddings().weight.detach().float().numpy(),
+        load(folder)["decoder"]["embed"]["embedding"],
+    )
+
+
+def test_a_decoder_that_was_saved_without_its_lm_head(original, tmp_path):
+    def change(weights):
+        return {name.removeprefix("model."): value for name, value in weights.items()}
+
+    same(load(original), load(copied(original, tmp_path, change)))
+
+
+def test_an_lm_head_that_is_not_there(original, tmp_path):
+    folder = copied(original, tmp_path, lambda w: w)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(T2GError, match=r"lm_head.*nothing; if its LM head is its embeddings, set"):
+        load(folder)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", [NORM, EMBED, "model.layers.2.mlp.down_proj.weight"])
+def test_weights_that_are_not_finite_are_named(original, tmp_path, name, value):
+    def change(weights):
+        weights[name].reshape(-1)[-1] = value
+        return weights
+
+    folder = copied(original, tmp_path, change)
+    with pytest.raises(T2GError, match=rf"{name} has NaN or infinity in it \(stored as bfloat16"):
+        load(folder)
+    _, config = families.describe(folder)
+    huggingface.check(folder, config, values=False)
+    with pytest.raises(T2GError, match=rf"{name} has NaN or infinity in it"):
+        huggingface.check(folder, config, values=True)
+
+
+def test_weights_that_are_finite_only_in_a_larger_type(original, tmp_path):
+    def change(weights):
+        weights = {key: value.astype(np.float64) for key, value in weights.items()}
+        weights[NORM][0] = 1e300
+        return weights
+
+    folder = copied(original, tmp_path, change)
+    with pytest.raises(T2GError, match=rf"{NORM} has .*stored as float64, read as float32"):
+        huggingface.check(folder, families.read_config(folder), values=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("model-Q4_K_M.gguf", r"model-Q4_K_M\.gguf is GGUF.*llama\.cpp.*in safetensors"),
+        ("pytorch_model-00001-of-00002.bin", "may run any code when read, and is not"),
+        ("consolidated.00.pth", "may run any code"),
+        ("consolidated.safetensors", "Mistral's or Meta's own format"),
+        ("tf_model.h5", "of TensorFlow"),
+        ("flax_model.msgpack", "of Flax"),
+        ("onnx/model.onnx", "onnx/model.onnx is ONNX"),
+        ("openvino_model.xml", "OpenVINO"),
+        ("weights.npz", "of MLX"),
+        ("model.bf16.safetensors", r"model\.bf16\.safetensors is a variant.*rename it"),
+    ],
+)
+@pytest.mark.parametrize("with_config", [True, False])
+def test_folders_of_other_formats_say_what_they_are(original, tmp_path, file, said, with_config):
+    if with_config:
+        (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(b"weights")
+    missing = "neither model.safetensors" if with_config else "no config.json"
+    with pytest.raises(T2GError, match=rf"has {missing}.*{said}"):
+        huggingface.load(tmp_path, families.read_config(tmp_path))
+
+
+def test_a_file_is_no_folder(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    with pytest.raises(T2GError, match=r"model\.gguf', a file; name the folder"):
+        huggingface.fetch(str(file))
+
+
 def test_neither_folder_nor_model_of_the_hub(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(T2GError, match=r"'nobody/nothing': there is no such folder"):
@@ -301,7 +407,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     folder: pathlib.Path
     asked: list[str]
-    commit = "0" * 40
+    commits = ("0" * 40, "1" * 40)  # the newest last
 
     def do_GET(self):
         self.answer(body=True)
@@ -324,7 +430,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.send(json.dumps(files).encode(), body)
         elif path.startswith("/api/models/me/model"):
             names = [{"rfilename": file.name} for file in sorted(self.folder.iterdir())]
-            about = {"id": "me/model", "sha": self.commit, "siblings": names}
+            about = {"id": "me/model", "sha": self.commit(path), "siblings": names}
             self.send(json.dumps(about).encode(), body)
         elif path.startswith("/me/model/resolve/"):
             file = self.folder / path.rsplit("/", 1)[1]
@@ -334,11 +440,14 @@ class Hub(http.server.BaseHTTPRequestHandler):
         else:
             self.send_error(404)
 
+    def commit(self, path):
+        return next((commit for commit in self.commits if commit in path), self.commits[-1])
+
     def send(self, data, body):
         self.send_response(200)
         self.send_header("Content-Length", str(len(data)))
         self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
-        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("X-Repo-Commit", self.commit(self.path))
         self.end_headers()
         if body:
             self.wfile.write(data)
@@ -355,6 +464,60 @@ print(len(list(folder.iterdir())), sum(x.size for x in __import__("jax").tree.le
 """
 
 
+PINNED = """
+import pathlib, sys
+from t2g_jax.config import Config, ModelConfig
+from t2g_jax.models import huggingface
+from t2g_jax.phases import pretrained
+config = Config(name="run", model=ModelConfig(pretrained="me/model"))
+began = pathlib.Path(sys.argv[1])
+pretrained.pin(config, began)
+print(huggingface.fetch("me/model").name)
+pretrained.pin(config, began.with_name("new"), record=True)
+print(huggingface.revision("me/model"), (began.with_name("new") / "revisions.json").read_text())
+"""
+
+
+def test_a_run_goes_on_with_the_revision_that_it_began_with(folder, tmp_path_factory):
+    """Though the model of that id has another one by now."""
+    handler = type("Handler", (Hub,), {"folder": folder, "asked": []})
+    runs = tmp_path_factory.mktemp("runs")
+    for name in ("began", "new"):
+        (runs / name).mkdir()
+    old, newest = Hub.commits
+    (runs / "began/revisions.json").write_text(json.dumps({"me/model": old}))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        for name, commit in (("began", old), ("other", newest)):
+            output = subprocess.run(
+                [sys.executable, "-c", PINNED, str(runs / name)],
+                env=_hub(server, tmp_path_factory.mktemp("home")),
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            ).stdout
+            assert output.split()[:2] == [commit, commit]
+            assert json.loads((runs / "new/revisions.json").read_text()) == {"me/model": commit}
+            (runs / "new/revisions.json").unlink()
+        server.shutdown()
+
+
+def test_a_damaged_record_of_revisions_is_named(tmp_path):
+    for text in ("{", "[]", '{"me/model": 3}'):
+        (tmp_path / pretrained.REVISIONS).write_text(text)
+        with pytest.raises(T2GError, match=r"revisions\.json is damaged"):
+            pretrained.pin(Config(name="run"), tmp_path)
+
+
+def _hub(server, home):
+    return os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+
+
 def test_a_model_of_the_hub(folder, tmp_path_factory):
     """Fetched by its id, but for what could run code; the second time it is there."""
     wanted = sorted(file.name for file in folder.iterdir())
@@ -364,12 +527,7 @@ def test_a_model_of_the_hub(folder, tmp_path_factory):
     handler = type("Handler", (Hub,), {"folder": folder, "asked": []})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        environment = os.environ | {
-            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-            "HF_HOME": str(tmp_path_factory.mktemp("home")),
-            "HF_HUB_DISABLE_XET": "1",
-            "PYTHONPATH": os.pathsep.join(sys.path),
-        }
+        environment = _hub(server, tmp_path_factory.mktemp("home"))
         outputs = [
             subprocess.run(
                 [sys.executable, "-c", FETCH],

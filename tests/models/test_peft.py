@@ -7,10 +7,19 @@ import jax
 import numpy as np
 import pytest
 from hf_models import make, our_logits, their_logits
+from safetensors.numpy import load_file, save_file
 
 from t2g_jax.errors import T2GError
-from t2g_jax.models import families, huggingface, lora
-from t2g_jax.models.peft import CONFIG, load_adapters, save_adapters
+from t2g_jax.models import families, huggingface, lora, tensor_files
+from t2g_jax.models.peft import (
+    BASE,
+    CONFIG,
+    WEIGHTS,
+    check_adapters,
+    check_base,
+    load_adapters,
+    save_adapters,
+)
 
 pytest.importorskip("torch", reason="pip install torch, to compare with peft")
 peft = pytest.importorskip("peft", reason="pip install peft, to compare with")
@@ -98,14 +107,45 @@ def test_adapters_of_the_language_model_of_one_that_sees(tmp_path):
     np.testing.assert_array_equal(a[1], layer.lora_A["default"].weight.detach().numpy().T)
 
 
+def test_rank_stabilised_adapters(trained, tmp_path):
+    """They count α / √r; what is written is plain LoRA of the same function."""
+    folder, family, config, params = trained
+    (tmp_path / "a").mkdir()
+    save_adapters(tmp_path / "a", params, config, family, base=str(folder))
+    file = tmp_path / "a" / CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"use_rslora": True}))
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "a").eval()
+    fresh = lora.add_adapters(lora.without_adapters(params), jax.random.key(5), rank=RANK)
+    read = load_adapters(tmp_path / "a", fresh, config, family)
+    expected = their_logits(theirs, TEXT)
+    np.testing.assert_allclose(logits(read, config), expected, rtol=1e-4, atol=1e-4)
+    assert np.abs(logits(params, config) - expected).max() > 0.01
+    (tmp_path / "b").mkdir()
+    save_adapters(tmp_path / "b", read, config, family, base=str(folder))
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    again = peft.PeftModel.from_pretrained(base, tmp_path / "b").eval()
+    np.testing.assert_allclose(their_logits(again, TEXT), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"r": 8}, r"r is 8; must be 4 \(lora.rank\)"),
+        ({"r": None}, r"r is 8; must be 4 \(lora.rank\)"),  # left out: peft's default
         ({"lora_alpha": 1}, r"lora_alpha is 1; must be 12.0 \(lora.alpha\)"),
+        ({"lora_alpha": None}, r"lora_alpha is 8; must be 12.0 \(lora.alpha\)"),
         ({"use_dora": True}, "use_dora is True"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"alora_invocation_tokens": [3]}, "alora_invocation_tokens is"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern is"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern is"),
+        ({"lora_bias": True}, "lora_bias is True, which is not known here"),
+        ({"layer_replication": [[0, 2], [1, 3]]}, "layer_replication is"),
+        ({"trainable_token_indices": [1]}, "trainable_token_indices is"),
+        ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters is"),
+        ({"an_option_of_tomorrow": 2.0}, "an_option_of_tomorrow is 2.0"),
+        ({"target_modules": ["q_proj", "v_proj"], "use_qalora": True}, "use_qalora is True"),
         (None, "cannot be read"),
     ],
 )
@@ -116,6 +156,87 @@ def test_other_adapters_are_refused(trained, tmp_path, change, message):
     if change is None:
         file.unlink()
     else:
-        file.write_text(json.dumps(json.loads(file.read_text()) | change))
+        described = json.loads(file.read_text()) | change
+        kept = {key: value for key, value in described.items() if value is not None}
+        file.write_text(json.dumps(kept))
     with pytest.raises(T2GError, match=message):
         load_adapters(tmp_path, params, config, family)
+    with pytest.raises(T2GError, match=message):
+        check_adapters(tmp_path, config, family, rank=RANK)
+
+
+Q = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+
+
+def spoilt(weights, name, value):
+    weights[name].reshape(-1)[0] = value
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {}, "has no tensors"),
+        (
+            lambda w: w | {"other.lora_A.weight": w[Q.format(0, "A")]},
+            "no layer here .* other.lora_A",
+        ),
+        (lambda w: w | {Q.format(9, "A"): w[Q.format(0, "A")]}, r"no layer here .*layers\.9\."),
+        (lambda w: w | {Q.format(0, "magnitude_vector"): w[Q.format(0, "A")]}, "no layer here"),
+        (lambda w: drop(w, Q.format(1, "B")), r"layers\.1\..*lora_B.weight: .*found nothing"),
+        (lambda w: drop(w, Q.format(1, "A")), r"layers\.1\..*lora_A.weight: .*found nothing"),
+        (
+            lambda w: drop(w, Q.format(1, "A"), Q.format(1, "B")),
+            r"lacks the adapter of model\.layers\.1\.self_attn\.q_proj .*target_modules",
+        ),
+        (lambda w: w | {Q.format(0, "A"): w[Q.format(0, "A")][:2]}, r"expected \[4, 32\], found"),
+        (lambda w: spoilt(w, Q.format(2, "B"), np.nan), r"layers\.2\..*lora_B.*NaN or infinity"),
+        (lambda w: spoilt(w, Q.format(2, "A"), np.inf), r"layers\.2\..*lora_A.*NaN or infinity"),
+    ],
+    ids=[*("none", "module", "layer", "dora", "B", "A", "both", "rank", "nan", "infinity")],
+)
+def test_adapters_that_would_not_be_applied_are_refused(trained, tmp_path, change, message):
+    folder, family, config, params = trained
+    save_adapters(tmp_path, params, config, family, base=str(folder))
+    weights = change(load_file(tmp_path / WEIGHTS))
+    save_file({k: np.ascontiguousarray(v) for k, v in weights.items()}, tmp_path / WEIGHTS)
+    with pytest.raises(T2GError, match=message):
+        load_adapters(tmp_path, params, config, family)
+
+
+def drop(weights, *names):
+    return {name: value for name, value in weights.items() if name not in names}
+
+
+def test_a_pattern_of_modules_may_choose_some_layers(trained, tmp_path):
+    folder, family, config, params = trained
+    save_adapters(tmp_path, params, config, family, base=str(folder))
+    file = tmp_path / CONFIG
+    chosen = {"target_modules": r".*layers\.[02]\..*"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | chosen))
+    weights = load_file(tmp_path / WEIGHTS)
+    save_file({n: v for n, v in weights.items() if ".layers.1." not in n}, tmp_path / WEIGHTS)
+    check_adapters(tmp_path, config, family, rank=RANK)
+
+
+def test_pickled_adapters_are_never_read(trained, tmp_path):
+    folder, family, config, params = trained
+    save_adapters(tmp_path, params, config, family, base=str(folder))
+    (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(T2GError, match=r"adapter_model\.bin may run any code"):
+        load_adapters(tmp_path, params, config, family)
+
+
+def test_adapters_know_the_weights_that_they_were_trained_on(trained, tmp_path):
+    folder, family, config, params = trained
+    known = tensor_files.fingerprint(folder)
+    save_adapters(tmp_path, params, config, family, base="", fingerprint=known)
+    check_base(tmp_path, folder)
+    (tmp_path / BASE).write_text(json.dumps({"fingerprint": "0" * 16}))
+    with pytest.raises(T2GError, match=f"trained on other weights .fingerprint 0.*{known}"):
+        check_base(tmp_path, folder)
+    (tmp_path / BASE).write_text("[")
+    with pytest.raises(T2GError, match=r"base\.json is damaged"):
+        check_base(tmp_path, folder)
+    (tmp_path / BASE).unlink()
+    check_base(tmp_path, folder)

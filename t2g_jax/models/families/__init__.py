@@ -5,11 +5,13 @@ family, config = describe(folder)          # from its config.json
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from t2g_jax.errors import T2GError
+from t2g_jax.models import formats
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import (
     gemma2,
@@ -45,13 +47,14 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
         cannot be; the key is named.
     """
     if not (folder / "config.json").is_file():
-        name = (
-            "these are adapters: name them as lora.pretrained, and here the model they are for"
-            if (folder / "adapter_config.json").is_file()
-            else "name the folder of a Hugging Face model (config.json, *.safetensors and the "
-            "tokenizer's files)"
+        raise T2GError(
+            f"{folder} has no config.json"
+            + (
+                formats.instead(folder)
+                or "; name the folder of a Hugging Face model (config.json, *.safetensors and the "
+                "tokenizer's files)"
+            )
         )
-        raise T2GError(f"{folder} has no config.json; {name}")
     try:
         hf = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds: JSON, validation, unknown models
@@ -59,7 +62,10 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
         raise T2GError(f"{folder / 'config.json'} cannot be used: {said[:300]}") from error
     for family in FAMILIES:
         if hf.model_type in family.model_types:
-            return family, family.decoder_config(getattr(hf, "text_config", hf), folder)
+            family.check_keys(json.loads((folder / "config.json").read_text("utf-8")), hf, folder)
+            text = getattr(hf, "text_config", hf)
+            text.tie_word_embeddings = hf.tie_word_embeddings  # the LM head is the whole's
+            return family, family.decoder_config(text, folder)
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     raise T2GError(
         f"{folder / 'config.json'}: model_type is {hf.model_type!r}; the decoder can be {known}. "

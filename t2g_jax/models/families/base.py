@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from t2g_jax.errors import T2GError
+from t2g_jax.models import config_keys, config_rope
 from t2g_jax.models.decoder import DecoderConfig
-from t2g_jax.models.rope import Rope
 
 HFConfig = Any
 """A configuration of `transformers`, which brings the formats of many years to one form."""
@@ -40,14 +39,18 @@ class Family:
 
     model_types: what config.json calls it. names: of the tensors of a layer, by our path in it;
     "{expert}" stands for the number of an expert. particular: fields of `DecoderConfig` that differ
-    from Llama's, from a configuration of `transformers`. required: keys of a configuration with the
-    value that they must have. prefixes: that a tensor may have in place of those of a model for
-    text alone. ignored: prefixes of tensors that belong to no decoder.
+    from Llama's, from a configuration of `transformers`; ropes: likewise those of the frequencies.
+    reads: keys of config.json that this takes, and those that change nothing in this family though
+    they do in others. required: keys of a configuration with the value that they must have.
+    prefixes: that a tensor may have in place of those of a model for text alone. ignored: prefixes
+    of tensors that belong to no decoder.
     """
 
     model_types: tuple[str, ...]
     names: Mapping[str, str] = dataclasses.field(default_factory=lambda: LLAMA_NAMES)
     particular: Callable[[HFConfig], dict[str, Any]] = lambda hf: {}
+    ropes: Callable[[HFConfig], dict[str, Any]] = config_rope.read
+    reads: tuple[str, ...] = ()
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     prefixes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
@@ -61,11 +64,45 @@ class Family:
                     f"{folder / 'config.json'}: {key} is {found!r}; only {value!r} can be computed"
                 )
         try:
-            return DecoderConfig(**llama_shape(hf) | self.particular(hf))
+            return DecoderConfig(**llama_shape(hf) | self.ropes(hf) | self.particular(hf))
         except KeyError as error:
             raise T2GError(f"{folder / 'config.json'} has no {error}") from error
         except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
             raise T2GError(f"{folder / 'config.json'}: {error}") from error
+
+    def check_keys(self, found: Mapping[str, Any], hf: HFConfig, folder: Path) -> None:
+        """Checks that no key of config.json could change what is computed without being read.
+
+        Args:
+          found: the file.
+          hf: what `transformers` makes of it.
+          folder: for the error.
+
+        Raises:
+          T2GError: one could, or its weights are compressed.
+        """
+        file = folder / "config.json"
+        text = found.get("text_config") if hasattr(hf, "text_config") else None
+        parts = [(found, hf)] if text is None else [(found, hf), (text, hf.text_config)]
+        for part, made in parts:
+            if (how := config_keys.compression(part)) is not None:
+                raise T2GError(
+                    f"{file}: {how} says that the weights are compressed, and such weights cannot "
+                    "be trained; take the model's version in bfloat16. If they are not compressed, "
+                    "take that key out"
+                )
+            unknown = config_keys.unknown(
+                part,
+                type(made)().to_dict(),
+                known={*self.reads, *self.required},
+                sees=part is found and text is not None,
+            )
+            for key in unknown:
+                raise T2GError(
+                    f"{file}: {key} is {config_keys.shown(part[key])}, which may change what a "
+                    f"{hf.model_type} computes, and the decoder does not know it; take the key out "
+                    "if the model is the same without, as it is to `transformers`"
+                )
 
 
 def llama_shape(hf: HFConfig) -> dict[str, Any]:
@@ -81,58 +118,17 @@ def llama_shape(hf: HFConfig) -> dict[str, Any]:
         "mlp_width": hf.intermediate_size,
         "norm_epsilon": hf.rms_norm_eps,
         "tie_embeddings": bool(hf.tie_word_embeddings),
-        **ropes(hf),
-        **windows(hf),
     }
 
 
-def ropes(hf: HFConfig) -> dict[str, Rope]:
-    """`rope`, and `local_rope` where layers with a window have another."""
-    kinds = hf.rope_parameters
-    if "full_attention" not in kinds:
-        return {"rope": rope(kinds, hf)}
-    found = {"rope": rope(kinds["full_attention"], hf)}
-    local = rope(kinds["sliding_attention"], hf)
-    return found if local == found["rope"] else found | {"local_rope": local}
-
-
-def rope(parameters: Mapping[str, Any], hf: HFConfig) -> Rope:
-    """One entry of `rope_parameters`."""
-    kind, theta = parameters["rope_type"], float(parameters["rope_theta"])
-    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("rope_parameters: partial_rotary_factor must be 1")
-    if kind == "default":
-        return Rope(theta)
-    factor = float(parameters["factor"])
-    if kind == "linear":
-        return Rope(theta, "linear", factor)
-    trained = parameters.get("original_max_position_embeddings") or hf.max_position_embeddings
-    if kind == "llama3":
-        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-        return Rope(theta, "llama3", factor, trained, float(low), float(high))
-    if kind == "yarn":
-        low, high = parameters.get("beta_slow") or 1, parameters.get("beta_fast") or 32
-        magnitude = parameters.get("attention_factor")
-        if magnitude is None:
-            both = parameters.get("mscale"), parameters.get("mscale_all_dim")
-            top, bottom = both if all(both) else (1, 0)
-            magnitude = _mscale(factor, top) / _mscale(factor, bottom)
-        return Rope(theta, "yarn", factor, trained, float(low), float(high), float(magnitude))
-    raise ValueError(f"rope_type is {kind!r}; must be default, linear, llama3 or yarn")
-
-
 def windows(hf: HFConfig) -> dict[str, Any]:
-    """`window` and `local_layers`."""
-    window, kinds = getattr(hf, "sliding_window", None), getattr(hf, "layer_types", None)
-    if window is None:
-        return {}
-    if kinds is None:
-        return {"window": window}
+    """`window` and `local_layers` of a family whose layers have kinds."""
+    kinds = hf.layer_types
     if unknown := set(kinds) - {"full_attention", "sliding_attention"}:
         raise ValueError(f"layer_types has {', '.join(sorted(unknown))}, which cannot be computed")
     local = tuple(kind == "sliding_attention" for kind in kinds)
-    return {"window": window, "local_layers": local} if any(local) else {}
-
-
-def _mscale(factor: float, scale: float) -> float:
-    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+    if any(local) and hf.sliding_window is None:
+        raise ValueError(
+            "layer_types has sliding_attention, but sliding_window is null or not used"
+        )
+    return {"window": hf.sliding_window, "local_layers": local} if any(local) else {}

@@ -5,13 +5,18 @@ arXiv 2408.00118.
 
 from typing import Any
 
-from t2g_jax.models.families.base import LLAMA_NAMES, Family
+from t2g_jax.models.families.base import LLAMA_NAMES, Family, windows
 
 NAMES = LLAMA_NAMES | {
     "attention_out_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_out_norm": "post_feedforward_layernorm",
 }
+
+READS = (
+    *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"),
+    "hidden_act",  # not read: hidden_activation is what counts
+)
 
 
 def particular(hf: Any) -> dict[str, Any]:
@@ -25,6 +30,7 @@ def particular(hf: Any) -> dict[str, Any]:
         "attention_scale": hf.query_pre_attn_scalar**-0.5,
         "attention_softcap": hf.attn_logit_softcapping or 0.0,
         "final_softcap": hf.final_logit_softcapping or 0.0,
+        **windows(hf),
     }
 
 
@@ -32,5 +38,10 @@ FAMILY = Family(
     model_types=("gemma2",),
     names=NAMES,
     particular=particular,
-    required={"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": None},
+    reads=READS,
+    required={
+        "hidden_activation": "gelu_pytorch_tanh",
+        "use_bidirectional_attention": None,
+        "sliding_window_pattern": 2,
+    },
 )

@@ -4,6 +4,7 @@ Gemma 2 with normalised queries and keys in place of soft-caps, and five layers 
 have their own rotary frequencies, to one without.
 """
 
+from t2g_jax.models import config_rope
 from t2g_jax.models.families import gemma2
 from t2g_jax.models.families.base import QUERY_KEY_NORM, Family
 
@@ -11,6 +12,13 @@ FAMILY = Family(
     model_types=("gemma3_text", "gemma3"),
     names=gemma2.NAMES | QUERY_KEY_NORM,
     particular=lambda hf: gemma2.particular(hf) | {"query_key_norm": "head"},
+    ropes=config_rope.read_by_kind,
+    reads=(
+        *gemma2.READS,
+        "rope_local_base_freq",
+        "sliding_window_pattern",
+        "_sliding_window_pattern",
+    ),
     required={"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False},
     prefixes={
         "language_model.": "",

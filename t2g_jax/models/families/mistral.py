@@ -2,4 +2,8 @@
 
 from t2g_jax.models.families.base import Family
 
-FAMILY = Family(model_types=("mistral",), required={"hidden_act": "silu"})
+FAMILY = Family(
+    model_types=("mistral",),
+    particular=lambda hf: {"window": hf.sliding_window},  # of every layer, if there is one
+    required={"hidden_act": "silu"},
+)

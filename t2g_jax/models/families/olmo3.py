@@ -3,12 +3,14 @@
 arXiv 2512.13961.
 """
 
+from t2g_jax.models import config_rope
 from t2g_jax.models.families import olmo2
-from t2g_jax.models.families.base import Family
+from t2g_jax.models.families.base import Family, windows
 
 FAMILY = Family(
     model_types=("olmo3",),
     names=olmo2.FAMILY.names,
-    particular=olmo2.FAMILY.particular,
-    required={"hidden_act": "silu"},
+    particular=lambda hf: olmo2.FAMILY.particular(hf) | windows(hf),
+    ropes=config_rope.read_by_kind,
+    required={"hidden_act": "silu", "sliding_window_pattern": 4},
 )

@@ -15,14 +15,24 @@ FAMILY = Family(
         "mlp/expert_down": "mlp.experts.{expert}.down_proj",
     },
     particular=lambda hf: (
-        qwen3.FAMILY.particular(hf)
+        qwen3.particular(hf)
         | {
             "mlp_width": hf.moe_intermediate_size,
             "experts": hf.num_experts,
             "experts_per_token": hf.num_experts_per_tok,
             "normalise_experts": hf.norm_topk_prob,
+            "window": hf.sliding_window,  # of every layer, if there is one
         }
     ),
-    # A layer without experts would have other parameters than the rest.
-    required={"hidden_act": "silu", "decoder_sparse_step": 1, "mlp_only_layers": []},
+    reads=(
+        *("moe_intermediate_size", "norm_topk_prob"),
+        *("num_experts", "num_local_experts", "num_experts_per_tok"),
+    ),
+    required={
+        "hidden_act": "silu",
+        "use_qk_norm": True,
+        # A layer without experts would have other parameters than the rest.
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+    },
 )
