@@ -15,7 +15,7 @@ from typing import Any
 
 import jinja2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from t2g_jax import durable
 from t2g_jax.data.offsets import BYTE_OF, agreement, byte_offsets, decode_bytes, with_silent
@@ -60,6 +60,9 @@ _TODAY = (
 )
 # Says, in Hugging Face's format, which tokens end a completion.
 _GENERATION = "generation_config.json"
+# As a template writes the beginning or the end of a thought.
+_THOUGHT = re.compile(r"</?((?:\w+:)?(?:think(?:ing)?|thoughts?|reason(?:ing)?))>")
+_OTHER_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> None:
@@ -214,19 +217,30 @@ class ChatTokenizer:
           ValueError: as the constructor.
         """
         directory = Path(directory)
-        if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-            state = "has no tokenizer.json" if directory.is_dir() else "is no folder"
-            get = f"hf download <model> --include '*token*' '*.jinja' --local-dir {directory}"
-            raise FileNotFoundError(
-                f"{directory} {state}; make a tokenizer there with `train_tokenizer`, or get one "
-                f"with `{get}`"
+        if not (directory / "tokenizer.json").is_file():
+            other = [name for name in _OTHER_FILES if (directory / name).is_file()]
+            state = (
+                f"has {other[0]}, but no tokenizer.json, which is what is read"
+                if other
+                else "has no tokenizer.json"
+                if directory.is_dir()
+                else "is no folder"
             )
+            get = f"hf download <model> --include '*token*' '*.jinja' --local-dir {directory}"
+            make = (
+                "write one where `transformers` reads the other: "
+                "`AutoTokenizer.from_pretrained(folder).save_pretrained(folder)`"
+                if other
+                else "make a tokenizer there with `train_tokenizer`"
+            )
+            raise FileNotFoundError(f"{directory} {state}; get it with `{get}`, or {make}")
         # By its tokenizer_class, `transformers` 5 may split text otherwise than this file says.
-        described = (directory / "tokenizer.json").is_file()
-        reader: Any = PreTrainedTokenizerFast if described else AutoTokenizer
-        tokenizer = reader.from_pretrained(
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
+        tokenizer = _without_unknown_pad(tokenizer, directory)
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = _template_beside(directory)
         stop_ids = _stop_ids(directory / _GENERATION)
         return cls(tokenizer, template_options=template_options, stop_ids=stop_ids)
 
@@ -299,8 +313,8 @@ class ChatTokenizer:
 
         The template writes every control token, BOS among them: none is added, and none comes from
         a message. Messages of the assistant may hold added tokens that are not special (<think>).
-        Where the template has no place for a first system message (it refuses it, as Gemma 2's, or
-        leaves it out), that stands at the start of the user's first turn, before an empty line.
+        Where the template has no place for a first system message (see `takes_system`), that
+        stands at the start of the user's first turn, before an empty line.
 
         Args:
           messages: dicts of "role" (system, user, assistant or tool) and "content".
@@ -312,27 +326,47 @@ class ChatTokenizer:
         _check(messages)
         return self._encode(self._template(self._placed(messages), add_generation_prompt)).ids
 
-    def next_turn(self, user_text: str, *, ended: bool) -> list[int]:
+    def answer(self, text: str) -> list[int]:
+        """Tokens of a turn of the assistant that says `text` and ends, to follow its opening.
+
+        Where the template opens the turn with a thought (`<think>`) that the answer has none of,
+        it is closed first, as the template writes an answer without a thought.
+
+        Raises:
+          ValueError: the template writes such an answer otherwise than it opens the turn.
+        """
+        return [*self.without_thought(text), *self.encode(text), self.end_id]
+
+    def without_thought(self, text: str) -> list[int]:
+        """What stands before `text` in such a turn: nothing, or the end of an opened thought.
+
+        Nothing, too, if the text ends the thought itself. Raises as `answer`.
+        """
+        ends = any(tag[0].startswith("</") for tag in _THOUGHT.finditer(text))
+        return [] if ends else self._no_thought
+
+    def next_turn(
+        self, user_text: str, *, ended: bool, completion: Iterable[int] = ()
+    ) -> list[int]:
         """Tokens that follow a sampled completion: its end, the user's turn, the next opening.
 
         What was sampled stays as it was sampled. The tokens are those that the template writes
-        after an assistant's message in the middle of a conversation. An empty thought that opens
-        the turn (Qwen3 with `enable_thinking=False`) stays too, though the template leaves it out
-        of earlier turns.
+        after an assistant's message in the middle of a conversation. Thoughts stay too, though
+        most templates leave them out of earlier turns: the empty one that opens a turn (Qwen3 with
+        `enable_thinking=False`), and what was thought in one that was opened.
 
         Args:
           user_text: what the user says next.
           ended: whether the completion already ends with a stop token.
+          completion: what was sampled. If it was cut inside a thought, that is closed here, for
+            the user's turn is no part of it.
 
         Raises:
           ValueError: the template rewrites earlier turns, so that appending to them would not give
             the conversation it renders.
         """
-        opened = self._template([{"role": "user", "content": _QUESTION}], True)
         text, answer_end = self._after_answer(user_text)
-        same = agreement(opened, text)
-        left_out = self._spelled.sub("", opened[same:])
-        if left_out.strip() or not text[same:].lstrip().startswith(_ANSWER):
+        if not self._continues(self._opened, text):
             raise ValueError(
                 f"{self.name}: its chat template writes earlier turns differently from the turn "
                 "being sampled, so no turn can be appended; choose other template_options, or "
@@ -340,7 +374,11 @@ class ChatTokenizer:
             )
         ids = self._tokens_from(text, answer_end)
         end = self._first_control(ids)
-        return ids[end + 1 :] if ended and end is not None else ids
+        if ended:
+            return ids if end is None else ids[end + 1 :]
+        said = self._opened.rpartition(_QUESTION)[2] + self.decode(completion, skip_special=False)
+        tag = self._open_thought(said)
+        return ids if tag is None else [*self.encode(f"\n</{tag}>\n\n"), *ids]
 
     def offsets(self, ids: Iterable[int]) -> list[tuple[int, int]]:
         """Where each token is in `decode(ids)`, without encoding that text again.
@@ -364,16 +402,25 @@ class ChatTokenizer:
     # Rendering
 
     @cached_property
-    def _takes_system(self) -> bool:
-        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": _QUESTION}]
+    def takes_system(self) -> bool:
+        """Whether a system message has a place in the template where it stays.
+
+        The template may refuse it (Gemma 2), leave it out, or have it in the last turn of the user
+        (Mistral Nemo), so that a conversation that goes on would not be the one that was begun. It
+        then stands at the start of the user's first turn, see `render`.
+        """
+        system = {"role": "system", "content": _SYSTEM}
         try:
-            return _SYSTEM in self._template(messages, True)
+            opened = self._template([system, {"role": "user", "content": _QUESTION}], True)
+            if _SYSTEM not in opened:
+                return False
+            return self._continues(opened, self._after_answer(_QUESTION, before=[system])[0])
         except ValueError:
             return False
 
     def _placed(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The messages, a system message in front being part of the next if it must be."""
-        if [m["role"] for m in messages[:2]] != ["system", "user"] or self._takes_system:
+        if [m["role"] for m in messages[:2]] != ["system", "user"] or self.takes_system:
             return messages
         system, first, *rest = messages
         return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
@@ -411,10 +458,52 @@ class ChatTokenizer:
         )
         return text.replace(mark, "")
 
-    def _after_answer(self, user_text: str) -> tuple[str, int]:
+    @cached_property
+    def _opened(self) -> str:
+        """A question and the opening of its answer."""
+        return self._template([{"role": "user", "content": _QUESTION}], True)
+
+    def _continues(self, opened: str, text: str) -> bool:
+        """Whether a conversation goes on as `opened` ends, but for a thought, with the answer."""
+        same = agreement(opened, text)
+        left_out = self._spelled.sub("", opened[same:])
+        goes_on = _THOUGHT.sub("", self._unspelled(text[same:]))
+        return not left_out.strip() and goes_on.lstrip().startswith(_ANSWER)
+
+    def _open_thought(self, text: str) -> str | None:
+        """The tag of a thought that a turn of the assistant has begun and not ended."""
+        tags = list(_THOUGHT.finditer(self._unspelled(text)))
+        return None if not tags or tags[-1][0].startswith("</") else tags[-1][1]
+
+    @cached_property
+    def _no_thought(self) -> list[int]:
+        """What ends the thought that a turn opens with, if it does, before an answer."""
+        if self._open_thought(self._opened.rpartition(_QUESTION)[2]) is None:
+            return []
+        messages = [
+            {"role": "user", "content": _QUESTION},
+            {"role": "assistant", "content": _ANSWER},
+        ]
+        written, at = self._template(messages, False), len(self._opened)
+        end = written.find(_ANSWER)
+        if not written.startswith(self._opened) or end < at:
+            raise ValueError(
+                f"{self.name}: its chat template opens each turn with a thought, and has no way to "
+                "write an answer without one, so none can be demonstrated; set sft.steps to 0, or "
+                "tokenizer.template_options (enable_thinking: false, if it has that)"
+            )
+        return list(self._encode(written[at:end]).ids)
+
+    def _unspelled(self, text: str) -> str:
+        """Control tokens as they are known."""
+        known = {spelled: token for token, spelled in self._spelling.items()}
+        return self._spelled.sub(lambda match: known[match[0]], text)
+
+    def _after_answer(self, user_text: str, *, before: Sequence[Message] = ()) -> tuple[str, int]:
         """A conversation of question, answer and `user_text`, and where its answer ends."""
         roles, contents = ("user", "assistant", "user"), (_QUESTION, _ANSWER, user_text)
-        messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        turns = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
+        messages = [*before, *turns]
         text = self._template(messages, True)
         at = text.find(_ANSWER)
         if at < 0:
@@ -511,6 +600,45 @@ def _check(messages: Sequence[Message]) -> None:
             raise ValueError(f"a message has a role and a content of text, got {message!r}")
         if message["role"] not in _ROLES:
             raise ValueError(f"role {message['role']!r} is none of {', '.join(_ROLES)}")
+
+
+def _without_unknown_pad(
+    tokenizer: PreTrainedTokenizerFast, directory: Path
+) -> PreTrainedTokenizerFast:
+    """The same tokenizer; without its pad_token if tokenizer.json does not have that.
+
+    `transformers` would add it, as one token more than the model has rows.
+    """
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    pad = tokenizer.pad_token
+    if pad is None or backend.token_to_id(str(pad)) is not None:
+        return tokenizer
+    names = {k: v for k, v in tokenizer.special_tokens_map.items() if k != "pad_token"}
+    known = backend.get_vocab(with_added_tokens=True)
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().items()
+    more = [token for _, token in sorted(added) if token.content not in known | {str(pad): 0}]
+    backend.add_tokens(more)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        name_or_path=tokenizer.name_or_path,
+        chat_template=tokenizer.chat_template,
+        clean_up_tokenization_spaces=False,
+        **names,
+    )
+
+
+def _template_beside(directory: Path) -> str | None:
+    """The template in chat_template.json, where processors of models that see have theirs."""
+    file = directory / "chat_template.json"
+    if not file.is_file():
+        return None
+    try:
+        template = json.loads(file.read_text("utf-8"))["chat_template"]
+        if not isinstance(template, str):
+            raise TypeError("chat_template is no text")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; repair or delete it") from error
+    return template
 
 
 def _stop_ids(path: Path) -> list[int]:

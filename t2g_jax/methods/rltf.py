@@ -180,6 +180,6 @@ class RLTFFeedbackModelling(GRPOMultiTurn):
 def feedback_row(context: Context, turn: Turn, feedback: Critique) -> Row:
     """x, y, the request for a critique, and the critique, whose tokens are learned."""
     tokenizer = context.tokenizer
-    critique = [*tokenizer.encode(feedback.text), tokenizer.end_id]
+    critique = tokenizer.answer(feedback.text)
     asked = [*turn.prompt, *turn.tokens, *critique_request(context, turn.tokens)]
     return row((asked, {}), (critique, {"nll_weight": 1.0}))

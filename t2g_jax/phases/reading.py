@@ -56,6 +56,8 @@ def translated(context: Context, reading: Context, answer: Answer) -> tuple[Answ
     prompt, completion = answer
     text = context.tokenizer.decode(completion)
     tokens, offsets = reading.tokenizer.encode_with_offsets(text)
+    before = reading.tokenizer.without_thought(text)
+    tokens, offsets = [*before, *tokens], [*[(0, 0)] * len(before), *offsets]
     if len(completion) and int(completion[-1]) in context.tokenizer.stop_ids:
         tokens, offsets = [*tokens, reading.tokenizer.end_id], [*offsets, (len(text), len(text))]
     return (reading.prompt(_question(context, prompt)), tokens), offsets

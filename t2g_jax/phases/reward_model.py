@@ -132,7 +132,7 @@ def training_row(context: Context, record: AnnotationRecord, reading: Context | 
         answer, theirs = translated(context, reading, answer)
         spans = carry_spans(_spans(record), text, mine, theirs)
         labels = np.sign(token_labels(spans, len(theirs)))
-    critique = [*reading.tokenizer.encode(record.critique), reading.tokenizer.end_id]
+    critique = reading.tokenizer.answer(record.critique)
     return reward_model_row(reading, answer, critique=critique, labels=labels)
 
 

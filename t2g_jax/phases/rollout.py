@@ -38,7 +38,9 @@ class Turn:
 
     def after_feedback(self, context: Context, feedback: str) -> list[int]:
         """The prompt x₁ = x₀, y₀, feedback: the same tokens, never re-encoded."""
-        opened = context.tokenizer.next_turn(feedback, ended=self.completion.ended)
+        opened = context.tokenizer.next_turn(
+            feedback, ended=self.completion.ended, completion=self.tokens
+        )
         return [*self.prompt, *self.tokens, *opened]
 
 

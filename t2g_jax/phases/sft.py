@@ -95,7 +95,7 @@ def demonstration(
     """
     tokenizer = context.tokenizer
     learn, given = {"nll_weight": 1.0}, {"nll_weight": 0.0}
-    attempt = [*tokenizer.encode(first), tokenizer.end_id]
+    attempt = tokenizer.answer(first)
     prompt: tuple[Any, Any] = (context.prompt(example.prompt), given)
     parts = [prompt, (attempt, learn)]
     if isinstance(feedback, Critique):
@@ -105,7 +105,7 @@ def demonstration(
         else:
             asked = [*parts, (tokenizer.next_turn(feedback.text, ended=True), given)]
             answer = context.task.solve(example)
-        whole = [*asked, ([*tokenizer.encode(answer), tokenizer.end_id], learn)]
+        whole = [*asked, (tokenizer.answer(answer), learn)]
         if context.has_room([], sum(len(tokens) for tokens, _ in whole)):
             parts = whole
     return row(*parts)

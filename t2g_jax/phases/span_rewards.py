@@ -171,4 +171,4 @@ class RewardModel:
 
 def critique_request(context: Context, completion: Tokens) -> list[int]:
     ended = len(completion) > 0 and int(completion[-1]) in context.tokenizer.stop_ids
-    return context.tokenizer.next_turn(CRITIQUE_REQUEST, ended=ended)
+    return context.tokenizer.next_turn(CRITIQUE_REQUEST, ended=ended, completion=completion)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from family_tokenizers import FAMILIES, byte_template, llama3, qwen3
+from family_tokenizers import FAMILIES, byte_template, llama3, nemo, qwen3, qwen35, qwq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -178,6 +178,76 @@ def test_with_thinking_the_thought_is_sampled_and_stays_as_sampled():
     assert think not in tokenizer.next_turn("again", ended=True)
 
 
+OPEN = "<|im_start|>assistant\n<think>\n"
+
+
+def test_an_answer_closes_the_thought_that_its_turn_opens_with():
+    """As the template itself writes one without a thought."""
+    tokenizer = qwen35()
+    messages = [user("The cat"), assistant("sat")]
+    ids = [*tokenizer.render(messages[:1]), *tokenizer.answer("sat")]
+    assert written(tokenizer, ids).endswith(OPEN + "\n</think>\n\nsat<|im_end|>")
+    whole = written(tokenizer, tokenizer.render(messages, add_generation_prompt=False))
+    assert written(tokenizer, ids) + "\n" == whole
+    think, end = (id_of(tokenizer, token) for token in ("<think>", "</think>"))
+    assert (ids.count(think), ids.count(end)) == (1, 1)
+    # An answer that has a thought needs none closed for it.
+    thought = tokenizer.answer("hm\n</think>\n\nsat")
+    assert written(tokenizer, thought) == "hm\n</think>\n\nsat<|im_end|>"
+    assert qwen35(enable_thinking=False).answer("sat") == [*tokenizer.encode("sat"), ids[-1]]
+    assert TOKENIZERS["qwen3"].answer("sat")[:-1] == TOKENIZERS["qwen3"].encode("sat")
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_where_no_answer_without_a_thought_can_be_written_none_is_demonstrated(tokens):
+    tokenizer = qwq(tokens=tokens)
+    assert written(tokenizer, tokenizer.render([user("a")])).endswith(OPEN)
+    with pytest.raises(ValueError, match=r"opens each turn with a thought.*set sft\.steps to 0"):
+        tokenizer.answer("sat")
+
+
+def test_a_thought_in_ordinary_text_that_earlier_turns_lack_is_refused():
+    with pytest.raises(ValueError, match="writes earlier turns differently"):
+        qwq(tokens=False).next_turn("again", ended=True)
+
+
+@pytest.mark.parametrize("make", [qwen35, qwq])
+def test_a_turn_follows_a_thought_only_when_that_is_over(make):
+    tokenizer = make()
+    turn = "<|im_start|>user\nagain<|im_end|>\n" + OPEN
+
+    def following(said, *, ended=False):
+        sampled = [*tokenizer.encode(said), *[tokenizer.end_id] * ended]
+        return written(tokenizer, tokenizer.next_turn("again", ended=ended, completion=sampled))
+
+    assert following("hm\n</think>\n\nsat", ended=True) == "\n" + turn
+    assert following("hm\n</think>\n\nsat") == "<|im_end|>\n" + turn
+    assert following("hm, the cat") == "\n</think>\n\n<|im_end|>\n" + turn  # cut inside it
+    assert following("a</think>b<think>c") == "\n</think>\n\n<|im_end|>\n" + turn
+
+
+def test_a_thought_that_the_model_itself_began_is_closed_too():
+    qwen3 = TOKENIZERS["qwen3"]
+    cut = qwen3.encode("<think>\nhm")
+    closed = written(qwen3, qwen3.next_turn("again", ended=False, completion=cut))
+    assert closed.startswith("\n</think>\n\n<|im_end|>\n<|im_start|>user\nagain")
+
+
+def test_a_system_message_that_moves_to_the_last_question_stands_in_the_first():
+    """Mistral Nemo's template: the second turn would not follow the first as it was sampled."""
+    tokenizer = nemo()
+    assert not tokenizer.takes_system
+    messages = [system("Be brief."), user("The cat")]
+    one = tokenizer.render(messages)
+    assert one == tokenizer.hugging_face.apply_chat_template(messages)["input_ids"]
+    sampled = [*tokenizer.encode("sat"), tokenizer.end_id]
+    two = [*one, *sampled, *tokenizer.next_turn("on", ended=True)]
+    assert two == tokenizer.render([*messages, assistant("sat"), user("on")])
+    assert written(tokenizer, two) == "<s>[INST]Be brief.\n\nThe cat[/INST]sat</s>[INST]on[/INST]"
+    for name, family in FAMILIES.items():
+        assert TOKENIZERS[name].takes_system == (family.system != "refused")
+
+
 # Dates
 
 
@@ -227,6 +297,56 @@ def test_a_generation_config_of_another_model_is_an_error(tmp_path, text, reason
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(ValueError, match=reason):
         ChatTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["tokenizer.model", "tekken.json", "vocab.json"])
+def test_another_file_than_tokenizer_json_is_named(file, tmp_path):
+    (tmp_path / file).write_bytes(b"\x0a\x0b")
+    with pytest.raises(
+        FileNotFoundError, match=rf"has {file}, but no tokenizer\.json.*hf download"
+    ):
+        ChatTokenizer.load(tmp_path)
+
+
+def test_a_pad_token_that_the_tokenizer_does_not_have(tmp_path):
+    """`transformers` would add it, with an id that the model has no row for."""
+    tokenizer = TOKENIZERS["qwen2"]
+    tokenizer.hugging_face.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pad_token": "<my_pad>"}))
+    loaded = ChatTokenizer.load(tmp_path)
+    assert loaded.pad_id == loaded.end_id == tokenizer.end_id
+    assert loaded.vocab_size == tokenizer.vocab_size
+    assert loaded.render([user("The cat")]) == tokenizer.render([user("The cat")])
+    loaded.save(tmp_path / "again")
+    assert ChatTokenizer.load(tmp_path / "again").pad_id == loaded.pad_id
+
+
+def test_a_template_in_the_file_of_a_processor(tmp_path):
+    tokenizer = TOKENIZERS["gemma3"]
+    tokenizer.hugging_face.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    file = tmp_path / "chat_template.json"
+    with pytest.raises(ValueError, match="has no chat template"):
+        ChatTokenizer.load(tmp_path)
+    file.write_text(json.dumps({"chat_template": tokenizer.hugging_face.chat_template}))
+    messages = [user("The cat"), assistant("sat"), user("on")]
+    assert ChatTokenizer.load(tmp_path).render(messages) == tokenizer.render(messages)
+    for text in ("{", "{}", '{"chat_template": 3}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=r"chat_template\.json cannot be read"):
+            ChatTokenizer.load(tmp_path)
+
+
+def test_the_default_of_several_templates(tmp_path):
+    tokenizer = TOKENIZERS["qwen2"]
+    tokenizer.hugging_face.save_pretrained(tmp_path)
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text(
+        "{{ raise_exception('no') }}"
+    )
+    messages = [user("The cat"), assistant("sat"), user("on")]
+    assert ChatTokenizer.load(tmp_path).render(messages) == tokenizer.render(messages)
 
 
 @each

@@ -196,6 +196,50 @@ def qwen3(**options: bool) -> ChatTokenizer:
     return ChatTokenizer(wrapped, template_options=options, stop_ids=ids)
 
 
+# Opens each turn with a thought that the model ends. The first writes an answer without one as an
+# empty thought, if it is the last; the second (R1-Distill, QwQ) writes no thoughts at all.
+_QWEN35 = """\
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}{% if m['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}
+{%- set content = m['content'] %}{% set thought = '' %}
+{%- if m['role'] == 'assistant' and '</think>' in content %}
+{%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+{%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+{%- endif %}
+{%- if m['role'] == 'assistant' and loop.index0 > ns.last %}
+{%- set content = '<think>\\n' + thought + '\\n</think>\\n\\n' + content %}
+{%- endif %}
+{{- '<|im_start|>' + m['role'] + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+{{- '<|im_start|>assistant\\n<think>\\n' }}
+{%- if enable_thinking is defined and enable_thinking is false %}{{- '\\n</think>\\n\\n' }}
+{%- endif %}{% endif %}"""
+_QWQ = """\
+{%- for m in messages %}
+{%- set content = m['content'].split('</think>')[-1].lstrip('\\n') %}
+{{- '<|im_start|>' + m['role'] + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n<think>\\n' }}{% endif %}"""
+
+
+def _thinks(template: str, added: Sequence[str], options: dict[str, bool]) -> ChatTokenizer:
+    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    wrapped = _bytes(specials, "", template, added=added, eos_token="<|im_end|>")
+    return ChatTokenizer(wrapped, template_options=options)
+
+
+def qwen35(**options: bool) -> ChatTokenizer:
+    return _thinks(_QWEN35, ["<think>", "</think>"], options)
+
+
+def qwq(*, tokens: bool = True) -> ChatTokenizer:
+    """tokens: whether <think> is a token of its own."""
+    return _thinks(_QWQ, ["<think>", "</think>"] if tokens else [], {})
+
+
 # Roles are ordinary text, and one token is both the beginning and the end.
 _OLMO2 = """\
 {{- bos_token }}
@@ -321,6 +365,25 @@ def mistral() -> ChatTokenizer:
             eos_token="</s>",
         )
     )
+
+
+# The system message stands in the last question, wherever that is.
+_NEMO = """\
+{%- if messages[0]['role'] == 'system' %}
+{%- set system = messages[0]['content'] %}{% set messages = messages[1:] %}
+{%- endif %}
+{{- bos_token }}
+{%- for m in messages %}
+{%- if m['role'] == 'user' %}
+{%- set first = system + '\\n\\n' if loop.last and system is defined else '' %}
+{{- '[INST]' + first + m['content'] + '[/INST]' }}
+{%- else %}{{ m['content'] + eos_token }}{% endif %}
+{%- endfor %}"""
+
+
+def nemo() -> ChatTokenizer:
+    specials = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]"]
+    return ChatTokenizer(_bytes(specials, "", _NEMO, bos="<s>", eos_token="</s>"))
 
 
 _GEMMA = """\
