@@ -24,7 +24,6 @@ from t2g_jax.config import Config, config_hash
 from t2g_jax.data.dataset import write_dataset
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
-from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.judges.guard import name_of
@@ -186,7 +185,7 @@ class Notes:
     def end(self) -> tuple[list[AnnotationRecord], dict[str, int]]:
         """All records, and the number quarantined, by reason."""
         self._settle_failures()
-        records = records_of(self.journal, self.context.tokenizer)
+        records = records_of(self.journal, self.context)
         return records, dict(self.quarantine.counts)
 
     def __len__(self) -> int:
@@ -229,7 +228,7 @@ def notes_of(context: Context, batches: Sequence[Sequence[Example]]) -> Iterator
                         "annotate.samples_per_prompt as they were"
                     )
         # If a line is damaged, better said now than in the end.
-        for record in records_of(journal, context.tokenizer):
+        for record in records_of(journal, context):
             example = asked[record.id]
             if (record.prompt_id, record.prompt) != (example.id, example.prompt):
                 raise T2GError(
@@ -245,17 +244,20 @@ def record_id(place: int, sample: int) -> str:
     return f"{place}-{sample}"
 
 
-def records_of(journal: Journal, tokenizer: ChatTokenizer) -> list[AnnotationRecord]:
+def records_of(journal: Journal, context: Context) -> list[AnnotationRecord]:
     """The records in a journal.
 
+    A model may have more rows than its tokenizer has tokens, and sample one of those.
+
     Raises:
-      T2GError: an entry is none, or none of this tokenizer.
+      T2GError: an entry is none, or none of this model and tokenizer.
     """
+    tokenizer = context.tokenizer
     records = []
     for entry in journal:
         try:
             record = AnnotationRecord.from_example(entry)
-            validate(record, vocabulary=tokenizer.vocab_size)
+            validate(record, vocabulary=context.model.vocab_size)
             if tokenizer.decode(record.completion_tokens.tolist()) != record.completion:
                 raise T2GError("completion_tokens are not those of completion")
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
