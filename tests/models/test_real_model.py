@@ -56,14 +56,21 @@ def prompt():
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Folders of what a step of each method makes of the model."""
-    home = tmp_path_factory.mktemp("real")
-    given = CONFIG, "--model.pretrained", FOLDER, "--workdir", home / "run"
-    t2g("run", *given)
-    for method in METHODS:
-        t2g("export", *given, "--method", method, "--to", home / method, "--dtype", "float32")
-    return {method: home / method for method in METHODS}
+def workdir(tmp_path_factory):
+    """Of a run of a step of each method."""
+    workdir = tmp_path_factory.mktemp("real") / "run"
+    t2g("run", CONFIG, "--model.pretrained", FOLDER, "--workdir", workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def exported(workdir):
+    """Folders of what the steps made of the model."""
+    given = CONFIG, "--model.pretrained", FOLDER, "--workdir", workdir
+    folders = {method: workdir.with_name(method) for method in METHODS}
+    for method, folder in folders.items():
+        t2g("export", *given, "--method", method, "--to", folder, "--dtype", "float32")
+    return folders
 
 
 def load(folder):
@@ -95,7 +102,10 @@ def test_greedy_tokens_are_those_of_transformers(prompt):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_changes_the_linear_layers_and_nothing_else(exported, method):
+def test_a_step_changes_the_linear_layers_and_nothing_else(exported, workdir, method):
+    (step,) = (workdir / method.replace("-", "_") / "metrics.jsonl").read_text().splitlines()
+    if not json.loads(step)["grad_norm"]:
+        pytest.skip("the answers that it drew here are all as good: there is nothing to learn")
     before = safetensors.numpy.load_file(FOLDER / "model.safetensors")
     after = safetensors.numpy.load_file(exported[method] / "model.safetensors")
     assert set(before) == set(after)
