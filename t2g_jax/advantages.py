@@ -15,6 +15,9 @@ from t2g_jax.numerics import same_shape
 # Under the square root when dividing by a standard deviation, as the Text2Grad authors have it.
 VARIANCE_EPSILON = 1e-8
 
+# Values that are further apart by no more than so many units of their own rounding count as equal.
+ROUNDING = 8
+
 
 def gae(
     token_rewards: ArrayLike,
@@ -75,7 +78,8 @@ def _from_the_end(rewards, values, keep, gamma, gae_lambda):
 def whiten(x: ArrayLike, mask: ArrayLike, *, shift_mean: bool = True) -> jax.Array:
     """(x − mean) / √(var + 1e-8) over all masked entries, plus the mean unless `shift_mean`.
 
-    The variance is the unbiased one. Where fewer than two entries are on, it counts as 0.
+    The variance is the unbiased one. Where fewer than two entries are on, it counts as 0. Entries
+    that are equal, or differ by rounding only (see `ROUNDING`), deviate by 0 and not by 0 / 1e-4.
 
     Args:
       x: any shape, float.
@@ -90,8 +94,8 @@ def whiten(x: ArrayLike, mask: ArrayLike, *, shift_mean: bool = True) -> jax.Arr
     """
     x, mask = same_shape(x=x, mask=mask)
     keep = mask != 0
-    mean, variance = _moments(x, keep, axis=None)
-    whitened = (x - mean) / jnp.sqrt(variance + VARIANCE_EPSILON)
+    deviations, mean = _deviations(x, keep, axis=None)
+    whitened = _scaled(deviations, x, keep, axis=None)
     if not shift_mean:
         whitened = whitened + mean
     return lax.stop_gradient(jnp.where(keep, whitened, 0))
@@ -125,10 +129,11 @@ def turn_returns(rewards: ArrayLike, turn_mask: ArrayLike, *, gamma: float) -> j
     return lax.stop_gradient(jnp.where(keep, returns, 0))
 
 
-def group_centred(returns: ArrayLike, mask: ArrayLike, *, scale_by_std: bool = False) -> jax.Array:
+def group_centered(returns: ArrayLike, mask: ArrayLike, *, scale_by_std: bool = False) -> jax.Array:
     """Returns minus their mean over the group's trajectories that have them.
 
-    A = R − mean_G R, divided by √(var_G + 1e-8) (unbiased) if `scale_by_std`.
+    A = R − mean_G R, divided by √(var_G + 1e-8) (unbiased) if `scale_by_std`. A group whose returns
+    are equal gets 0, also if they differ by rounding and are to be scaled (see `ROUNDING`).
 
     GRPO, arXiv 2402.03300; without the division by the standard deviation as in Dr. GRPO,
     arXiv 2503.20783, and RLTF, arXiv 2602.02482.
@@ -147,11 +152,14 @@ def group_centred(returns: ArrayLike, mask: ArrayLike, *, scale_by_std: bool = F
     returns, mask = same_shape(returns=returns, mask=mask)
     _require_group_axis("returns", returns)
     keep = mask != 0
-    mean, variance = _moments(returns, keep, axis=1)
-    centred = returns - mean
+    centered, _ = _deviations(returns, keep, axis=1)
     if scale_by_std:
-        centred = centred / jnp.sqrt(variance + VARIANCE_EPSILON)
-    return lax.stop_gradient(jnp.where(keep, centred, 0))
+        centered = _scaled(centered, returns, keep, axis=1)
+    return lax.stop_gradient(centered)
+
+
+group_centred = group_centered
+"""The former spelling."""
 
 
 def leave_one_out(returns: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -159,14 +167,15 @@ def leave_one_out(returns: ArrayLike, mask: ArrayLike) -> jax.Array:
 
     Aᵢ = Rᵢ − 1/(n−1) Σ_{j≠i} Rⱼ = n/(n−1) (Rᵢ − mean_G R), n trajectories; 0 where there is one.
 
-    RLOO, "Back to Basics", Ahmadian et al., arXiv 2402.14740, Eq. 7: a baseline without bias.
+    RLOO, "Back to Basics", Ahmadian et al., arXiv 2402.14740, Eq. 7: a baseline that does not
+    depend on the sample that it is taken from, so that the policy gradient stays unbiased.
 
-    Args, returns, raises: see `group_centred`.
+    Args, returns, raises: see `group_centered`.
     """
     returns, mask = same_shape(returns=returns, mask=mask)
-    centred = group_centred(returns, mask)
+    centered = group_centered(returns, mask)
     size = jnp.sum(mask != 0, axis=1, keepdims=True)
-    return centred * size / jnp.maximum(size - 1, 1)
+    return centered * size / jnp.maximum(size - 1, 1)
 
 
 def first_turn(final_rewards: ArrayLike, first_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:
@@ -191,17 +200,35 @@ def first_turn(final_rewards: ArrayLike, first_rewards: ArrayLike, mask: ArrayLi
         final_rewards=final_rewards, first_rewards=first_rewards, mask=mask
     )
     _require_group_axis("final_rewards", final_rewards)
-    baseline = jnp.mean(first_rewards, axis=1, keepdims=True)
-    return lax.stop_gradient(jnp.where(mask != 0, final_rewards - baseline, 0))
+    # Less one of them, so that what is equal leaves exactly 0.
+    some = first_rewards[:, :1]
+    baseline = jnp.mean(first_rewards - some, axis=1, keepdims=True)
+    return lax.stop_gradient(jnp.where(mask != 0, final_rewards - some - baseline, 0))
 
 
-def _moments(x: jax.Array, keep: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
-    """Mean and unbiased variance over the kept entries, with the reduced axes kept."""
+def _deviations(x: jax.Array, keep: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
+    """Deviations of the kept entries from their mean, 0 elsewhere; and the mean, with its axes.
+
+    Taken from the largest entry first: the mean of equal numbers is rounded, their distance is not.
+    """
     size = jnp.sum(keep, axis=axis, keepdims=True)
-    mean = jnp.sum(jnp.where(keep, x, 0), axis=axis, keepdims=True) / jnp.maximum(size, 1)
-    squares = jnp.where(keep, (x - mean) ** 2, 0)
-    variance = jnp.sum(squares, axis=axis, keepdims=True) / jnp.maximum(size - 1, 1)
-    return mean, variance
+    largest = jnp.max(x, axis=axis, keepdims=True, where=keep, initial=-jnp.inf)
+    largest = jnp.where(size > 0, largest, 0)
+    below = jnp.where(keep, x - largest, 0)
+    mean = jnp.sum(below, axis=axis, keepdims=True) / jnp.maximum(size, 1)
+    return jnp.where(keep, below - mean, 0), largest + mean
+
+
+def _scaled(deviations: jax.Array, x: jax.Array, keep: jax.Array, axis: int | None) -> jax.Array:
+    """Deviations of x divided by √(unbiased variance + 1e-8); 0 if they are rounding alone."""
+    size = jnp.sum(keep, axis=axis, keepdims=True)
+    variance = jnp.sum(deviations**2, axis=axis, keepdims=True) / jnp.maximum(size - 1, 1)
+    magnitude, widest = (
+        jnp.max(jnp.abs(v), axis=axis, keepdims=True, where=keep, initial=0)
+        for v in (x, deviations)
+    )
+    equal = widest <= ROUNDING * jnp.finfo(x.dtype).eps * magnitude
+    return jnp.where(equal, 0, deviations / jnp.sqrt(variance + VARIANCE_EPSILON))
 
 
 def _require_group_axis(name: str, x: jax.Array) -> None:

@@ -122,6 +122,58 @@ def test_whiten_of_little():
     np.testing.assert_array_equal(advantages.whiten(np.array([5.0, 5.0]), np.ones(2)), 0)
 
 
+@pytest.mark.parametrize("count", [7, 1000])
+def test_equal_numbers_have_nothing_to_scale_up(count, precision):
+    """The mean of equal numbers is rounded; their distance from one another is not."""
+
+    @jax.jit
+    def of(x, mask):
+        return {
+            "whitened": advantages.whiten(x, mask),
+            "unshifted": advantages.whiten(x, mask, shift_mean=False),
+            "centered": advantages.group_centered(x, mask),
+            "scaled": advantages.group_centered(x, mask, scale_by_std=True),
+            "leave_one_out": advantages.leave_one_out(x, mask),
+            "first_turn": advantages.first_turn(x, x, mask),
+        }
+
+    some = np.ones((3, count))
+    some[:, 1::3] = 0
+    for value in (100.1, -1e6 / 3, 3e-5, 1e30):
+        x = precision.cast(np.full((3, count), value))
+        for mask in (np.ones((3, count)), some):
+            found = of(x, mask)
+            np.testing.assert_array_equal(found.pop("unshifted"), np.where(mask, x, 0))
+            for name, result in found.items():
+                np.testing.assert_array_equal(result, 0, err_msg=name)
+
+
+def test_rounding_is_not_scaled_up_and_little_more_than_that_is():
+    """0.1 + 0.2 and 0.3 are the same reward; 100 and 100.001 are not."""
+    ones, large = np.ones((1, 2), np.float32), np.float32(100.1)
+    next_one = np.nextafter(large, np.float32(200))
+    for pair in ([0.1 + 0.2, 0.3], [large, next_one]):
+        same = np.array([pair], np.float32)
+        np.testing.assert_array_equal(advantages.group_centered(same, ones, scale_by_std=True), 0)
+        np.testing.assert_array_equal(advantages.whiten(same, ones), 0)
+    apart = np.array([[100.0, 100.001]], np.float32)
+    distance = float(apart[0, 1]) - 100
+    expected = distance / 2 / np.sqrt(distance**2 / 2 + 1e-8)
+    scaled = advantages.group_centered(apart, ones, scale_by_std=True)
+    np.testing.assert_allclose(scaled, [[-expected, expected]], rtol=1e-3)
+
+
+def test_whiten_of_large_numbers_is_as_exact_as_of_small_ones(rng):
+    x = rng.integers(-50, 50, 1000)  # exact in float32, with and without the million
+    ones = np.ones(1000)
+    np.testing.assert_allclose(
+        advantages.whiten(np.float32(x + 1_000_000), ones),
+        advantages.whiten(np.float32(x), ones),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
 def test_turn_returns_by_hand():
     rewards = np.array([[1.0, 2.0, 4.0], [1.0, np.nan, 4.0]])
     mask = np.array([[1, 1, 1], [1, 0, 0]])
@@ -144,7 +196,7 @@ def test_turn_returns_match_a_loop(rng, gamma):
 
 
 @pytest.mark.parametrize("scale_by_std", [False, True])
-def test_group_centred_matches_numpy(rng, scale_by_std, precision):
+def test_group_centered_matches_numpy(rng, scale_by_std, precision):
     returns = precision.cast(rng.normal(size=(3, 5, 2)))
     mask = rng.random((3, 5, 2)) < 0.7
     mask[0, :, 0] = [True] + [False] * 4
@@ -158,7 +210,7 @@ def test_group_centred_matches_numpy(rng, scale_by_std, precision):
             if scale_by_std and len(inside) > 1:
                 centred /= np.sqrt(inside.var(ddof=1) + 1e-8)
             expected[prompt, keep, turn] = centred
-    centre = jax.jit(partial(advantages.group_centred, scale_by_std=scale_by_std))
+    centre = jax.jit(partial(advantages.group_centered, scale_by_std=scale_by_std))
     result = centre(np.where(mask, returns, np.nan), mask)
     precision.assert_close(result, expected)
 
@@ -194,8 +246,8 @@ def test_groups_masked_are_groups_sliced(rng):
     mask = np.broadcast_to(keep, returns.shape)
     for function in (
         advantages.leave_one_out,
-        advantages.group_centred,
-        partial(advantages.group_centred, scale_by_std=True),
+        advantages.group_centered,
+        partial(advantages.group_centered, scale_by_std=True),
     ):
         found = np.asarray(function(np.where(mask, returns, np.inf), mask))
         sliced = function(returns[:, keep], np.ones((2, 4)))
@@ -205,7 +257,7 @@ def test_groups_masked_are_groups_sliced(rng):
 
 def test_comparisons_need_a_group_axis():
     with pytest.raises(ValueError, match=r"returns .*\(3,\)"):
-        advantages.group_centred(jnp.ones(3), jnp.ones(3))
+        advantages.group_centered(jnp.ones(3), jnp.ones(3))
     with pytest.raises(ValueError, match=r"returns .*\(3,\)"):
         advantages.leave_one_out(jnp.ones(3), jnp.ones(3))
     with pytest.raises(ValueError, match=r"final_rewards .*\(3,\)"):
@@ -230,7 +282,7 @@ def test_no_gradient_flows_through_targets(rng):
         lambda x: sum(r.sum() for r in advantages.gae(x, x + y, mask)),
         lambda x: (y * advantages.whiten(x, mask)).sum(),
         lambda x: (y * advantages.turn_returns(x, mask, gamma=0.5)).sum(),
-        lambda x: (y * advantages.group_centred(x, mask, scale_by_std=True)).sum(),
+        lambda x: (y * advantages.group_centered(x, mask, scale_by_std=True)).sum(),
         lambda x: (y * advantages.leave_one_out(x, mask)).sum(),
         lambda x: (y * advantages.first_turn(x, x, mask)).sum(),
     ):
@@ -311,7 +363,7 @@ def test_reference_turn_advantages(rltf):
     rewards = np.stack([first, final], axis=-1)
     mask = np.stack([np.ones_like(had_second), had_second], axis=-1)
     returns = advantages.turn_returns(rewards, mask, gamma=assembly["gamma"])
-    result = advantages.group_centred(returns, mask)
+    result = advantages.group_centered(returns, mask)
     np.testing.assert_allclose(result, assembly["rl_advantages"], rtol=1e-5, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from t2g_jax.advantages import group_centred, leave_one_out
+from t2g_jax.advantages import group_centered, leave_one_out
 from t2g_jax.config import PolicyConfig, RolloutConfig
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
@@ -89,7 +89,7 @@ def compared(rewards: np.ndarray, took_place: np.ndarray, how: str, group_size: 
     if how == "leave_one_out":
         advantages = leave_one_out(*grouped)
     else:
-        advantages = group_centred(*grouped, scale_by_std=how == "scaled")
+        advantages = group_centered(*grouped, scale_by_std=how == "scaled")
     return np.asarray(advantages).reshape(rewards.shape)
 
 
