@@ -6,7 +6,15 @@ name, `t2g_jax.models` and so on.
 """
 
 from t2g_jax import advantages, kl, logprobs, losses, reductions, spans
-from t2g_jax.advantages import first_turn, gae, group_centred, leave_one_out, turn_returns, whiten
+from t2g_jax.advantages import (
+    first_turn,
+    gae,
+    group_centered,
+    group_centred,
+    leave_one_out,
+    turn_returns,
+    whiten,
+)
 from t2g_jax.logprobs import (
     LogProbs,
     distillation_from_hidden,
@@ -46,6 +54,7 @@ __all__ = [
     "first_turn",
     "full_kl_from_hidden",
     "gae",
+    "group_centered",
     "group_centred",
     "gspo",
     "importance_ratio",

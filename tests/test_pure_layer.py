@@ -58,6 +58,20 @@ CASES = {
         )
         for packed, segments in PACKED.items()
     },
+    "sequence_ratio_sum": Case(
+        partial(losses.sequence_ratio, mean=False), ("logprobs", "sampled_logprobs", "mask")
+    ),
+    **{
+        f"clip_acts_{surrogate}": Case(
+            partial(losses.clip_acts, surrogate, epsilon_low=0.2, epsilon_high=0.3),
+            ("ratio", "advantages"),
+            differentiable=False,
+        )
+        for surrogate in ("ppo", "cispo")
+    },
+    "value_clip_acts": Case(
+        losses.value_clip_acts, ("values", "old_values", "returns"), differentiable=False
+    ),
     "clipped_value": Case(losses.clipped_value, ("values", "old_values", "returns")),
     "self_distillation_none": Case(
         partial(losses.self_distillation, logprob_floor=-3.0), ("logprobs", "advantages")
@@ -70,6 +84,11 @@ CASES = {
         )
         for correction in ("importance", "ppo", "cispo")
     },
+    "self_distillation_sequence_importance": Case(
+        partial(losses.self_distillation, correction="sequence_importance", logprob_floor=-3.0),
+        (*DISTILLED, "mask"),
+        weighs_by_ratio=True,
+    ),
     "self_distillation_weighted": Case(
         losses.self_distillation, ("logprobs", "advantages", "token_weights")
     ),
@@ -82,13 +101,19 @@ CASES = {
         partial(losses.span_reward_cross_entropy, class_weights=(2.0, 0.5, 1.0)),
         ("logits_of_3", "labels"),
     ),
+    "span_reward_cross_entropy_severity": Case(
+        losses.span_reward_cross_entropy, ("logits_of_3", "severities")
+    ),
+    "span_probabilities": Case(
+        partial(losses.span_probabilities, class_weights=(2.0, 0.5, 1.0)), ("logits_of_3",)
+    ),
     "gae": Case(advantages.gae, ("token_rewards", "values", "mask"), differentiable=False),
     "whiten": Case(advantages.whiten, ("x", "mask"), differentiable=False, by_row=False),
     "turn_returns": Case(
         partial(advantages.turn_returns, gamma=0.1), ("rewards", "turn_mask"), differentiable=False
     ),
-    "group_centred": Case(
-        partial(advantages.group_centred, scale_by_std=True),
+    "group_centered": Case(
+        partial(advantages.group_centered, scale_by_std=True),
         ("returns", "mask"),
         differentiable=False,
     ),
@@ -128,6 +153,10 @@ CASES = {
 }
 
 
+NAMES = {"logits_of_3": "logits", "severities": "labels"}
+"""Arguments that functions know by another name."""
+
+
 def _inputs(case: Case) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (ROWS, TOKENS)
@@ -137,6 +166,7 @@ def _inputs(case: Case) -> dict[str, np.ndarray]:
         "token_weights": lambda: rng.integers(0, 3, shape).astype(np.float64),
         "tokens": lambda: rng.integers(0, VOCABULARY, shape),
         "labels": lambda: rng.integers(-1, 2, shape),
+        "severities": lambda: rng.uniform(-1, 1, shape),
         "segment_ids": lambda: np.sort(rng.integers(0, 3, shape), axis=-1),
         "starts": lambda: rng.integers(0, 6, shape),
         "ends": lambda: rng.integers(3, 9, shape),
@@ -166,8 +196,7 @@ def _cast(inputs, dtype):
 
 
 def _call(case: Case, inputs: dict):
-    names = {"logits_of_3": "logits"}
-    return case.function(**{names.get(name, name): x for name, x in inputs.items()})
+    return case.function(**{NAMES.get(name, name): x for name, x in inputs.items()})
 
 
 JITTED = {name: jax.jit(partial(_call, case)) for name, case in CASES.items()}
@@ -292,10 +321,11 @@ def test_padding_has_no_effect(case, run):
 @each_case
 def test_shape_mismatches_name_both_arguments(case, run):
     inputs = _cast(_inputs(case), np.float32)
-    first, *others = ("logits" if name == "logits_of_3" else name for name in case.arguments)
+    first, *others = case.arguments
     for name in others:
         wrong = inputs | {name: inputs[name][1:]}
-        with pytest.raises(ValueError, match=rf"(?=.*\b{first}\b)(?=.*\b{name}\b)") as error:
+        both = rf"(?=.*\b{NAMES.get(first, first)}\b)(?=.*\b{NAMES.get(name, name)}\b)"
+        with pytest.raises(ValueError, match=both) as error:
             run(wrong)
         shapes = {str(x.shape) for x in wrong.values()}
         assert sum(shape in str(error.value) for shape in shapes) == 2

@@ -1,20 +1,27 @@
 """Losses to minimise: unreduced [B, T] values; `t2g_jax.reductions` divides."""
 
-from t2g_jax.losses.distillation import logit_distillation, self_distillation
+from t2g_jax.losses.distillation import Correction, logit_distillation, self_distillation
 from t2g_jax.losses.feedback import feedback_nll
 from t2g_jax.losses.policy_gradient import (
     cispo,
+    clip_acts,
     clipped_surrogate,
     gspo,
     importance_ratio,
     reinforce,
     sequence_ratio,
 )
-from t2g_jax.losses.span_reward import span_reward_cross_entropy
-from t2g_jax.losses.value import clipped_value
+from t2g_jax.losses.span_reward import (
+    span_probabilities,
+    span_reward_cross_entropy,
+    span_targets,
+)
+from t2g_jax.losses.value import clipped_value, value_clip_acts
 
 __all__ = [
+    "Correction",
     "cispo",
+    "clip_acts",
     "clipped_surrogate",
     "clipped_value",
     "feedback_nll",
@@ -24,5 +31,8 @@ __all__ = [
     "reinforce",
     "self_distillation",
     "sequence_ratio",
+    "span_probabilities",
     "span_reward_cross_entropy",
+    "span_targets",
+    "value_clip_acts",
 ]

@@ -5,7 +5,7 @@ minimise.
 """
 
 import math
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,10 @@ from jax.typing import ArrayLike
 
 from t2g_jax.kl import divergence
 from t2g_jax.losses.feedback import weighted
-from t2g_jax.losses.policy_gradient import cispo, clipped_surrogate, reinforce
+from t2g_jax.losses.policy_gradient import cispo, clipped_surrogate, reinforce, sequence_ratio
 from t2g_jax.numerics import same_shape
 
-Correction = Literal["none", "importance", "ppo", "cispo"]
+Correction = Literal["none", "importance", "sequence_importance", "ppo", "cispo"]
 
 
 def self_distillation(
@@ -31,15 +31,23 @@ def self_distillation(
     epsilon_high: float = 0.2,
     logprob_floor: float | None = None,
     token_weights: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
 ) -> jax.Array:
     """Learning a revised answer y₁ as if it had been the first: w · loss(log π(y₁ | x₀), A).
 
     y₁ was sampled from π(· | x₁), whose prompt x₁ holds the first attempt and the feedback. With
-    ρ = exp(log π(y₁ | x₀) − log π_sampled(y₁)), A is commonly `advantages.first_turn` and the loss
-      none        −A log π                    advantage-weighted regression, the authors' choice
-      importance  −sg[ρ] A log π              unbiased for the policy gradient at x₀, token by token
-      ppo         max(−ρA, −clip(ρ) A)        see `clipped_surrogate`
-      cispo       −sg[clip(ρ)] A log π        see `cispo`
+    ρₜ = exp(log π(yₜ | x₀) − log π_sampled(yₜ)), A is commonly `advantages.first_turn` and the loss
+      none                 −A log π              advantage-weighted regression, the authors' choice
+      importance           −sg[ρₜ] A log π       weighs each token by its own ratio alone
+      sequence_importance  −sg[Πₜ ρₜ] A log π    weighs a sequence by the ratio of all its tokens
+      ppo                  max(−ρA, −clip(ρ) A)  see `clipped_surrogate`
+      cispo                −sg[clip(ρ)] A log π  see `cispo`
+
+    Only sequence_importance is unbiased for the policy gradient E_{y ~ π(·|x₀)}[A(y) ∇log π(y|x₀)]
+    (as a sum over tokens; up to the ratio's clip at e^±20), at the price of a variance that grows
+    with the length. The others are biased: importance leaves out how likely the tokens before t and
+    after t were to be sampled.
 
     RLTF-SD, arXiv 2602.02482. With correction none and A = 1 on correct y₁, 0 elsewhere, it is
     rejection-sampling SFT.
@@ -57,23 +65,23 @@ def self_distillation(
       logprob_floor: tokens less likely than this from x₀ are dropped: loss 0, no gradient. Judged
         by old_logprobs, or by logprobs without it. The authors' value is −5.
       token_weights: [B, T] float, w, for instance from the critique's spans. No gradient.
+      mask, segment_ids: [B, T], which tokens make up y₁ and which sequence of a packed row they
+        belong to, see `sequence_ratio`; for sequence_importance, which needs the mask.
 
     Returns:
       [B, T]; NaN without a gradient where an input is not finite and the token is not dropped.
 
     Raises:
-      ValueError: shapes differ, the correction is unknown, or it needs a ratio and neither
-        teacher_logprobs nor old_logprobs is given.
+      ValueError: shapes differ, the correction is unknown, it needs a ratio and neither
+        teacher_logprobs nor old_logprobs is given, or a mask and there is none.
     """
     given = {"old_logprobs": old_logprobs, "teacher_logprobs": teacher_logprobs}
     given = {name: array for name, array in given.items() if array is not None}
     logprobs, advantages, *_ = same_shape(logprobs=logprobs, advantages=advantages, **given)
     sampled_logprobs = old_logprobs if teacher_logprobs is None else teacher_logprobs
 
-    if correction not in ("none", "importance", "ppo", "cispo"):
-        raise ValueError(
-            f"correction must be 'none', 'importance', 'ppo' or 'cispo', not {correction!r}"
-        )
+    if correction not in get_args(Correction):
+        raise ValueError(f"correction must be one of {get_args(Correction)}, not {correction!r}")
     if correction == "none":
         loss = reinforce(logprobs, advantages)
     elif sampled_logprobs is None:
@@ -85,6 +93,15 @@ def self_distillation(
         loss = cispo(
             logprobs, sampled_logprobs, advantages, epsilon_low=math.inf, epsilon_high=math.inf
         )
+    elif correction == "sequence_importance":
+        if mask is None:
+            raise ValueError(
+                "correction 'sequence_importance' needs mask: the tokens that make up y₁"
+            )
+        ratio = sequence_ratio(
+            logprobs, sampled_logprobs, mask, segment_ids=segment_ids, mean=False
+        )
+        loss = reinforce(logprobs, lax.stop_gradient(ratio) * advantages)
     else:
         clip = clipped_surrogate if correction == "ppo" else cispo
         loss = clip(

@@ -4,6 +4,8 @@ No gradient flows to advantages or old log-probabilities. A token with a non-fin
 loss and no gradient, so what sits in padding cannot reach a parameter.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -133,14 +135,18 @@ def sequence_ratio(
     mask: ArrayLike,
     *,
     segment_ids: ArrayLike | None = None,
+    mean: bool = True,
 ) -> jax.Array:
     """s = exp(mean over the sequence of log π − log π_sampled), told to all its tokens.
+
+    The log-ratio is clipped to ±20.
 
     Args:
       logprobs, sampled_logprobs: [B, T] float, see `importance_ratio`.
       mask: [B, T] bool or float, not 0 on the tokens that are averaged.
       segment_ids: [B, T] int, which sequence of a packed row a token belongs to; its tokens lie
         side by side. None: each row is one.
+      mean: False takes the sum instead: s is then π(y) / π_sampled(y) of the whole sequence.
 
     Returns:
       [B, T]; 1 on sequences without tokens.
@@ -154,9 +160,54 @@ def sequence_ratio(
     log_ratio = logprobs - lax.stop_gradient(sampled)
     counted = (jnp.asarray(mask) != 0).astype(log_ratio.dtype)
     total = sequence_sum(log_ratio, counted, segment_ids=segment_ids)
-    length = sequence_sum(counted, counted, segment_ids=segment_ids)
-    mean = total / jnp.maximum(length, 1)
-    return jnp.where(ok, jnp.exp(jnp.clip(mean, -MAX_LOG_RATIO, MAX_LOG_RATIO)), jnp.nan)
+    if mean:
+        total /= jnp.maximum(sequence_sum(counted, counted, segment_ids=segment_ids), 1)
+    return jnp.where(ok, jnp.exp(jnp.clip(total, -MAX_LOG_RATIO, MAX_LOG_RATIO)), jnp.nan)
+
+
+def clip_acts(
+    surrogate: Literal["ppo", "gspo", "cispo", "reinforce"],
+    ratio: ArrayLike,
+    advantages: ArrayLike,
+    *,
+    epsilon_low: float,
+    epsilon_high: float,
+) -> jax.Array:
+    """Where a surrogate's clip changes the loss; a ratio outside the range alone does not tell.
+
+      ppo, gspo   ρ > 1 + ε_high and A > 0, or ρ < 1 − ε_low and A < 0: the clipped branch is the
+                  larger loss, and the token has no gradient. Otherwise the clip lets go, as the
+                  update would bring ρ back.
+      cispo       ρ outside [1 − ε_low, 1 + ε_high] and A ≠ 0: the weight is another.
+      reinforce   nowhere, as it clips nothing.
+
+    For ppo and gspo as TRL and verl count, for cispo as verl does.
+
+    Args:
+      surrogate: whose clip.
+      ratio, advantages: [B, T] float; the ratio is that of a token or of its sequence.
+      epsilon_low, epsilon_high: the surrogate's clip range below and above 1.
+
+    Returns:
+      [B, T] bool, False where an input is not finite.
+
+    Raises:
+      ValueError: shapes differ, or the surrogate is unknown.
+    """
+    ok, ratio, advantages = defined(ratio=ratio, advantages=advantages)
+    below, above = ratio < 1 - epsilon_low, ratio > 1 + epsilon_high
+    match surrogate:
+        case "ppo" | "gspo":
+            acts = (below & (advantages < 0)) | (above & (advantages > 0))
+        case "cispo":
+            acts = (below | above) & (advantages != 0)
+        case "reinforce":
+            acts = jnp.zeros_like(ok)
+        case _:
+            raise ValueError(
+                f"surrogate must be 'ppo', 'gspo', 'cispo' or 'reinforce', not {surrogate!r}"
+            )
+    return ok & acts
 
 
 def reinforce(logprobs: ArrayLike, advantages: ArrayLike) -> jax.Array:

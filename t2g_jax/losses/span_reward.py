@@ -1,4 +1,4 @@
-"""The span-reward head's loss: is a token part of a good, a poor or no span?"""
+"""The span-reward head: its loss, and what its logits say of a token: good, poor or no span?"""
 
 from collections.abc import Sequence
 
@@ -8,21 +8,28 @@ from jax.typing import ArrayLike
 
 from t2g_jax.numerics import as_float
 
+ClassWeights = ArrayLike | Sequence[float]
+
 
 def span_reward_cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     *,
-    class_weights: ArrayLike | Sequence[float] | None = None,
+    class_weights: ClassWeights | None = None,
 ) -> jax.Array:
-    """−w_y log softmax(logits)_y, y the class of the label, unreduced, to minimise.
+    """−Σ_c w_c q_c log softmax(logits)_c, q the target of the label, unreduced, to minimise.
+
+    The target of a label −1, 0 or +1 is its class alone, and the loss −w_y log softmax(logits)_y.
+    A severity s between them is shared out, see `span_targets`: the expected reward of the
+    distribution that minimises the loss is then the mean severity, as Σ_c q_c · (−1, 0, 1)_c = s.
 
     Args:
       logits: [..., 3] float, for poor, neutral and good in this order.
-      labels: [...] int (or whole floats), −1 poor, 0 neutral, +1 good. Any other value means not
+      labels: [...] float or int in [−1, 1], −1 poor, 0 neutral, +1 good. Any other value means not
         labelled: loss 0 and no gradient.
       class_weights: [3] float in the same order, 1 by default. Neutral tokens dominate, so give
-        them less. The loss is not divided by the weights.
+        them less. The loss is not divided by the weights; what is learned is p_w ∝ w · p, see
+        `span_probabilities`.
 
     Returns:
       [...], nats; NaN without a gradient where logits are not finite.
@@ -36,10 +43,56 @@ def span_reward_cross_entropy(
             "logits must have the shape of labels and an axis of 3 classes, but logits has shape "
             f"{logits.shape} and labels has shape {labels.shape}"
         )
+    weights = _weights(class_weights)
+    ok = jnp.all(jnp.isfinite(logits), axis=-1)
+    log_probs = jax.nn.log_softmax(jnp.where(ok[..., None], logits, 0))
+    loss = -jnp.sum(span_targets(labels) * weights * log_probs, axis=-1)
+    return jnp.where(ok, loss, jnp.nan)
+
+
+def span_targets(labels: ArrayLike) -> jax.Array:
+    """The distribution over poor, neutral and good that a label s stands for.
+
+    q = (max(−s, 0), 1 − |s|, max(s, 0)), so that Σ q · (−1, 0, 1) = s: −½ is half poor and half
+    neutral.
+
+    Args:
+      labels: [...] float or int in [−1, 1].
+
+    Returns:
+      [..., 3] float; all 0 where a label is outside [−1, 1].
+    """
+    labels = as_float(labels)
+    shares = jnp.maximum(-labels, 0), 1 - jnp.abs(labels), jnp.maximum(labels, 0)
+    return jnp.where(jnp.abs(labels)[..., None] <= 1, jnp.stack(shares, axis=-1), 0)
+
+
+def span_probabilities(
+    logits: ArrayLike, *, class_weights: ClassWeights | None = None
+) -> jax.Array:
+    """p(poor), p(neutral), p(good) of each token: p ∝ softmax(logits) / w.
+
+    A head that was trained with class weights w has learned p_w ∝ w · p: without the division a
+    token that is good as often as poor gets a reward other than 0.
+
+    Args:
+      logits: [..., 3] float.
+      class_weights: [3] float above 0, those of the training; 1 by default.
+
+    Returns:
+      [..., 3] float, adding up to 1.
+
+    Raises:
+      ValueError: shapes do not fit.
+    """
+    logits = as_float(logits)
+    if logits.shape[-1:] != (3,):
+        raise ValueError(f"logits must end in an axis of 3 classes, got shape {logits.shape}")
+    return jax.nn.softmax(logits - jnp.log(_weights(class_weights)))
+
+
+def _weights(class_weights: ClassWeights | None) -> jax.Array:
     weights = as_float(jnp.ones(3) if class_weights is None else jnp.asarray(class_weights))
     if weights.shape != (3,):
         raise ValueError(f"class_weights must have shape (3,), one per label, not {weights.shape}")
-    ok = jnp.all(jnp.isfinite(logits), axis=-1)
-    log_probs = jax.nn.log_softmax(jnp.where(ok[..., None], logits, 0))
-    loss = -jnp.sum((labels[..., None] == jnp.arange(-1, 2)) * weights * log_probs, axis=-1)
-    return jnp.where(ok, loss, jnp.nan)
+    return weights

@@ -32,3 +32,20 @@ def clipped_value(
     clipped = jnp.clip(values, old_values - epsilon, old_values + epsilon)
     loss = 0.5 * jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns))
     return jnp.where(ok, loss, jnp.nan)
+
+
+def value_clip_acts(
+    values: ArrayLike, old_values: ArrayLike, returns: ArrayLike, *, epsilon: float = 0.2
+) -> jax.Array:
+    """Where `clipped_value` takes the clipped branch: its loss is the larger one.
+
+    |clip(V, V_old − ε, V_old + ε) − R| > |V − R|: V has moved towards R by more than ε.
+
+    Args, raises: see `clipped_value`.
+
+    Returns:
+      [B, T] bool, False where an input is not finite.
+    """
+    ok, values, old_values, returns = defined(values=values, old_values=old_values, returns=returns)
+    clipped = jnp.clip(values, old_values - epsilon, old_values + epsilon)
+    return ok & (jnp.square(clipped - returns) > jnp.square(values - returns))

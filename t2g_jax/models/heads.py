@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from t2g_jax.losses.span_reward import ClassWeights, span_probabilities
 from t2g_jax.models.decoder import Decoder, DecoderConfig
 from t2g_jax.numerics import soft_capped
 
@@ -45,9 +46,12 @@ class SpanRewardHead(nn.Module):
         return nn.Dense(3, name="out")(hidden.astype(jnp.float32))
 
 
-def span_rewards(logits: Array) -> Array:
-    """Expected span reward p(good) − p(poor) of each token: [..., 3] → [...] in [−1, 1]."""
-    return jax.nn.softmax(logits, axis=-1) @ SPAN_CLASSES
+def span_rewards(logits: Array, *, class_weights: ClassWeights | None = None) -> Array:
+    """Expected span reward p(good) − p(poor) of each token: [..., 3] → [...] in [−1, 1].
+
+    `class_weights` are those that the head was trained with, see `losses.span_probabilities`.
+    """
+    return span_probabilities(logits, class_weights=class_weights) @ SPAN_CLASSES
 
 
 @functools.partial(jax.jit, static_argnames=("config", "heads"))

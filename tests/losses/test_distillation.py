@@ -64,6 +64,76 @@ def test_a_ratio_needs_something_to_divide_by(batch, correction):
         losses.self_distillation(logprobs, advantages, correction=correction)
 
 
+def test_a_whole_sequence_is_weighed_by_the_ratio_of_all_its_tokens(batch, gradient_of):
+    logprobs, advantages, given = batch
+    segments, mask = np.array([[1, 1, 2, 2, 2, 0]] * 4), np.array([[1, 1, 1, 0, 1, 0]] * 4)
+
+    def loss(logprobs):
+        return losses.self_distillation(
+            logprobs,
+            advantages,
+            correction="sequence_importance",
+            mask=mask,
+            segment_ids=segments,
+            **given,
+        )
+
+    log_ratio = (logprobs - given["teacher_logprobs"]) * mask
+    first, second = log_ratio[:, :2].sum(1), log_ratio[:, 2:5].sum(1)
+    weight = np.exp(np.stack([first, first, second, second, second, 0 * first], 1)) * advantages
+    np.testing.assert_allclose(loss(logprobs), -weight * logprobs, rtol=1e-4)
+    np.testing.assert_allclose(gradient_of(loss)(logprobs), -weight, rtol=1e-4)
+
+
+def test_a_whole_sequence_needs_its_mask(batch):
+    logprobs, advantages, given = batch
+    with pytest.raises(ValueError, match="needs mask"):
+        losses.self_distillation(logprobs, advantages, correction="sequence_importance", **given)
+
+
+@pytest.mark.parametrize("correction", ["none", "importance", "sequence_importance"])
+def test_which_correction_is_unbiased(correction):
+    """All sequences of two tokens of two words: the expected gradient, and that of E[A].
+
+    Only the ratio of the whole sequence gives it back; each token's own is off by more than half.
+    """
+    rng = np.random.default_rng(3)
+    student = {"": rng.normal(size=2), "0": rng.normal(size=2), "1": rng.normal(size=2)}
+    teacher = {name: rng.normal(size=2) for name in student}
+    reward = rng.normal(size=(2, 2))
+
+    def logprobs(logits, y):
+        first, second = (jax.nn.log_softmax(logits[name]) for name in ("", str(y[0])))
+        return jnp.stack([first[y[0]], second[y[1]]])
+
+    sequences = [(a, b) for a in range(2) for b in range(2)]
+
+    def objective(logits):
+        return sum(jnp.exp(logprobs(logits, y).sum()) * reward[y] for y in sequences)
+
+    def surrogate(logits):
+        """−E over the teacher's samples of what is minimised."""
+        total = 0.0
+        for y in sequences:
+            sampled = logprobs(teacher, y)
+            loss = losses.self_distillation(
+                logprobs(logits, y)[None],
+                jnp.full((1, 2), reward[y]),
+                correction=correction,
+                teacher_logprobs=sampled[None],
+                mask=jnp.ones((1, 2)),
+            )
+            total -= jnp.exp(sampled.sum()) * loss.sum()
+        return total
+
+    truth, found = (
+        np.concatenate(jax.tree.leaves(jax.grad(function)(student)))
+        for function in (objective, surrogate)
+    )
+    error = np.linalg.norm(found - truth) / np.linalg.norm(truth)
+    assert error < 1e-5 if correction == "sequence_importance" else error > 0.3
+
+
 def test_unknown_correction(batch):
     logprobs, advantages, given = batch
     with pytest.raises(ValueError, match="'gspo'"):

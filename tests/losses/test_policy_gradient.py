@@ -225,4 +225,45 @@ def test_reference_policy_loss(golden, precision):
     ratio = losses.importance_ratio(z["new_logprobs"], z["old_logprobs"])
     # The reference counts the tokens whose clipped branch is strictly the larger loss.
     clipped = np.asarray(loss > -ratio * z["advantages"])
+    acts = losses.clip_acts("ppo", ratio, z["advantages"], epsilon_low=0.2, epsilon_high=0.2)
+    inside = z["mask"] > 0
+    np.testing.assert_array_equal(acts[inside], clipped[inside])
     precision.assert_close(masked_mean(clipped.astype(precision.dtype), z["mask"]), z["clipfrac"])
+
+
+CLIPS = {  # ratio, advantage: does the clip act?
+    "ppo": [(1.3, 1, True), (1.3, -1, False), (0.7, 1, False), (0.7, -1, True)],
+    "gspo": [(1.3, 1, True), (1.3, -1, False), (0.7, 1, False), (0.7, -1, True)],
+    "cispo": [(1.3, 1, True), (1.3, -1, True), (0.7, 1, True), (0.7, -1, True)],
+    "reinforce": [(1.3, 1, False), (1.3, -1, False), (0.7, 1, False), (0.7, -1, False)],
+}
+NEVER = [(1.0, 1), (1.15, 2), (0.85, -2), (9.0, 0), (0.1, 0), (np.nan, 1), (9.0, np.nan)]
+
+
+@pytest.mark.parametrize("surrogate", CLIPS)
+def test_where_the_clip_acts_by_hand(surrogate):
+    cases = [*CLIPS[surrogate], *[(*pair, False) for pair in NEVER]]
+    ratio, advantages, expected = zip(*cases, strict=True)
+    found = losses.clip_acts(surrogate, ratio, advantages, epsilon_low=0.2, epsilon_high=0.2)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("surrogate", ["ppo", "cispo"])
+def test_the_clip_acts_where_it_changes_the_gradient(batch, surrogate, gradient_of):
+    logprobs, old_logprobs, advantages = batch
+    loss = losses.clipped_surrogate if surrogate == "ppo" else losses.cispo
+    tight = {"epsilon_low": 0.2, "epsilon_high": 0.3}
+    clipped, free = (
+        gradient_of(partial(loss, **epsilons))(logprobs, old_logprobs, advantages)
+        for epsilons in (tight, {"epsilon_low": np.inf, "epsilon_high": np.inf})
+    )
+    ratio = losses.importance_ratio(logprobs, old_logprobs)
+    acts = losses.clip_acts(surrogate, ratio, advantages, **tight)
+    np.testing.assert_array_equal(acts, ~np.isclose(clipped, free, rtol=1e-6, atol=0))
+    outside = (ratio < 0.8) | (ratio > 1.3)
+    assert (surrogate == "cispo") == bool((acts == outside).all())
+
+
+def test_clip_acts_knows_its_surrogates():
+    with pytest.raises(ValueError, match="'sapo'"):
+        losses.clip_acts("sapo", jnp.ones(2), jnp.ones(2), epsilon_low=0.2, epsilon_high=0.2)

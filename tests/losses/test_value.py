@@ -39,5 +39,22 @@ def test_reference_value_loss(golden, precision):
     values = values * mask
     loss = losses.clipped_value(vpreds, values, returns, epsilon=meta["value_clip"])
     precision.assert_close(meta["vf_coef"] * masked_mean(loss, mask), z["value_loss_times_coef"])
+    acts = losses.value_clip_acts(vpreds, values, returns, epsilon=meta["value_clip"])
+    precision.assert_close(masked_mean(precision.cast(acts * 1.0), mask), z["vf_clipfrac"])
     moved = np.asarray(loss > 0.5 * (vpreds - returns) ** 2)
     precision.assert_close(masked_mean(precision.cast(moved * 1.0), mask), z["vf_clipfrac"])
+
+
+def test_where_the_value_clip_acts_by_hand():
+    """Only on the way to the return, and beyond ε of the old value."""
+    values, old, returns, expected = zip(
+        (1.0, 0.0, 2.0, True),  # clipped to 0.2, which is further from 2
+        (1.0, 0.0, -2.0, False),  # away from −2: nothing to hold back
+        (0.1, 0.0, 2.0, False),
+        (-1.0, 0.0, -2.0, True),
+        (1.0, 0.0, 0.5, False),  # past the return, and further from it than 0.2 is
+        (np.nan, 0.0, 2.0, False),
+        strict=True,
+    )
+    found = losses.value_clip_acts(np.float64(values), np.float64(old), np.float64(returns))
+    np.testing.assert_array_equal(found, expected)
