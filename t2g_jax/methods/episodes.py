@@ -51,6 +51,10 @@ class Episode:
             done = len(turn.prompt) + len(turn.tokens)
         return row(*parts)
 
+    def ended_early(self, turns: int) -> bool:
+        """Whether an attempt was right before `turns` ran out, so that nobody criticised it."""
+        return len(self.turns) < turns and self.turns[-1].score.correct
+
     def completions(self) -> list[slice]:
         """Where the completion of each turn stands in the row."""
         return [slice(n := len(turn.prompt), n + len(turn.tokens)) for turn in self.turns]

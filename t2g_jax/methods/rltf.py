@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 
-from t2g_jax.advantages import first_turn, group_centred
+from t2g_jax.advantages import first_turn, group_centered
 from t2g_jax.config import EpisodeConfig, RLTFFMConfig, RLTFSDConfig
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.methods.base import policy_learning, scored
@@ -101,7 +102,7 @@ class RLTFSelfDistillation(GRPOMultiTurn):
         config = self.config
         coefficient = config.distill_coefficient
         if config.distill_schedule == "linear":
-            coefficient *= (step + 1) / config.steps
+            coefficient *= progress(step, config.steps)
         rows = distilled_rows(episodes, config, coefficient)
         if rows:
             # log π(y_last|x₀) before the update: what the floor looks at.
@@ -111,37 +112,48 @@ class RLTFSelfDistillation(GRPOMultiTurn):
         return rows, {"distilled": len(rows), "distill_coefficient": coefficient}
 
 
+def progress(step: int, steps: int) -> float:
+    """i / (N − 1) of step i: 0 at the first of N steps, 1 at the last; 1 if there is but one."""
+    return step / (steps - 1) if steps > 1 else 1.0
+
+
 def distilled_rows(
     episodes: Sequence[Episode], config: RLTFSDConfig, coefficient: float
 ) -> list[Row]:
     """Rows (x₀, y_last) of the episodes with a second turn, of P groups of G side by side.
 
-    The advantage is λ (r_last − b), b the mean of all r₀ of the group (`first_turn`) or of its
-    r_last (`second_turn`). "old_logprobs" are still to be added.
+    The advantage is λ (r_last − b), b the mean of all r₀ of the group (`first_turn`), or of the
+    rewards that the group had in the same turn (`second_turn`; with H = 2 that is the second).
+    "old_logprobs" are still to be added.
     """
-    first, final, retried = np.array(
-        [(e.turns[0].score.reward, e.turns[-1].score.reward, len(e.turns) > 1) for e in episodes],
-        np.float32,
-    ).T.reshape(3, -1, config.group_size)
+    turns = max(len(episode.turns) for episode in episodes)
+    rewards, took_place = (
+        x.reshape(-1, config.group_size, turns) for x in turn_rewards(episodes, turns)
+    )
+    last = took_place.sum(-1).astype(int) - 1
+
+    def of_last(values: ArrayLike) -> np.ndarray:
+        return np.take_along_axis(np.asarray(values), last[..., None], axis=-1)[..., 0]
+
     if config.baseline == "first_turn":
-        gains = first_turn(final, first, retried)
+        gains = np.asarray(first_turn(of_last(rewards), rewards[..., 0], last > 0))
     else:
-        gains = group_centred(final, retried)
+        gains = of_last(group_centered(rewards, took_place))
     rows = []
     for episode, gain in zip(episodes, np.ravel(gains), strict=True):
         if len(episode.turns) > 1:
-            last = episode.turns[-1]
+            retry = episode.turns[-1]
             about: dict[str, Any] = {
                 "distill_weight": 1.0,
                 "advantages": coefficient * gain,
-                "teacher_logprobs": last.completion.logprobs,
+                "teacher_logprobs": retry.completion.logprobs,
             }
-            rows.append(row((episode.turns[0].prompt, {}), (last.tokens, about)))
+            rows.append(row((episode.turns[0].prompt, {}), (retry.tokens, about)))
     return rows
 
 
 class RLTFFeedbackModelling(GRPOMultiTurn):
-    """RLTF-FM: multi-turn GRPO, and the judge's critique of the first attempt predicted."""
+    """RLTF-FM: multi-turn GRPO, and what the judge said of each attempt predicted."""
 
     name = "rltf-fm"
     config: RLTFFMConfig
@@ -159,17 +171,19 @@ class RLTFFeedbackModelling(GRPOMultiTurn):
     def more_rows(
         self, state: TrainState, step: int, episodes: Sequence[Episode]
     ) -> tuple[list[Row], dict[str, float]]:
-        """Rows (f_FM(x₀, y₀), c₀) of the first attempts that the judge criticised."""
+        """Rows (f_FM(x_h, y_h), c_h) of the attempts that the judge criticised."""
         del state, step
         context = self.context
         if self.config.critique_correct:
-            right = [episode for episode in episodes if not episode.critiques]
+            # After a last attempt nobody is asked: no turn would come of it.
+            right = [episode for episode in episodes if episode.ended_early(self.config.turns)]
             for episode, feedback in zip(right, criticised(context, right), strict=True):
                 episode.critiques.append(feedback)
         rows = [
-            feedback_row(context, episode.turns[0], episode.critiques[0])
+            feedback_row(context, turn, critique)
             for episode in episodes
-            if episode.critiques and isinstance(episode.critiques[0], Critique)
+            for turn, critique in zip(episode.turns, episode.critiques, strict=False)
+            if isinstance(critique, Critique)
         ]
         rows = [item for item in rows if context.has_room(item.tokens, 0)]
         said = [critique for episode in episodes for critique in episode.critiques]

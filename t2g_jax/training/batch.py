@@ -52,7 +52,7 @@ class Batch(struct.PyTreeNode):
     teacher_logprobs: log π(y₁|x₁) of self-distillation tokens.
     ref_logprobs, kl_weight: under the reference policy, for a KL term in the loss, and its weight.
     returns, old_values: targets and old predictions of the value head.
-    span_weight, span_labels: of the span-reward head; labels −1, 0, +1.
+    span_weight, span_labels: of the span-reward head; labels −1, 0, +1, or severities between.
     """
 
     tokens: jax.Array

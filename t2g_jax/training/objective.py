@@ -3,9 +3,10 @@
     loss = policy gradient + value + self-distillation + negative log-likelihood + span labels
 
 Each term is a sum of weights × losses over its tokens, divided by the weights of the whole step,
-and is there when the batch has its fields. Policy-gradient and self-distillation tokens share one
-denominator, so that a distillation coefficient inside the advantages means what it says; for them
-the reduction can be chosen.
+and is there when the batch has its fields. Beside a policy gradient, the tokens of its own, of
+self-distillation and of the likelihood (feedback modelling) share one denominator, so that a
+coefficient of theirs means what it says however many tokens each has; for them the reduction can be
+chosen.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Objective:
     epsilon_low: float = 0.2
     epsilon_high: float = 0.2
     reduction: Reduction = Reduction.TOKEN_MEAN
-    """Of the policy-gradient, self-distillation and KL terms."""
+    """Of the policy-gradient, self-distillation and KL terms, and of the likelihood beside them."""
     longest: int = 1
     """What SEQUENCE_MEAN_TOKEN_SUM divides a sequence by: a constant, as in Dr. GRPO."""
     temperature: float = 1.0
@@ -50,7 +51,7 @@ class Objective:
     value_clip: float = 0.2
     kl: str = "k3"
     """Which of `KL_TERMS` to `ref_logprobs`, where there is a `kl_weight`."""
-    correction: Literal["none", "importance", "ppo", "cispo"] = "none"
+    correction: losses.Correction = "none"
     logprob_floor: float | None = None
     nll_coefficient: float = 1.0
     span_coefficient: float = 1.0
@@ -69,7 +70,8 @@ def totals(batch: Batch, settings: Objective) -> dict[str, Array]:
         counts = [count(weight, how, segment_ids=batch.segment_ids) for weight in present]
         return sum(counts, jnp.float32(0))
 
-    policy = total(batch.policy_weight, batch.distill_weight, how=settings.reduction)
+    shared = (batch.policy_weight, batch.distill_weight, batch.nll_weight)
+    policy = total(*shared, how=settings.reduction)
     if settings.reduction is Reduction.SEQUENCE_MEAN_TOKEN_SUM:
         policy *= settings.longest
     return {
@@ -141,7 +143,10 @@ def objective(
         log_ratio = scored.logprobs - batch.old_logprobs
         term("ratio", ratio, weight, "value")
         term("log_ratio", log_ratio, weight, "value")
-        term("clip_fraction", (ratio < 1 - low) | (ratio > 1 + high), weight, "value")
+        clipped = losses.clip_acts(
+            settings.surrogate, ratio, batch.advantages, epsilon_low=low, epsilon_high=high
+        )
+        term("clip_fraction", clipped, weight, "value")
         term("kl_sampler_trainer", kl.k3(batch.old_logprobs, scored.logprobs), weight, "value")
         term("entropy", scored.entropy, weight, "value")
         for name, values in (("ratio", ratio), ("log_ratio", log_ratio)):
@@ -157,6 +162,10 @@ def objective(
         loss += settings.value_coefficient * term(
             "value_loss", value_loss, batch.policy_weight, "value"
         )
+        clipped = losses.value_clip_acts(
+            predicted, batch.old_values, batch.returns, epsilon=settings.value_clip
+        )
+        term("value_clip_fraction", clipped, batch.policy_weight, "value")
 
     if batch.distill_weight is not None:
         distilled = losses.self_distillation(
@@ -168,27 +177,42 @@ def objective(
             epsilon_low=settings.epsilon_low,
             epsilon_high=settings.epsilon_high,
             logprob_floor=settings.logprob_floor,
+            mask=batch.distill_weight,
+            segment_ids=batch.segment_ids,
         )
         loss += term("distill_loss", distilled, batch.distill_weight, "policy")
         term("distill_logprob", scored.logprobs, batch.distill_weight, "distill")
+        if settings.correction in ("ppo", "cispo"):
+            clipped = losses.clip_acts(
+                settings.correction,
+                losses.importance_ratio(scored.logprobs, batch.teacher_logprobs),
+                batch.advantages,
+                epsilon_low=settings.epsilon_low,
+                epsilon_high=settings.epsilon_high,
+            )
+            term("distill_clip_fraction", clipped, batch.distill_weight, "distill")
         if settings.logprob_floor is not None:
             dropped = batch.old_logprobs < settings.logprob_floor
             term("distill_dropped", dropped, batch.distill_weight, "distill")
 
     if batch.nll_weight is not None:
         nll = losses.feedback_nll(scored.logprobs)
-        loss += settings.nll_coefficient * term("nll", nll, batch.nll_weight, "nll")
+        share = term("nll", nll, batch.nll_weight, "nll")
+        if batch.policy_weight is not None:
+            share = term("nll_loss", nll, batch.nll_weight, "policy")
+        loss += settings.nll_coefficient * share
 
     if batch.span_weight is not None:
         logits = heads.span_logits(params, hidden)
-        labels = batch.span_labels.astype(jnp.int32)
+        weights = settings.class_weights
         cross_entropy = losses.span_reward_cross_entropy(
-            logits, labels, class_weights=settings.class_weights
+            logits, batch.span_labels, class_weights=weights
         )
         loss += settings.span_coefficient * term(
             "span_loss", cross_entropy, batch.span_weight, "span"
         )
-        right = jnp.argmax(logits, -1) - 1 == labels
+        likeliest = jnp.argmax(losses.span_probabilities(logits, class_weights=weights), -1) - 1
+        right = likeliest == jnp.sign(batch.span_labels)
         term("span_accuracy", right, batch.span_weight, "span")
 
     metrics["sum"]["loss"] = loss

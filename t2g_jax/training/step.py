@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t2g_jax import logprobs
+from t2g_jax import logprobs, losses
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.numerics import as_float
@@ -155,13 +155,22 @@ def score(
     return out
 
 
-@functools.partial(jax.jit, static_argnames=("model", "mesh"))
+@functools.partial(jax.jit, static_argnames=("model", "class_weights", "mesh"))
 def span_probabilities(
-    params: heads.Params, batch: Batch, *, model: DecoderConfig, mesh: Mesh | None = None
+    params: heads.Params,
+    batch: Batch,
+    *,
+    model: DecoderConfig,
+    class_weights: tuple[float, float, float] | None = None,
+    mesh: Mesh | None = None,
 ) -> Array:
-    """p(poor), p(neutral), p(good) [B, T, 3] of each token of rows [B, T], on the token itself."""
+    """p(poor), p(neutral), p(good) [B, T, 3] of each token of rows [B, T], on the token itself.
+
+    `class_weights` are those that the head was trained with, and are divided out.
+    """
     hidden = read(params, batch, model=model, mesh=mesh)
-    return jax.nn.softmax(heads.span_logits(params, hidden))
+    logits = heads.span_logits(params, hidden)
+    return losses.span_probabilities(logits, class_weights=class_weights)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "temperature", "mesh"))

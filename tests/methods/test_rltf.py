@@ -1,5 +1,7 @@
 """RLTF: what is learned from episodes, in all three methods."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import oracle
@@ -8,7 +10,7 @@ import tiny
 
 from t2g_jax import losses
 from t2g_jax.methods import make_method
-from t2g_jax.methods.rltf import RLTFSelfDistillation, distilled_rows
+from t2g_jax.methods.rltf import RLTFSelfDistillation, distilled_rows, progress
 from t2g_jax.training.batch import pack
 from t2g_jax.training.objective import objective, totals
 
@@ -167,6 +169,19 @@ def test_the_baselines_differ_where_every_second_attempt_is_right(tiny_context, 
     assert min(signal["first_turn"]) > 0
 
 
+def test_a_turn_is_compared_with_the_same_turn_of_the_others(tiny_context, episodes_of):
+    """Of four, three of which were tried again and two once more: r₁ = 1, 0, 0 and r₂ = 1, 0."""
+    episodes = episodes_of([[0, 1], [0, 0, 1], [0, 0, 0], [1]])
+    chosen = settings(
+        tiny_context, turns=3, group_size=4, prompts_per_step=1, baseline="second_turn"
+    )
+    found = [item.fields["advantages"][-1] for item in distilled_rows(episodes, chosen, 1.0)]
+    np.testing.assert_allclose(found, [1 - 1 / 3, 1 / 2, -1 / 2], rtol=1e-6)
+    chosen = dataclasses.replace(chosen, baseline="first_turn")  # mean of 0, 0, 0 and 1
+    found = [item.fields["advantages"][-1] for item in distilled_rows(episodes, chosen, 1.0)]
+    np.testing.assert_allclose(found, [0.75, 0.75, -0.25], rtol=1e-6)
+
+
 def test_the_last_of_three_turns_is_distilled(tiny_context, episodes_of):
     chosen = settings(tiny_context, turns=3, group_size=2)
     rows = distilled_rows(episodes_of([[0, 0, 1], [0, 0, 0]]), chosen, 0.1)
@@ -197,10 +212,10 @@ def test_collected_rows_know_what_the_first_prompt_made_of_them(collected):
 
 
 @pytest.mark.parametrize(
-    ("schedule", "coefficients"), [("constant", [0.2] * 4), ("linear", [0.05, 0.1, 0.15, 0.2])]
+    ("schedule", "coefficients"), [("constant", [0.2] * 5), ("linear", [0, 0.05, 0.1, 0.15, 0.2])]
 )
 def test_distill_schedule(tiny_context, script, state_of, schedule, coefficients):
-    values = {"steps": 4, "distill_coefficient": 0.2, "distill_schedule": schedule}
+    values = {"steps": 5, "distill_coefficient": 0.2, "distill_schedule": schedule}
     values |= {"prompts_per_step": 1}
     context = tiny.changed(tiny_context, **{f"rltf_sd__{k}": v for k, v in values.items()})
     method = RLTFSelfDistillation(context)
@@ -214,6 +229,11 @@ def test_distill_schedule(tiny_context, script, state_of, schedule, coefficients
         assert found.metrics["distilled"] == 2
 
 
+def test_progress_is_none_at_the_first_step_and_whole_at_the_last():
+    assert [progress(step, 3) for step in range(3)] == [0, 0.5, 1]
+    assert progress(0, 1) == 1
+
+
 def test_right_first_attempts_leave_nothing_to_distil(script, collected):
     script([1, 1])
     _, found = collected("rltf-sd", rltf_sd__prompts_per_step=1)
@@ -225,7 +245,9 @@ TEMPERATURE, COEFFICIENT, GAMMA = 0.8, 0.7, 0.5
 
 
 @pytest.mark.parametrize("baseline", ["first_turn", "second_turn"])
-@pytest.mark.parametrize("correction", ["none", "importance", "ppo", "cispo"])
+@pytest.mark.parametrize(
+    "correction", ["none", "importance", "sequence_importance", "ppo", "cispo"]
+)
 @pytest.mark.parametrize("floor", [None, -5.0])
 def test_the_loss_of_a_collected_step(
     tiny_context, moved_policy, state_of, script, logprobs_of, baseline, correction, floor
@@ -322,6 +344,39 @@ def test_critiques_are_predicted(script, collected, tiny_context, correct):
         assert item.tokens[start:].tolist() == said
 
 
+@pytest.mark.parametrize(("correct", "learned"), [(False, 3), (True, 4)])
+def test_critiques_of_every_turn_are_predicted(script, collected, tiny_context, correct, learned):
+    """Of three turns the first two are criticised: the right one among them if that is asked for.
+
+    A critique is asked for where its own attempt stands in the conversation.
+    """
+    script([0, 0], [0, 1], [1])
+    changes = {"prompts_per_step": 1, "turns": 3, "critique_correct": correct}
+    _, found = collected("rltf-fm", **{f"rltf_fm__{k}": v for k, v in changes.items()})
+    rows, decode = critique_part(found), tiny_context.tokenizer.decode
+    assert len(rows) == found.metrics["critiques_learned"] == learned
+    asked_after = []
+    for item in rows:
+        start = int(np.argmax(item.fields["nll_weight"] > 0))
+        conversation = decode(item.tokens[:start].tolist(), skip_special=False)
+        assert conversation.endswith("<|user|>Critique the answer.<|end|><|assistant|>")
+        asked_after.append(conversation.count("<|assistant|>") - 1)
+    assert asked_after == ([1, 2, 1, 2] if correct else [1, 2, 1])
+
+
+@pytest.mark.parametrize("name", [*EPISODIC, "rejection-sampling"])
+def test_nobody_asks_about_right_answers_nor_about_the_last(script, collected, failing_judge, name):
+    """A judge may cost money: it is asked about what is tried again, and about nothing else."""
+    asked = []
+    failing_judge(lambda completion: bool(asked.append(completion)))
+    script([0, 1, 0, 1], [0, 1], [1])
+    section = name.replace("-", "_")
+    changes = {"prompts_per_step": 2, "group_size": 2, "turns": 3}
+    collected(name, **{f"{section}__{k}": v for k, v in changes.items()})
+    # The wrong first attempts and the wrong second one; `script` writes "0" and "1" for them.
+    assert asked == ["0", "0 0 0", "1"]
+
+
 @pytest.mark.parametrize("coefficient", [0.0, 0.1, 2.0])
 def test_feedback_coefficient(tiny_context, coefficient):
     context = tiny.changed(tiny_context, rltf_fm__feedback_coefficient=coefficient)
@@ -343,7 +398,8 @@ def test_a_judge_that_fails_teaches_nothing_and_is_counted(
         return when == "all" or len(asked) == 4
 
     failing_judge(fails)
-    _, found = collected("rltf-fm", rltf_fm__prompts_per_step=2)
+    changes = {"prompts_per_step": 2, "critique_correct": True}
+    _, found = collected("rltf-fm", **{f"rltf_fm__{k}": v for k, v in changes.items()})
     assert found.metrics["judge_failures"] == failures
     assert found.metrics["critiques_learned"] == len(critique_part(found)) == learned
     assert len(policy_part(found)) == 4

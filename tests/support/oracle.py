@@ -49,6 +49,7 @@ def surrogate(how, logprobs, sampled, advantages, *, low=0.2, high=0.2):
     return {
         "none": -advantages * logprobs,
         "importance": -ratio * advantages * logprobs,
+        "sequence_importance": -np.prod(ratio) * advantages * logprobs,
         "ppo": np.maximum(-ratio * advantages, -clipped * advantages),
         "cispo": -clipped * advantages * logprobs,
     }[how]

@@ -18,6 +18,7 @@ from t2g_jax.training.batch import (
     micro_batches,
     pack,
     pad,
+    row,
 )
 from t2g_jax.training.objective import Objective, totals
 from t2g_jax.training.step import score
@@ -72,10 +73,10 @@ def oracle(params, rows, hidden_of_tokens, settings):
         return float(np.sum(np.float64(values) * weight) / total)
 
     def reduced(values, weight):
-        """Of policy and distilled tokens, which share their denominator."""
-        weighted, total = np.float64(values) * weight, policy.sum() + distill.sum()
+        """Of policy, distilled and modelled tokens, which share their denominator."""
+        weighted, total = np.float64(values) * weight, policy.sum() + distill.sum() + nll.sum()
         if settings.reduction is not Reduction.TOKEN_MEAN:
-            total = sum(kind[where].any() for kind in (policy, distill) for where in places)
+            total = sum(kind[where].any() for kind in (policy, distill, nll) for where in places)
         if settings.reduction is Reduction.SEQUENCE_MEAN_TOKEN_MEAN:
             weighted = [weighted[w].sum() / weight[w].sum() for w in places if weight[w].any()]
         elif settings.reduction is Reduction.SEQUENCE_MEAN_TOKEN_SUM:
@@ -102,6 +103,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
         "abs": np.abs(to_reference),
     }[settings.kl]
     epsilons = {"epsilon_low": settings.epsilon_low, "epsilon_high": settings.epsilon_high}
+    row_of_token = np.repeat(np.arange(len(rows)), [len(item) for item in rows])
     distilled = losses.self_distillation(
         logprobs,
         f["advantages"],
@@ -109,6 +111,8 @@ def oracle(params, rows, hidden_of_tokens, settings):
         old_logprobs=f["old_logprobs"],
         teacher_logprobs=f["teacher_logprobs"],
         logprob_floor=settings.logprob_floor,
+        mask=distill,
+        segment_ids=row_of_token,
         **epsilons,
     )
     values = heads.values(params, before)
@@ -120,13 +124,23 @@ def oracle(params, rows, hidden_of_tokens, settings):
         span_logits, f["span_labels"], class_weights=settings.class_weights
     )
 
-    outside = (ratio < 1 - settings.epsilon_low) | (ratio > 1 + settings.epsilon_high)
+    above, below = ratio > 1 + settings.epsilon_high, ratio < 1 - settings.epsilon_low
+    held = (above & (f["advantages"] > 0)) | (below & (f["advantages"] < 0))
+    clips = {"ppo": held, "gspo": held, "cispo": above | below, "reinforce": np.zeros_like(held)}
+    kept = np.clip(
+        values, f["old_values"] - settings.value_clip, f["old_values"] + settings.value_clip
+    )
+    likelihood = np.exp(span_logits) / (settings.class_weights or (1, 1, 1))
     metrics = {
         "policy_loss": reduced(surrogate, policy),
         "kl_loss": reduced(f["kl_weight"] * divergence, policy),
         "value_loss": mean(value_loss, policy, policy.sum()),
         "distill_loss": reduced(distilled, distill),
         "nll": mean(-logprobs, nll, nll.sum()),
+        "nll_loss": reduced(-logprobs, nll),
+        "value_clip_fraction": mean(
+            abs(kept - f["returns"]) > abs(values - f["returns"]), policy, policy.sum()
+        ),
         "span_loss": mean(span_loss, span, span.sum()),
         "entropy": mean(entropy, policy, policy.sum()),
         "ratio": mean(ratio, policy, policy.sum()),
@@ -135,17 +149,23 @@ def oracle(params, rows, hidden_of_tokens, settings):
         "log_ratio": mean(log_ratio, policy, policy.sum()),
         "log_ratio_min": log_ratio[policy > 0].min(),
         "log_ratio_max": log_ratio[policy > 0].max(),
-        "clip_fraction": mean(outside, policy, policy.sum()),
+        "clip_fraction": mean(clips[settings.surrogate], policy, policy.sum()),
         "kl_sampler_trainer": mean(kl.k3(f["old_logprobs"], logprobs), policy, policy.sum()),
         "distill_logprob": mean(logprobs, distill, distill.sum()),
-        "span_accuracy": mean(span_logits.argmax(-1) - 1 == f["span_labels"], span, span.sum()),
+        "span_accuracy": mean(likelihood.argmax(-1) - 1 == f["span_labels"], span, span.sum()),
     }
+    if settings.correction in ("ppo", "cispo"):
+        shift = np.exp(logprobs - f["teacher_logprobs"])
+        above, below = shift > 1 + settings.epsilon_high, shift < 1 - settings.epsilon_low
+        held = (above & (f["advantages"] > 0)) | (below & (f["advantages"] < 0))
+        held = held if settings.correction == "ppo" else above | below
+        metrics["distill_clip_fraction"] = mean(held, distill, distill.sum())
     if settings.logprob_floor is not None:
         dropped = f["old_logprobs"] < settings.logprob_floor
         metrics["distill_dropped"] = mean(dropped, distill, distill.sum())
     loss = metrics["policy_loss"] + metrics["kl_loss"] + metrics["distill_loss"]
     loss += settings.value_coefficient * metrics["value_loss"]
-    loss += settings.nll_coefficient * metrics["nll"]
+    loss += settings.nll_coefficient * metrics["nll_loss"]
     loss += settings.span_coefficient * metrics["span_loss"]
     return loss, metrics | {"loss": loss}
 
@@ -159,7 +179,9 @@ CASES = {
     "reinforce": Objective(surrogate="reinforce", value_coefficient=0.7, value_clip=0.05),
     "cool": Objective(temperature=0.6, kl="k2", correction="importance"),
     "hot": Objective(temperature=1.4, correction="ppo", logprob_floor=-4.0),
-    "sums": Objective(reduction=Reduction.SEQUENCE_MEAN_TOKEN_SUM, longest=7),
+    "sums": Objective(
+        reduction=Reduction.SEQUENCE_MEAN_TOKEN_SUM, longest=7, correction="sequence_importance"
+    ),
     "sequences": Objective(reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN, temperature=0.8),
     "weighted": Objective(nll_coefficient=0.2, span_coefficient=3.0, class_weights=(2.0, 0.5, 1.5)),
 }
@@ -188,6 +210,50 @@ def test_kl_weight_is_the_weight_of_the_divergence(params, batch, loss_of):
     without, less = loss_of(params, batch.replace(kl_weight=None, ref_logprobs=None))
     assert "kl_loss" not in less
     np.testing.assert_allclose(without, loss - metrics["kl_loss"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", Reduction)
+@pytest.mark.parametrize("copies", [1, 8])
+def test_a_critiques_token_weighs_lambda_however_many_there_are(params, rows, loss_of, copies, how):
+    """RL + λ · NLL over one denominator: a sum by hand over the tokens of both."""
+    critique = row(([1, 2, 3], {}), ([4, 5, 6, 7, 8] * copies, {"nll_weight": 1.0}))
+    fields = ("policy_weight", "advantages", "old_logprobs", "nll_weight")
+    policy = [
+        Row(item.tokens, {k: v for k, v in item.fields.items() if k in fields}) for item in rows[:3]
+    ]
+    settings = Objective(surrogate="reinforce", nll_coefficient=0.1, reduction=how, longest=9)
+    together = pad([*policy, critique], length=64, fields=fields)
+    loss, _ = loss_of(params, together, settings)
+    alone = pad([critique], length=64, fields=("nll_weight",))
+    nll = loss_of(params, alone, Objective())[1]["nll"]
+    (policy_alone,) = [pad(policy, length=64, fields=fields[:3])]
+    rl, _ = loss_of(params, policy_alone, settings)
+    if how is Reduction.TOKEN_MEAN:
+        mine, theirs = policy_alone.policy_weight.sum(), len(critique) - 3
+        expected = (rl * mine + 0.1 * nll * theirs) / (mine + theirs)
+    else:  # three sequences and one
+        share = nll if how is Reduction.SEQUENCE_MEAN_TOKEN_MEAN else nll * 5 * copies / 9
+        expected = (3 * rl + 0.1 * share) / 4
+    assert loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_severities_are_learned_as_they_are(params, rows, loss_of):
+    """Half a label is half of its class, and half neutral."""
+    (item,) = [item for item in rows if "span_weight" in item.fields][:1]
+    fields = ("span_weight", "span_labels")
+    signs, halves = (
+        Row(item.tokens, {k: item.fields[k] * (f if k == "span_labels" else 1) for k in fields})
+        for f in (1.0, 0.5)
+    )
+    neutral = Row(item.tokens, signs.fields | {"span_labels": 0 * signs.fields["span_labels"]})
+    whole, half, none = (
+        loss_of(params, pad([r], length=LENGTH, fields=fields))[1] for r in (signs, halves, neutral)
+    )
+    assert signs.fields["span_labels"].any()
+    np.testing.assert_allclose(
+        half["span_loss"], (whole["span_loss"] + none["span_loss"]) / 2, rtol=1e-5
+    )
+    assert half["span_accuracy"] == whole["span_accuracy"]
 
 
 def test_distilled_tokens_are_scored_as_the_sampler_does(params, rows, loss_of):
@@ -279,7 +345,8 @@ def test_the_ratio_is_one_before_the_first_update(params, model, batch, loss_of)
     assert metrics["clip_fraction"] == 0
     for name in ("log_ratio", "log_ratio_min", "log_ratio_max", "kl_sampler_trainer"):
         np.testing.assert_allclose(metrics[name], 0, atol=1e-6)
-    total = batch.policy_weight.sum() + batch.distill_weight.sum()
+    weights = batch.policy_weight, batch.distill_weight, batch.nll_weight
+    total = sum(weight.sum() for weight in weights)
     expected = -(batch.policy_weight * batch.advantages).sum() / total
     np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-5)
 
@@ -305,11 +372,11 @@ def test_denominators_are_of_weights_or_sequences(batch, how):
     settings = Objective(reduction=how, longest=7)
     total = {name: float(value) for name, value in totals(batch, settings).items()}
     sums = {name: getattr(batch, f"{name}_weight").sum() for name in ("distill", "nll", "span")}
-    tokens = batch.policy_weight.sum() + sums["distill"]
+    tokens = batch.policy_weight.sum() + sums["distill"] + sums["nll"]
     policy = {
         Reduction.TOKEN_MEAN: tokens,
-        Reduction.SEQUENCE_MEAN_TOKEN_MEAN: 5,  # rows, the one with two turns is one of them
-        Reduction.SEQUENCE_MEAN_TOKEN_SUM: 5 * 7,
+        Reduction.SEQUENCE_MEAN_TOKEN_MEAN: 8,  # rows, the one with two turns is one of them
+        Reduction.SEQUENCE_MEAN_TOKEN_SUM: 8 * 7,
     }[how]
     assert total == pytest.approx(sums | {"value": batch.policy_weight.sum(), "policy": policy})
     assert float(totals(batch.replace(nll_weight=None), settings)["nll"]) == 0
