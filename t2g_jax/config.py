@@ -73,6 +73,7 @@ Method = Literal[
     "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
 ]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
+Labels = Literal["sign", "severity"]
 Counted = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"]
 
 
@@ -255,7 +256,7 @@ class OptimizerConfig(Section):
     learning_rate: NonNegativeFloat = 3e-4
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """What follows the warm-up: stay, or fall to zero at the last step."""
+    """What follows the warm-up: stay, or fall towards zero, which comes after the last step."""
     warmup_steps: NonNegativeInt = 0
     """Optimizer steps of linear warm-up from zero."""
     b1: Decay = 0.9
@@ -371,8 +372,10 @@ class RewardModelConfig(Section):
     """Weight of the critique's negative log-likelihood in the loss."""
     span_weight: NonNegativeFloat = 1.0
     """Weight of the span labels' cross-entropy in the loss."""
-    class_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
-    """Weights of the classes poor, neutral, good."""
+    class_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    """Weights of the classes poor, neutral, good in the loss; divided out of probabilities."""
+    labels: Labels = "sign"
+    """What is learned of a quote's reward: poor or good, or its severity in [-1, 1] too."""
     max_critique_tokens: PositiveInt = 64
     """Longest critique that the reward model writes, in tokens."""
     critique_conditioned: bool = False
@@ -503,8 +506,25 @@ class Text2GradConfig(PPOConfig):
     """Divergence from the SFT policy: `full` (the paper's) blames a state, k1 the token chosen."""
     span_source: Literal["reward_model", "judge"] = "reward_model"
     """Who marks the spans during training: the trained reward model, or the judge itself."""
+    reward: Literal["expected", "hard"] = "expected"
+    """Of the reward model's classes: their mean, or the likeliest one's −1, 0 or +1 (the paper)."""
+    reward_threshold: Fraction = 0.0
+    """A hard reward is 0 where the likeliest class has a lower probability than this."""
     fade_after: NonNegativeInt | None = None
-    """Span rewards fade after so many tokens (the paper's summaries: 48). None: they do not."""
+    """Span rewards fade after so many tokens from the first (the paper: 48). None: they do not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.reward == "expected" or self.span_source == "reward_model",
+            "reward: hard is about the reward model's classes, but span_source is judge; leave one "
+            "of them out",
+        )
+        require(
+            self.reward == "hard" or self.reward_threshold == 0,
+            f"reward_threshold ({self.reward_threshold}) has no effect with reward: expected; "
+            "leave it out, or set reward: hard",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -553,13 +573,13 @@ class RLTFSDConfig(EpisodeConfig):
     distill_coefficient: NonNegativeFloat = 0.1
     """Weight of the rows that teach the first prompt the repaired answer."""
     distill_schedule: Literal["constant", "linear"] = "constant"
-    """Whether that weight is there from the start, or grows from 0 to it over `steps`."""
-    correction: Literal["none", "importance", "ppo", "cispo"] = "none"
+    """Whether that weight is there from the start, or grows from 0 and reaches it at the end."""
+    correction: Literal["none", "importance", "sequence_importance", "ppo", "cispo"] = "none"
     """How those rows allow for having been sampled after feedback."""
     logprob_floor: Float | None = -5.0
     """Tokens less probable than this (log, given the first prompt) are left out. None: none."""
     baseline: Literal["first_turn", "second_turn"] = "first_turn"
-    """Reward that a repaired answer is compared with: the mean of this turn."""
+    """What a repaired answer is compared with: mean reward of the first turn, or of its own."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -578,9 +598,9 @@ class RLTFFMConfig(EpisodeConfig):
     """RLTF-FM (arXiv 2602.02482): learn to predict the feedback."""
 
     feedback_coefficient: NonNegativeFloat = 0.1
-    """Weight of the critiques' negative log-likelihood."""
-    critique_correct: bool = True
-    """Learn what the judge says of right first attempts too, not only of wrong ones."""
+    """Weight of a critique's token, its negative log-likelihood, beside one of the policy's."""
+    critique_correct: bool = False
+    """Ask the judge about right attempts too, and learn what it says; else of wrong ones only."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 "Text2Grad: Reinforcement Learning from Natural Language Feedback", Wang et al., arXiv 2505.22338.
 Token reward rₜ = δₜ − β·KLₜ, δₜ from the reward model (or the judge); the rest is PPO.
+docs/deviations.md says where this is not what the authors' code does.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Text2Grad(PPO):
             for turn, given in zip(turns, marked, strict=True)
         ]
         if self.config.fade_after is not None:
-            rewards = [given * fade(len(given), self.config.fade_after) for given in rewards]
+            rewards = [faded(given, self.config.fade_after) for given in rewards]
         metrics = {
             "span_reward": float(np.concatenate(rewards).mean()),
             "unaligned_quotes": 0,
@@ -58,7 +59,7 @@ class Text2Grad(PPO):
         if self.reward_model is not None:
             with self.context.watch.stage("score"):
                 answers = [_answer(turn) for turn in turns]
-                rewards = self.reward_model.rewards(answers, self.config.rows_at_once)
+                rewards = self._read(self.reward_model, answers)
             return rewards, {"no_room": sum(given is None for given in rewards)}
         said = self.context.critiques([t.example for t in turns], [t.text for t in turns])
         marked: list[np.ndarray | None] = []
@@ -71,6 +72,13 @@ class Text2Grad(PPO):
                 marked.append(token_labels(judgement.spans, len(turn.tokens)))
                 unaligned += len(judgement.unaligned)
         return marked, {"unaligned_quotes": unaligned}
+
+    def _read(self, model: RewardModel, answers: Sequence[Answer]) -> list[np.ndarray | None]:
+        """The reward model's span rewards, expected or hard."""
+        at_once, threshold = self.config.rows_at_once, self.config.reward_threshold
+        if self.config.reward == "hard":
+            return model.hard_rewards(answers, at_once, threshold=threshold)
+        return model.rewards(answers, at_once)
 
     def sample(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray, step: int) -> Sample:
         """A completion for the report, with what the reward model says of it."""
@@ -89,9 +97,19 @@ class Text2Grad(PPO):
         )
 
 
+def faded(rewards: np.ndarray, after: int) -> np.ndarray:
+    """Span rewards [n] of a completion, fading `after` tokens from the first that is not 0 on."""
+    (marked,) = np.nonzero(rewards)
+    if not len(marked):
+        return rewards
+    start = marked[0]
+    factors = fade(len(rewards) - start, after)
+    return np.concatenate([rewards[:start], rewards[start:] * factors])
+
+
 def fade(length: int, after: int) -> np.ndarray:
-    """1 / (1 + exp(clip(n − after − 6, −10, 6))) for the tokens n = 0 … length − 1."""
-    late = np.arange(length) - after - FADE_WIDTH
+    """1 / (1 + exp(clip(n − after − 6, −10, 6))) for the tokens n = 1 … length."""
+    late = np.arange(1, length + 1) - after - FADE_WIDTH
     return (1 / (1 + np.exp(np.clip(late, -10, 6)))).astype(np.float32)
 
 

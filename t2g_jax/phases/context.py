@@ -28,7 +28,7 @@ from t2g_jax.judges.guard import Guard
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.phases import pretrained
-from t2g_jax.phases.workspace import SFT, Workspace, claimed, command
+from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, claimed, command
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
 from t2g_jax.tasks.base import Example, Task
@@ -277,6 +277,16 @@ class Context:
         if phase == SFT and not with_heads:
             return self._warm_start
         return lora.join(self._saved(phase, with_heads, step), self._warm_start)
+
+    def class_weights(self) -> tuple[float, float, float]:
+        """What the classes weighed when the reward model was trained, as its phase recorded it.
+
+        Raises:
+          T2GError: it is not complete.
+        """
+        trained_with = self.workspace.summary(REWARD_MODEL).get("class_weights")
+        poor, neutral, good = trained_with or self.config.reward_model.class_weights
+        return poor, neutral, good
 
     def best_step(self, phase: str) -> int | None:
         """The step of a method that is to answer, if it is not the last: `evaluate.checkpoint`.

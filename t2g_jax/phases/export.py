@@ -115,7 +115,10 @@ def run(
             huggingface.save_weights(partial, merged, context.model, family, dtype=jnp.dtype(dtype))
             if first:
                 _write_configs(partial, context, described, source, dtype)
-        _write_heads(partial, {name: params[name] for name in with_heads})
+        heads = {name: params[name] for name in with_heads}
+        if "span_head" in heads:
+            heads["span_head"] = unweighted(heads["span_head"], context.class_weights())
+        _write_heads(partial, heads)
         if first:
             _write_tokenizer(partial, context)
             card = model_card(config, phase, dtype, with_heads, adapters=adapters)
@@ -229,7 +232,8 @@ _SPAN_HEAD = """\
 ## Span-reward head
 
 `t2g/heads.safetensors` has a classifier of tokens: poor, neutral or good. It reads the hidden state
-after the final norm, on the token itself:
+after the final norm, on the token itself. Class weights of the training, if there were any, are
+divided out of its bias: the probabilities are those of the annotations as they were.
 
 ```python
 from safetensors.torch import load_file
@@ -246,6 +250,17 @@ _VALUE_HEAD = """\
 `t2g/heads.safetensors` has the value function of the training run: the expected return before the
 next token, from the hidden state h after the final norm:
 `h @ head["value_head.out.kernel"] + head["value_head.out.bias"]`."""
+
+
+def unweighted(
+    span_head: dict[str, Any], class_weights: tuple[float, float, float]
+) -> dict[str, Any]:
+    """The span-reward head with the class weights of its training divided out.
+
+    With its bias less log w, the softmax of its logits is what `losses.span_probabilities` was.
+    """
+    out = span_head["out"]
+    return {"out": out | {"bias": out["bias"] - jnp.log(jnp.asarray(class_weights))}}
 
 
 def load_heads(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -19,7 +19,15 @@ from t2g_jax.phases.samples import read_samples
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, read_json
 from t2g_jax.report import html, terminal
 from t2g_jax.report.collapse import collapses
-from t2g_jax.report.contents import ClassScore, Curve, PhaseTime, Report, ResultRow
+from t2g_jax.report.contents import (
+    Calibration,
+    ClassScore,
+    Curve,
+    PhaseTime,
+    ReliabilityBin,
+    Report,
+    ResultRow,
+)
 from t2g_jax.report.formatting import duration
 from t2g_jax.training.metrics import read_metrics
 
@@ -61,6 +69,8 @@ def _write(workspace: Workspace) -> Report:
     console = rich.console.Console()
     if report.class_scores:
         console.print(terminal.class_score_table(report))
+    if report.calibration:
+        console.print(terminal.calibration_table(report))
     console.print(terminal.result_table(report))
     for warning in report.warnings:
         console.print(terminal.safe_text(f"Warning: {warning}"), style="yellow", soft_wrap=True)
@@ -104,7 +114,7 @@ def contents(workspace: Workspace) -> Report:
             for sign in collapses(lines, floor=after["floor"], floor_policy=after["floor_policy"])
         ]
         samples += read_samples(workspace.phase(name))
-    scores = summaries.get(REWARD_MODEL, {}).get("class_scores", [])
+    about_spans = summaries.get(REWARD_MODEL, {})
     return Report(
         title=f"t2g_jax: {config.name}",
         subtitle=(
@@ -117,7 +127,15 @@ def contents(workspace: Workspace) -> Report:
         results=tuple(results),
         curves=tuple(curves),
         phases=tuple(PhaseTime(name, summaries[name]["seconds"]) for name in phases),
-        class_scores=tuple(ClassScore(**score) for score in scores),
+        class_scores=tuple(ClassScore(**found) for found in about_spans.get("class_scores", ())),
+        calibration=tuple(
+            Calibration(
+                found["label"],
+                found["error"],
+                tuple(ReliabilityBin(**row) for row in found["bins"]),
+            )
+            for found in about_spans.get("calibration", ())
+        ),
         samples=tuple(samples),
         config_yaml=to_yaml(config),
         environment={

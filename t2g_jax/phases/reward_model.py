@@ -2,7 +2,7 @@
 
 p(critique, spans | x, y) = p(critique | x, y) · p(spans | x, y[, critique]); Text2Grad,
 arXiv 2505.22338, with a classification head in place of decoded JSON. Reads the annotations; writes
-the reward model, and its precision, recall and F1 per class on held-out prompts.
+the reward model, and of each class its precision, recall, F1 and calibration on held-out prompts.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import jax
 import numpy as np
 
 from t2g_jax import hosts
-from t2g_jax.config import Config
+from t2g_jax.config import Config, Labels
 from t2g_jax.data.dataset import DatasetError, load_dataset
 from t2g_jax.data.pipeline import batches
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
+from t2g_jax.losses import span_targets
 from t2g_jax.models import heads
 from t2g_jax.models.heads import Params
+from t2g_jax.phases import span_scores
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import token_labels
 from t2g_jax.phases.reading import Answer, reader, translated
@@ -32,8 +34,6 @@ from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
 from t2g_jax.spans import TokenSpan, carry_spans
 from t2g_jax.training.batch import Row, from_arrays, to_arrays
 from t2g_jax.training.objective import Objective
-
-CLASSES = ("poor", "neutral", "good")
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -58,6 +58,10 @@ def train(context: Context) -> dict[str, Any]:
     context.workspace.summary(SFT)
     context.workspace.summary(ANNOTATE)
     source = load_dataset(context.workspace.dataset, "train")
+    held_out = load_dataset(context.workspace.dataset, "held_out")
+    if settings.labels == "severity":
+        for record in (*source, *held_out):
+            check_severities(record)
     size = min(settings.batch_size, len(source))
     # Each process reads and renders its part of a batch, if there are equal parts.
     apart = hosts.count() > 1 and size % hosts.count() == 0
@@ -86,15 +90,19 @@ def train(context: Context) -> dict[str, Any]:
         collect,
         learning(context.config, settings.epochs * stream.batches_per_epoch),
     )
-    model, held_out = (
-        RewardModel(context, params, reading),
-        load_dataset(context.workspace.dataset, "held_out"),
-    )
-    scores = class_scores(model, held_out, settings.batch_size)
-    for score in scores:
+    model = RewardModel(context, params, reading, settings.class_weights)
+    probabilities, labels = marked(model, held_out, settings.batch_size, settings.labels)
+    scores = span_scores.class_scores(probabilities, np.sign(labels))
+    reliability = span_scores.calibration(probabilities, np.asarray(span_targets(labels)))
+    for score, trust in zip(scores, reliability, strict=True):
         about = ", ".join(f"{name} {score[name]:.3g}" for name in ("precision", "recall", "f1"))
+        about += f", calibration error {trust['error']:.3g}"
         say(f"{REWARD_MODEL}: {score['label']} tokens: {about}, of {score['support']} held out")
-    return summary | {"class_scores": scores}
+    return summary | {
+        "class_scores": scores,
+        "calibration": reliability,
+        "class_weights": list(settings.class_weights),
+    }
 
 
 def starting_params(context: Context) -> Params:
@@ -125,20 +133,41 @@ def training_row(context: Context, record: AnnotationRecord, reading: Context | 
     """The row of an annotated completion, in the tokens of `reading` (None: of the policy)."""
     reading = context if reading is None else reading
     answer: Answer = (record.prompt_tokens, record.completion_tokens)
-    labels = record_labels(record)
+    how = context.config.reward_model.labels
+    labels = labels_of(record, how)
     if reading is not context:
         mine = context.tokenizer.offsets(record.completion_tokens)
         text = context.tokenizer.decode(record.completion_tokens)
         answer, theirs = translated(context, reading, answer)
-        spans = carry_spans(_spans(record), text, mine, theirs)
-        labels = np.sign(token_labels(spans, len(theirs)))
+        labels = _labels(carry_spans(_spans(record), text, mine, theirs), len(theirs), how)
     critique = reading.tokenizer.answer(record.critique)
     return reward_model_row(reading, answer, critique=critique, labels=labels)
 
 
+def labels_of(record: AnnotationRecord, how: Labels = "sign") -> np.ndarray:
+    """What the reward model learns of each completion token: its reward's sign, or all of it."""
+    return _labels(_spans(record), len(record.completion_tokens), how)
+
+
 def record_labels(record: AnnotationRecord) -> np.ndarray:
     """−1, 0 or +1 for each completion token: the sign of its reward."""
-    return np.sign(token_labels(_spans(record), len(record.completion_tokens)))
+    return labels_of(record)
+
+
+def _labels(spans: Sequence[TokenSpan], length: int, how: Labels) -> np.ndarray:
+    rewards = token_labels(spans, length)
+    return rewards if how == "severity" else np.sign(rewards)
+
+
+def check_severities(record: AnnotationRecord) -> None:
+    """Raises T2GError if a span's reward is no severity: outside [−1, 1]."""
+    for reward in record.span_rewards.tolist():
+        if abs(reward) > 1:
+            raise T2GError(
+                f"record {record.id!r}: a span's reward is {reward:g}, but with "
+                "reward_model.labels: severity it must lie in [-1, 1]; let the judge scale its "
+                "quotes' rewards and annotate again, or set reward_model.labels to sign"
+            )
 
 
 def _spans(record: AnnotationRecord) -> list[TokenSpan]:
@@ -146,27 +175,30 @@ def _spans(record: AnnotationRecord) -> list[TokenSpan]:
     return [TokenSpan(*span) for span in zip(*columns, strict=True)]
 
 
-def class_scores(
-    model: RewardModel, records: Sequence[AnnotationRecord], batch_size: int
-) -> list[dict[str, str | float]]:
-    """Precision, recall, F1 and support of each class over all completion tokens."""
-    predicted, true = [], []
+def marked(
+    model: RewardModel,
+    records: Sequence[AnnotationRecord],
+    batch_size: int,
+    how: Labels = "sign",
+) -> tuple[np.ndarray, np.ndarray]:
+    """The model's probabilities [N, 3] and the records' labels [N] of all completion tokens.
+
+    Completions that the model cannot mark are left out.
+    """
+    found: list[np.ndarray] = [np.zeros((0, 3))]
+    labels: list[np.ndarray] = [np.zeros(0)]
     for start in range(0, len(records), batch_size):
         batch = records[start : start + batch_size]
         answers = [(record.prompt_tokens, record.completion_tokens) for record in batch]
         for record, p in zip(batch, model.probabilities(answers), strict=True):
             if p is not None:
-                predicted += (p.argmax(-1) - 1).tolist()
-                true += record_labels(record).tolist()
-    return [
-        {"label": label} | _scores(np.equal(predicted, value), np.equal(true, value))
-        for label, value in zip(CLASSES, (-1, 0, 1), strict=True)
-    ]
+                found.append(p)
+                labels.append(labels_of(record, how))
+    return np.concatenate(found), np.concatenate(labels)
 
 
-def _scores(claimed: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Of one class, from who claims and who has it; 0 where nobody does."""
-    hits, support = int(np.sum(claimed & true)), int(np.sum(true))
-    precision, recall = hits / max(int(np.sum(claimed)), 1), hits / max(support, 1)
-    f1 = 2 * precision * recall / max(precision + recall, 1e-12)
-    return {"precision": precision, "recall": recall, "f1": f1, "support": support}
+def class_scores(
+    model: RewardModel, records: Sequence[AnnotationRecord], batch_size: int
+) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and support of each class over all completion tokens."""
+    return span_scores.class_scores(*marked(model, records, batch_size))

@@ -23,7 +23,7 @@ from t2g_jax.phases.training import about_rows
 from t2g_jax.phases.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.spans.carry import Offsets, carry_values
-from t2g_jax.training.batch import Row, row
+from t2g_jax.training.batch import Batch, Row, row
 from t2g_jax.training.step import span_probabilities
 
 CRITIQUE_REQUEST = "Critique the answer."
@@ -74,13 +74,15 @@ class RewardModel:
     params: Params
     reading: Context | None = None
     """See `reader`; None: it reads as the policy."""
+    class_weights: tuple[float, float, float] | None = None
+    """Those that it was trained with, which are divided out; None: the config's."""
 
     @classmethod
     def load(cls, context: Context) -> RewardModel:
         """Raises T2GError if the reward model has not been trained."""
         reading = reader(context)
         params = reading.params(REWARD_MODEL, with_heads=("span_head",))
-        return cls(context, reading.frozen(params), reading)
+        return cls(context, reading.frozen(params), reading, context.class_weights())
 
     @property
     def tokenizer(self) -> ChatTokenizer:
@@ -107,10 +109,20 @@ class RewardModel:
         found = self.probabilities(answers, at_once)
         return [None if p is None else p @ SPAN_CLASSES for p in found]
 
+    def hard_rewards(
+        self, answers: Sequence[Answer], at_once: int | None = None, *, threshold: float = 0.0
+    ) -> list[np.ndarray | None]:
+        """The reward of each completion token's likeliest class: arrays [n], see `hard_rewards`."""
+        found = self.probabilities(answers, at_once)
+        return [None if p is None else hard_rewards(p, threshold=threshold) for p in found]
+
     def probabilities(
         self, answers: Sequence[Answer], at_once: int | None = None
     ) -> list[np.ndarray | None]:
-        """p(poor), p(neutral), p(good) of each completion token: arrays [n, 3]."""
+        """p(poor), p(neutral), p(good) of each completion token: arrays [n, 3].
+
+        Of the data as it is: class weights of the training are divided out.
+        """
         read = self._read(answers)
         marked = self._probabilities([answer for answer, _ in read], at_once)
         for i, ((_, theirs), (_, completion)) in enumerate(zip(read, answers, strict=True)):
@@ -131,13 +143,14 @@ class RewardModel:
             }
         else:
             rows = {i: reward_model_row(context, answer) for i, answer in enumerate(answers)}
-        settings = {"model": context.model, "mesh": context.mesh}
-        found = about_rows(
-            context,
-            list(rows.values()),
-            lambda batch: span_probabilities(self.params, batch, **settings),
-            at_once,
-        )
+        weights = self.class_weights or self.context.config.reward_model.class_weights
+
+        def compute(batch: Batch) -> Any:
+            return span_probabilities(
+                self.params, batch, model=context.model, class_weights=weights, mesh=context.mesh
+            )
+
+        found = about_rows(context, list(rows.values()), compute, at_once)
         marked: list[np.ndarray | None] = [None] * len(answers)
         for (i, item), of_row in zip(rows.items(), found, strict=True):
             marked[i] = of_row[item.fields["span_weight"] > 0]
@@ -167,6 +180,24 @@ class RewardModel:
             end = [] if critique.ended else [context.tokenizer.end_id]
             critiques[i] = [*critique.tokens.tolist(), *end]
         return critiques
+
+
+def hard_rewards(probabilities: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
+    """−1 or +1 where poor or good is the likeliest class, and no less likely than the threshold.
+
+    Exactly 0 elsewhere, also where two classes are equally likely.
+
+    Args:
+      probabilities: [..., 3] of poor, neutral and good.
+      threshold: in [0, 1].
+
+    Returns:
+      [...] float32.
+    """
+    poor, neutral, good = np.moveaxis(probabilities, -1, 0)
+    is_poor = (poor > np.maximum(neutral, good)) & (poor >= threshold)
+    is_good = (good > np.maximum(neutral, poor)) & (good >= threshold)
+    return is_good.astype(np.float32) - is_poor.astype(np.float32)
 
 
 def critique_request(context: Context, completion: Tokens) -> list[int]:

@@ -101,6 +101,9 @@ class _PlannedContext(Context):
 
         return lora.split(self._shapes(init))[0]
 
+    def class_weights(self) -> tuple[float, float, float]:
+        return self.config.reward_model.class_weights
+
     def with_adapters(self, params: heads.Params, phase: str) -> heads.Params:
         rank = self.config.lora.rank
         if not rank:
@@ -329,7 +332,13 @@ def _spans(
         phase,
         "span scoring",
         shape,
-        lambda: span_probabilities.lower(params, batch, model=context.model, mesh=context.mesh),
+        lambda: span_probabilities.lower(
+            params,
+            batch,
+            model=context.model,
+            class_weights=context.class_weights(),
+            mesh=context.mesh,
+        ),
         {"weights": _bytes(params), "batch": _bytes(batch)},
         _resident(kept, [params]),
         {},

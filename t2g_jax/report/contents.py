@@ -11,7 +11,7 @@ import difflib
 import functools
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pydantic
@@ -96,6 +96,35 @@ class ClassScore(_Strict):
 
 
 @dataclasses.dataclass(frozen=True)
+class ReliabilityBin(_Strict):
+    """Tokens to which the reward model gives a class with a probability in [low, high).
+
+    Attributes:
+      tokens: how many.
+      predicted: their mean probability.
+      observed: the share of them that has the class.
+    """
+
+    low: float
+    high: float
+    tokens: int
+    predicted: float
+    observed: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration(_Strict):
+    """How far the reward model's probabilities of a class come true.
+
+    `error`: mean |predicted − observed| over the bins, weighed by their tokens.
+    """
+
+    label: str
+    error: float
+    bins: tuple[ReliabilityBin, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenCell(_Strict):
     """One token of a completion. None where there is no such value.
 
@@ -172,6 +201,7 @@ class Report(_Strict):
     curves: tuple[Curve, ...] = ()
     phases: tuple[PhaseTime, ...] = ()
     class_scores: tuple[ClassScore, ...] = ()
+    calibration: tuple[Calibration, ...] = ()
     samples: tuple[Sample, ...] = ()
     config_yaml: str = ""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -198,7 +228,22 @@ class Report(_Strict):
             raise ValueError(f"{source}: " + "; ".join(_complaints(error))) from None
 
 
-_RECORDS = (Curve, ResultRow, PhaseTime, ClassScore, TokenCell, Retry, Sample, Report)
+def reliability_rows(
+    calibration: Sequence[Calibration],
+) -> list[tuple[float, float, list[ReliabilityBin | None]]]:
+    """The bins that hold tokens of any class: (low, high, those of each class or None)."""
+    found: dict[tuple[float, float], list[ReliabilityBin | None]] = {}
+    for index, of_class in enumerate(calibration):
+        for cell in of_class.bins:
+            row = found.setdefault((cell.low, cell.high), [None] * len(calibration))
+            row[index] = cell
+    return [(*bounds, found[bounds]) for bounds in sorted(found)]
+
+
+_RECORDS = (
+    *(Curve, ResultRow, PhaseTime, ClassScore, ReliabilityBin, Calibration),
+    *(TokenCell, Retry, Sample, Report),
+)
 
 
 @functools.cache

@@ -7,9 +7,9 @@ MISSING = "–"
 _NARROW = "\u202f"  # narrow no-break space, between a number and its unit
 
 
-def percent(value: float) -> str:
+def percent(value: float, digits: int = 1) -> str:
     """.9764 -> "97.6 %"; not finite -> a dash."""
-    return f"{100 * value:.1f}{_NARROW}%" if math.isfinite(value) else MISSING
+    return f"{100 * value:.{digits}f}{_NARROW}%" if math.isfinite(value) else MISSING
 
 
 def decimal(value: float | None, digits: int = 3) -> str:

@@ -22,7 +22,7 @@ import markupsafe
 
 from t2g_jax import durable
 from t2g_jax.report import charts, formatting
-from t2g_jax.report.contents import Report, ResultRow, Retry, Sample
+from t2g_jax.report.contents import Report, ResultRow, Retry, Sample, reliability_rows
 
 
 def render(report: Report) -> str:
@@ -51,6 +51,7 @@ def render(report: Report) -> str:
         bars=_time_bars(report),
         macro_f1=_mean([score.f1 for score in report.class_scores]),
         support=sum(score.support for score in report.class_scores),
+        reliability=reliability_rows(report.calibration),
         config=_yaml_lines(report.config_yaml),
         data=_json_for_script(
             {

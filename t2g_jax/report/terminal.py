@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from t2g_jax.report import formatting
-from t2g_jax.report.contents import Report, TokenCell
+from t2g_jax.report.contents import Report, TokenCell, reliability_rows
 
 # +1 and −1 at full strength, and the ink on them. Readable on light and dark terminals because both
 # colours are set; bold and underline carry the sign where there is no colour.
@@ -85,6 +85,32 @@ def class_score_table(report: Report) -> Table:
     for row in report.class_scores:
         shares = [_number(formatting.percent(v)) for v in (row.precision, row.recall, row.f1)]
         table.add_row(safe_text(row.label), *shares, _number(formatting.count(row.support)))
+    return table
+
+
+def calibration_table(report: Report) -> Table:
+    """What the reward model says of each class, and how often it is so, by what it says."""
+    title = _title("Reward model, probabilities and what came true")
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, show_footer=True, pad_edge=False
+    )
+    table.add_column("Probability", "Error", no_wrap=True)
+    for row in report.calibration:
+        error = formatting.percent(row.error)
+        table.add_column(
+            safe_text(f"{row.label}\nsays → is, tokens"), error, justify="right", no_wrap=True
+        )
+    for low, high, cells in reliability_rows(report.calibration):
+        table.add_row(
+            f"{100 * low:.0f}–{formatting.percent(high, digits=0)}",
+            *(
+                f"{100 * cell.predicted:.0f} → {formatting.percent(cell.observed, digits=0)}"
+                f" {formatting.count(cell.tokens):>6}"
+                if cell
+                else ""
+                for cell in cells
+            ),
+        )
     return table
 
 

@@ -51,7 +51,8 @@ ELSEWHERE = {
     # test_base, test_policy
     *"optimizer eval_every prompts_per_step group_size rows_at_once".split(),
     *"kl_in kl_coefficient adaptive_kl_target".split(),  # test_reference
-    *"gamma gae_lambda whiten span_source fade_after".split(),  # test_ppo, test_text2grad
+    *"gamma gae_lambda whiten".split(),  # test_ppo
+    *"span_source fade_after reward reward_threshold".split(),  # test_text2grad
     *"advantage resample_rounds overlong_tokens turns".split(),  # test_grpo, test_episodes
     *"distill_coefficient distill_schedule baseline critique_correct".split(),  # test_rltf
 }
@@ -139,6 +140,18 @@ def loaded(tmp_path):
             "rltf_sd: {distill_schedule: linear, distill_coefficient: 0.0}",
             "distill_schedule: linear needs a distill_coefficient above 0",
         ),
+        (
+            "text2grad: {reward: hard, span_source: judge}",
+            "reward: hard is about the reward model's classes, but span_source is judge",
+        ),
+        (
+            "text2grad: {reward_threshold: 0.5}",
+            "reward_threshold (0.5) has no effect with reward: expected",
+        ),
+        (
+            "reward_model: {class_weights: [0, 1, 1]}",
+            "`reward_model.class_weights.0` is 0; must be greater than 0",
+        ),
         ("text2grad: {fade_after: 64}", "text2grad.fade_after (64) must be less than sampling.max"),
         ("grpo: {overlong_tokens: 65}", "grpo.overlong_tokens (65) must not exceed sampling.max"),
         ("rltf_fm: {turns: 1}", "`rltf_fm.turns` is 1; must be greater than or equal to 2"),
@@ -161,6 +174,7 @@ def test_settings_without_effect_are_refused(loaded, text, expected):
         "rltf_sd: {surrogate: reinforce, correction: cispo, epsilon_low: 0.3}",
         "rltf_sd: {distill_schedule: linear}",
         "text2grad: {fade_after: 63}",
+        "text2grad: {reward: hard, reward_threshold: 0.5}",
         "grpo: {overlong_tokens: 64}",
         "ppo: {group_size: 1}",
         "rejection_sampling: {group_size: 1, turns: 1}",
@@ -215,3 +229,28 @@ def test_every_method_and_its_own_settings_are_on_the_page(page, tiny_context):
     shared = names_of(RolloutConfig) | set(CRITIC) | {"epsilon_low", "gae_lambda", "whiten"}
     own = set().union(*map(names_of, sections)) - shared
     assert sorted(field for field in own if field not in page) == []
+
+
+# --- docs/deviations.md ------------------------------------------------------------------------
+
+
+def test_what_brings_the_original_back_is_a_config(root, loaded):
+    """The last column, for every row of every table; those that are the default change nothing."""
+    page = (root / "docs" / "deviations.md").read_text()
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("| ")]
+    rows = [row for row in rows if row[0].strip() != "original"]
+    assert len(rows) > 20
+    assert {len(row) for row in rows} == {4}
+    found = [(text, row[3]) for row in rows for text in re.findall(r"`(\w+: \{.*?\})`", row[3])]
+    assert len(found) > 10
+    for text, cell in found:
+        config, ((section, values),) = loaded(text), yaml.safe_load(text).items()
+        default = getattr(loaded(""), section)
+        changed = [name for name in values if getattr(default, name) != values[name]]
+        assert bool(changed) != ("the default" in cell), text
+        assert all(getattr(getattr(config, section), name) == values[name] for name in values)
+
+
+def test_the_page_of_deviations_is_linked(root):
+    for name in ("README.md", "docs/methods.md"):
+        assert "deviations.md" in (root / name).read_text()

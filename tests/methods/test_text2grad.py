@@ -6,7 +6,7 @@ import oracle
 import pytest
 import tiny
 
-from t2g_jax.methods.text2grad import Text2Grad, fade
+from t2g_jax.methods.text2grad import Text2Grad, fade, faded
 from t2g_jax.phases.judgement import judge, token_labels
 
 BETA, GAMMA, LAMBDA = 0.3, 0.9, 0.8
@@ -110,23 +110,34 @@ def test_the_tasks_reward_is_not_learned(collect):
 @pytest.mark.parametrize("after", [0, 3, None])
 def test_fade_after(collect, after):
     _, collected, _, delta = collect(text2grad__fade_after=after, text2grad__kl="k3")
-    faded = [
+    expected = [
         [
             d / (1 + np.exp(min(max(n - after - 6, -10), 6))) if after is not None else d
-            for n, d in enumerate(rewards)
+            for n, d in enumerate(rewards, start=1)
         ]
         for rewards in delta
     ]
-    expected = np.concatenate(faded).mean()
+    expected = np.concatenate(expected).mean()
     assert collected.metrics["span_reward"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_fading_by_hand():
-    factors = fade(30, 4)
-    assert factors[10] == 0.5
-    np.testing.assert_allclose(factors[0], 1 / (1 + np.exp(-10)))
+    factors = fade(30, 4)  # of the tokens 1 … 30
+    assert factors[9] == 0.5
+    np.testing.assert_allclose(factors[0], 1 / (1 + np.exp(-9)))
+    assert fade(1, 30)[0] == np.float32(1 / (1 + np.exp(-10)))
     np.testing.assert_allclose(factors[-1], 1 / (1 + np.exp(6)))
     assert (np.diff(factors) <= 0).all()
+
+
+def test_fading_begins_with_the_first_span():
+    """As the authors count: n = 1 is the first token whose reward is not 0."""
+    rewards = np.array([0, 0, -1, 0, 1, 1], np.float32)
+    factors = 1 / (1 + np.exp(np.arange(1, 5) - 2 - 6.0))
+    expected = np.concatenate([[0, 0], rewards[2:] * factors])
+    np.testing.assert_allclose(faded(rewards, 2), expected, rtol=1e-6)
+    np.testing.assert_array_equal(faded(np.zeros(4), 0), 0)
+    assert faded(np.zeros(0), 3).shape == (0,)
 
 
 def test_the_adaptive_controller(collect):
@@ -200,6 +211,20 @@ def test_what_a_reward_model_cannot_read_is_neutral_and_counted(tiny_context, tu
     assert rewards[0].tolist() == [0] * len(turns[0].tokens)
     assert rewards[1].min() == 1
     assert metrics["no_room"] == 1
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.5])
+def test_hard_rewards_are_of_the_likeliest_class(tiny_context, turns, threshold):
+    """−1, 0 or +1 and nothing between, 0 where the model is less sure than it must be."""
+    changes = {"text2grad__reward": "hard", "text2grad__reward_threshold": threshold}
+    method = Text2Grad(tiny.changed(tiny_context, **changes))
+    rewards, _ = method.token_rewards(turns)
+    answers = [(turn.prompt, turn.tokens) for turn in turns]
+    for given, p in zip(rewards, method.reward_model.probabilities(answers), strict=True):
+        sure = p.max(-1) >= threshold
+        np.testing.assert_array_equal(given, np.where(sure, p.argmax(-1) - 1, 0))
+    assert {-1, 0, 1} >= set(np.concatenate(rewards).tolist())
+    assert np.concatenate(rewards).any()
 
 
 def ones(answer):

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import yaml
 
-from t2g_jax import cli
+from t2g_jax import cli, losses
 from t2g_jax.config import ConfigError, load_config
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models import heads
 from t2g_jax.phases.context import Context
-from t2g_jax.phases.export import load_heads
+from t2g_jax.phases.export import load_heads, unweighted
 from t2g_jax.phases.training import about_rows
 from t2g_jax.phases.workspace import REWARD_MODEL
 from t2g_jax.training.batch import row
@@ -158,6 +158,24 @@ def test_the_model_card_says_how_to_use_the_span_head(own, tmp_path, monkeypatch
     with torch.no_grad():
         exec(code, scope)
     np.testing.assert_allclose(scope["span_reward"][0], ours @ [-1, 0, 1], atol=1e-4)
+
+
+def test_class_weights_are_divided_out_of_the_exported_head(rng):
+    """Whoever takes the softmax of its logits gets the probabilities of the data."""
+    head = {"out": {"kernel": rng.normal(size=(4, 3)), "bias": rng.normal(size=3)}}
+    hidden, weights = rng.normal(size=(5, 4)), (5.0, 1.0, 0.5)
+
+    def logits(head):
+        return hidden @ np.asarray(head["out"]["kernel"]) + np.asarray(head["out"]["bias"])
+
+    exported = unweighted(head, weights)
+    np.testing.assert_allclose(
+        jax.nn.softmax(logits(exported)),
+        losses.span_probabilities(logits(head), class_weights=weights),
+        rtol=1e-5,
+    )
+    unchanged = unweighted(head, (1.0, 1.0, 1.0))
+    np.testing.assert_allclose(unchanged["out"]["bias"], head["out"]["bias"], rtol=1e-6)
 
 
 def test_a_small_model_of_ours_is_exported_as_a_llama(tiny_run, tmp_path):

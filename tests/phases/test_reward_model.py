@@ -2,17 +2,18 @@
 
 import dataclasses
 import itertools
+import shutil
 
 import numpy as np
 import pytest
 import tiny
 
-from t2g_jax.data.dataset import load_dataset
+from t2g_jax.data.dataset import load_dataset, write_dataset
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import policy, reward_model
 from t2g_jax.phases.context import Context
-from t2g_jax.phases.reward_model import class_scores, record_labels, training_row
-from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
+from t2g_jax.phases.reward_model import class_scores, labels_of, record_labels, training_row
+from t2g_jax.phases.span_rewards import RewardModel, hard_rewards, reward_model_row
 from t2g_jax.training.metrics import read_metrics
 
 
@@ -90,6 +91,93 @@ def test_severities_become_signs(records):
     record = next(r for r in records if len(r.span_rewards) > 1)
     mild = dataclasses.replace(record, span_rewards=record.span_rewards * 0.3)
     np.testing.assert_array_equal(record_labels(mild), record_labels(record))
+
+
+def test_severities_are_kept_where_that_is_asked_for(tiny_context, records):
+    record = next(r for r in records if len(r.span_rewards) > 1)
+    mild = dataclasses.replace(record, span_rewards=record.span_rewards * 0.3)
+    kept = tiny.changed(tiny_context, reward_model__labels="severity")
+    by_sign, by_severity = (training_row(context, mild) for context in (tiny_context, kept))
+    np.testing.assert_allclose(
+        by_severity.fields["span_labels"], 0.3 * by_sign.fields["span_labels"], rtol=1e-6
+    )
+    assert by_sign.fields["span_labels"].any()
+
+
+def test_what_is_no_severity_is_refused_before_training(tiny_run, tmp_path, records):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", reward_model__labels="severity")
+    strict = [dataclasses.replace(r, span_rewards=3 * r.span_rewards) for r in records]
+    write_dataset(
+        workdir / "annotate" / "dataset",
+        {"train": records, "held_out": strict},
+        name="tiny",
+        description="-",
+        metadata={},
+    )
+    shutil.copy(tiny_run.workdir / "annotate" / "complete.json", workdir / "annotate")
+    with pytest.raises(T2GError, match=r"record '.*': a span's reward is -?3, but .*severity"):
+        reward_model.run(config, workdir)
+    assert not (workdir / "reward_model" / "checkpoints").exists()
+
+
+def test_from_severities_to_a_policy(tiny_run, tmp_path, records):
+    """Annotations of graded quotes, a reward model of them, and a policy that learns from it."""
+    workdir, config = tiny_run.branch(
+        tmp_path / "run",
+        "sft",
+        reward_model__labels="severity",
+        reward_model__class_weights=(2.0, 1.0, 1.0),
+        text2grad__steps=1,
+        text2grad__reward="hard",
+    )
+    graded = [dataclasses.replace(r, span_rewards=0.5 * r.span_rewards) for r in records]
+    write_dataset(
+        workdir / "annotate" / "dataset",
+        {"train": graded[:-4], "held_out": graded[-4:]},
+        name="tiny",
+        description="-",
+        metadata={},
+    )
+    shutil.copy(tiny_run.workdir / "annotate" / "complete.json", workdir / "annotate")
+    summary = reward_model.run(config, workdir)
+    tokens = sum(len(r.completion_tokens) for r in graded[-4:])
+    for found in summary["calibration"]:
+        assert sum(row["tokens"] for row in found["bins"]) == tokens
+        assert 0 <= found["error"] <= 1
+    observed = sum(r["tokens"] * r["observed"] for r in summary["calibration"][0]["bins"])
+    expected = sum(np.maximum(-labels_of(r, "severity"), 0).sum() for r in graded[-4:])
+    assert observed == pytest.approx(expected, rel=1e-6)
+    policy.run(config, workdir, "text2grad")
+    (line,) = read_metrics(workdir / "text2grad")
+    assert line["rows"] > 0
+    assert np.isfinite(line["loss"])
+    model = RewardModel.load(Context.open(config, workdir))
+    assert model.class_weights == (2.0, 1.0, 1.0)
+
+
+def test_class_weights_are_divided_out_of_probabilities(tiny_context, model, records):
+    """Of those that it was trained with, whatever the config says by now."""
+    answers = [(record.prompt_tokens, record.completion_tokens) for record in records[:2]]
+    weights = np.array([5.0, 1.0, 0.5], np.float32)
+    weighted = dataclasses.replace(model, class_weights=tuple(weights.tolist()))
+    plain = model.probabilities(answers)
+    for p_w, p in zip(plain, weighted.probabilities(answers), strict=True):
+        expected = p_w / weights / (p_w / weights).sum(-1, keepdims=True)
+        np.testing.assert_allclose(p, expected, rtol=1e-4, atol=1e-6)
+    changed = tiny.changed(tiny_context, reward_model__class_weights=(5.0, 1.0, 0.5))
+    for p, expected in zip(RewardModel.load(changed).probabilities(answers), plain, strict=True):
+        np.testing.assert_allclose(p, expected, rtol=1e-5, atol=1e-6)
+    of_config = RewardModel(changed, model.params).probabilities(answers)
+    for p, expected in zip(of_config, weighted.probabilities(answers), strict=True):
+        np.testing.assert_allclose(p, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_hard_rewards_by_hand():
+    p = [[0.6, 0.3, 0.1], [0.2, 0.3, 0.5], [0.3, 0.4, 0.3], [0.45, 0.1, 0.45], [0.4, 0.4, 0.2]]
+    np.testing.assert_array_equal(hard_rewards(np.array(p)), [-1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(hard_rewards(np.array(p), threshold=0.5), [-1, 1, 0, 0, 0])
+    np.testing.assert_array_equal(hard_rewards(np.array(p), threshold=0.55), [-1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(hard_rewards(np.array(p), threshold=1.0), 0)
 
 
 def test_probabilities_are_of_each_token_and_do_not_depend_on_the_batch(model, records):
@@ -175,7 +263,13 @@ def test_held_out_scores_are_in_the_summary(tiny_run):
     summary = reward_model.run(tiny_run.config, tiny_run.workdir)
     held_out = load_dataset(tiny_run.workdir / "annotate" / "dataset", "held_out")
     supports = [score["support"] for score in summary["class_scores"]]
-    assert sum(supports) == sum(len(record.completion_tokens) for record in held_out)
+    tokens = sum(len(record.completion_tokens) for record in held_out)
+    assert sum(supports) == tokens
+    assert [found["label"] for found in summary["calibration"]] == ["poor", "neutral", "good"]
+    for found, support in zip(summary["calibration"], supports, strict=True):
+        assert sum(row["tokens"] for row in found["bins"]) == tokens
+        hits = sum(row["tokens"] * row["observed"] for row in found["bins"])
+        assert hits == pytest.approx(support)
 
 
 def test_settings_of_training(tiny_context, monkeypatch):

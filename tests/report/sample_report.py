@@ -9,9 +9,11 @@ import random
 import sys
 
 from t2g_jax.report.contents import (
+    Calibration,
     ClassScore,
     Curve,
     PhaseTime,
+    ReliabilityBin,
     Report,
     ResultRow,
     Retry,
@@ -92,6 +94,7 @@ def report(samples: int = 12, *, hostile: bool = True) -> Report:
             ClassScore("neutral (0)", 0.941, 0.972, 0.956, 141_870),
             ClassScore("good (+1)", 0.774, 0.701, 0.736, 30_112),
         ),
+        calibration=_calibration(),
         samples=tuple(_samples(samples, rng, hostile)),
         config_yaml=_CONFIG,
         environment={
@@ -103,6 +106,18 @@ def report(samples: int = 12, *, hostile: bool = True) -> Report:
             "seed": "0, 1, 2",
             "commit": "4f0c2a9d17e4",
         },
+    )
+
+
+def _calibration():
+    def of(label, error, *rows):
+        cells = (ReliabilityBin(low, round(low + 0.1, 1), *row) for low, *row in rows)
+        return Calibration(label, error, tuple(cells))
+
+    return (
+        of("poor", 0.043, (0.0, 171_000, 0.021, 0.03), (0.4, 1_204, 0.46, 0.51), (0.9, 18, 1, 1)),
+        of("neutral", 0.021, (0.9, 141_870, 0.962, 0.941)),
+        of("good", 0.0125, (0.0, 160_100, 0.011, 0.012), (0.9, 30_112, 0.934, 0.9)),
     )
 
 

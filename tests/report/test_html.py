@@ -296,3 +296,15 @@ def test_good_and_poor_differ_for_everyone(mode, kind):
     ]
     assert np.linalg.norm(seen[0] - seen[1]) > 30
     assert min(np.linalg.norm(seen[0] - seen[2]), np.linalg.norm(seen[1] - seen[2])) > 20
+
+
+def test_the_reliability_table_has_a_row_for_each_bin(sample_report):
+    page = render(sample_report(0))
+    (table,) = re.findall(r'aria-label="Calibration table">(.*?)</div>', page, re.S)
+    rows = re.findall(r'<th scope="row">(.*?)</th>\s*(.*?)</tr>', table, re.S)
+    assert [name.replace("\u202f", " ") for name, _ in rows] == ["0–10 %", "40–50 %", "90–100 %"]
+    for _, cells in rows:
+        assert cells.count("<td") == 9
+    assert "46.0\u202f%" in rows[1][1]
+    plain = dataclasses.replace(sample_report(0), calibration=())
+    assert "Calibration table" not in render(plain)

@@ -6,7 +6,13 @@ import pytest
 from rich.console import Console
 
 from t2g_jax.report.contents import Report, TokenCell
-from t2g_jax.report.terminal import PhaseProgress, class_score_table, result_table, token_line
+from t2g_jax.report.terminal import (
+    PhaseProgress,
+    calibration_table,
+    class_score_table,
+    result_table,
+    token_line,
+)
 
 
 def shown(renderable, **options):
@@ -27,6 +33,17 @@ def test_class_score_table(sample_report):
     text = shown(class_score_table(sample_report(0)))
     for piece in ("poor (−1)", "81.2 %", "18.2 k"):
         assert piece in text
+
+
+def test_calibration_table_fits_80_columns(sample_report):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(calibration_table(sample_report(0)))
+    text = console.file.getvalue().replace("\u202f", " ")
+    assert "…" not in text
+    for piece in ("90–100 %", "96 → 94 %", "142 k", "4.3 %", "100 → 100 %", "1204"):
+        assert piece in text
+    (row,) = [line for line in text.splitlines() if line.strip().startswith("40–50 %")]
+    assert row.split() == ["40–50", "%", "46", "→", "51", "%", "1204"]  # no others have such
 
 
 def test_missing_numbers_are_dashes(sample_report):
