@@ -5,18 +5,20 @@ is certain. Every other quote comes back in `Alignment.unaligned` with the reaso
 """
 
 import math
-import re
-import unicodedata
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice, pairwise
+from functools import cache
+from itertools import pairwise
 from numbers import Real
 from typing import Literal
 
 from rapidfuzz import fuzz
+
+from t2g_jax.spans import sameness
+from t2g_jax.spans.reading import Place, Reading, Unit
+from t2g_jax.spans.search import Budget, Search, TooLong
 
 
 @dataclass(frozen=True)
@@ -85,21 +87,32 @@ def align(
 
     The first stage that finds the phrase decides:
       1. exact: the phrase, character by character;
-      2. normalised: after Unicode NFKC, case folding, plain quotation marks and dashes, and one
-         space for each run of white space. Spans are in characters of the original text;
-      3. fuzzy: the passage most alike by insert-delete distance, from 8 characters on. It starts
-         and ends between words, and must hold the same numbers as the quote.
+      2. normalised: whatever its case, forms of the same characters (Unicode), shapes of quotation
+         marks and dashes, and amounts of white space. Spans are in characters of the original text;
+      3. fuzzy: the passage most alike, from 8 characters on, if it can only mean the same. Its
+         quotation marks, hyphens and ellipses may be others or none, its words other forms of the
+         same (-s, -ed, -ing) or misspelled, within, if they are long. Any other word, number,
+         operator or sign, and in code any character but white space, makes it another passage: the
+         quote is unaligned, for the reason "... differs in: ...".
+
+    A phrase starts and ends at whole words, numbers and user-perceived characters: "cat" is not in
+    "concatenate", nor "is" in "isn't", 5 in −5, or 👍 in 👍🏽.
 
     A phrase found at several places goes to
-      - the place `ordinal` names; if `before` or `after` fit another place better, nowhere;
-      - without `ordinal`, the place whose neighbours fit `before` and `after` clearly best;
-      - with neither, whole words are preferred to parts of words. If a choice remains, identical
-        quotes share out the places in reading order, provided there are at least as many quotes as
-        places. Fewer quotes than places are ambiguous, and stay unaligned.
+      - the place `ordinal` names, be it within a word; if `before` or `after` fit another place
+        better, nowhere;
+      - without `ordinal`, the place whose neighbours fit `before` and `after` clearly best. It may
+        be within a word if they fit character by character;
+      - with neither, identical quotes share out the places in reading order, provided there are at
+        least as many quotes as places. Fewer quotes than places are ambiguous, and stay unaligned.
     A phrase found at one place goes there, whatever its neighbours are said to be. A second quote
     of that place with the same reward is a repeat and stays unaligned; with another reward it is
     kept. Overlapping spans of any reward are kept: which one a token follows is decided by
     `spans.token_rewards` (by default the lowest reward).
+
+    The search is bounded by counted steps, whatever text and quotes are: about a second for a quote
+    and 5 for many, of a text of 64,000 characters. A quote whose search would take more is
+    unaligned, "too long to search"; a phrase that stands in the text as it is seldom is.
 
     Method: "Text2Grad: Reinforcement Learning from Natural Language Feedback", arXiv 2505.22338,
     aligns words greedily to their first match; this does not.
@@ -107,7 +120,8 @@ def align(
     Args:
       text: the completion the quotes were taken from.
       quotes: `Quote`, (phrase, reward), or a phrase alone, which is worth +1.
-      fuzzy_threshold: least likeness of a fuzzy match, in (0, 100]; None: no fuzzy stage.
+      fuzzy_threshold: least likeness of a fuzzy match, by the letters of its words, in (0, 100];
+        None: no fuzzy stage.
 
     Returns:
       Alignment. Each quote is in `spans` or in `unaligned`, among them empty quotes and quotes
@@ -120,35 +134,38 @@ def align(
     if fuzzy_threshold is not None and not 0 < fuzzy_threshold <= 100:
         raise ValueError(f"fuzzy_threshold must be in (0, 100] or None, got {fuzzy_threshold!r}")
     given = [_as_quote(quote) for quote in quotes]
-    page = _Page(text)
-    found: dict[str, _Found] = {}
+    page = _Page(text, fuzzy_threshold)
     outcomes: list[CharSpan | str | None] = [None] * len(given)
-    unqualified: dict[str, list[int]] = defaultdict(list)
-    taken: dict[str, set[tuple[int, int]]] = defaultdict(set)
+    # Quotes that name none of their phrase's places, by the phrase and its place if it is one.
+    unnamed: dict[tuple[str, Place | None], tuple[_Found, list[int]]] = {}
+    taken: dict[str, set[Place]] = defaultdict(set)
 
     for i, quote in enumerate(given):
+        page.budget.begin()
         if reason := _refusal(quote):
             outcomes[i] = reason
             continue
-        if quote.text not in found:
-            found[quote.text] = page.find(quote.text, fuzzy_threshold)
-        here = found[quote.text]
-        if not here.places:
-            outcomes[i] = here.reason
-        elif quote.ordinal is None and (len(here.places) == 1 or not (quote.before + quote.after)):
-            unqualified[quote.text].append(i)
-        else:
-            choice = _choose(page, here.places, quote)
-            outcomes[i] = choice if isinstance(choice, str) else here.span(choice, quote)
-            if not isinstance(choice, str):
-                taken[quote.text].add(here.places[choice])
+        try:
+            here = page.find(quote)
+            if not here.places:
+                outcomes[i] = here.reason
+            elif quote.ordinal is None and (
+                len(here.places) == 1 or not (quote.before + quote.after)
+            ):
+                only = here.places[0] if len(here.places) == 1 else None
+                unnamed.setdefault((quote.text, only), (here, []))[1].append(i)
+            else:
+                choice = _choose(page, here.places, quote)
+                outcomes[i] = choice if isinstance(choice, str) else here.span(choice, quote)
+                if not isinstance(choice, str):
+                    taken[quote.text].add(here.places[choice])
+        except TooLong:
+            outcomes[i] = _TOO_LONG
 
-    for phrase, members in unqualified.items():
-        rewards = [given[i].reward for i in members]
-        shared = _share(page, found[phrase], rewards, taken[phrase])
+    for (phrase, _), (here, members) in unnamed.items():
+        shared = _share(here, [given[i].reward for i in members], taken[phrase])
         for i, outcome in zip(members, shared, strict=True):
-            spanned = outcome if isinstance(outcome, str) else found[phrase].span(outcome, given[i])
-            outcomes[i] = spanned
+            outcomes[i] = outcome if isinstance(outcome, str) else here.span(outcome, given[i])
 
     pairs = zip(given, outcomes, strict=True)
     return Alignment(
@@ -204,30 +221,35 @@ def to_token_spans(
     return tuple(spans)
 
 
-# Shortest phrase, in normalised characters, that may be matched fuzzily.
+# Shortest phrase, in plain characters, that may be misquoted.
 _FUZZY_LENGTH = 8
 # A fuzzy match, or a place chosen by its neighbours, must beat the next best by this much (of 100).
 _FUZZY_MARGIN = 5.0
 _CONTEXT_MARGIN = 10.0
-# Likeness below which neighbours are no evidence.
+# Likeness below which neighbours are no evidence, and characters of them that are compared.
 _CONTEXT_FLOOR = 60.0
-# So many like passages are ambiguous whatever the rest of the text holds.
-_FUZZY_PLACES = 16
-
-Place = tuple[int, int]
+_CONTEXT_LENGTH = 200
+# Likeness from which it is said what differs.
+_NEAR = 75.0
+# Most places of a phrase, and when no steps are left; most characters that are compared to find
+# them; and the longest text or phrase that is searched for more than the phrase as it stands.
+_PLACES, _FEW = 10_000, 50
+_COMPARED = 20_000_000
+_LONGEST = 200_000
 
 
 @dataclass(frozen=True)
 class _Found:
     """Every place where a phrase was found, in reading order; or none, and why."""
 
-    places: list[Place]
+    places: Sequence[Place]
     how: Literal["exact", "normalised", "fuzzy"]
-    scores: list[float]
+    scores: list[float] | None = None  # None: all 100
     reason: str = ""
 
     def span(self, i: int, quote: Quote) -> CharSpan:
-        return CharSpan(*self.places[i], quote.reward, quote.text, self.how, self.scores[i])
+        score = 100.0 if self.scores is None else self.scores[i]
+        return CharSpan(*self.places[i], quote.reward, quote.text, self.how, score)
 
 
 def _as_quote(quote: Quote | str | tuple[str, float]) -> Quote:
@@ -255,7 +277,7 @@ def _refusal(quote: Quote) -> str:
     return ""
 
 
-def _choose(page: "_Page", places: list[Place], quote: Quote) -> int | str:
+def _choose(page: "_Page", places: Sequence[Place], quote: Quote) -> int | str:
     """The index of the place that `ordinal`, `before` and `after` name, or why there is none."""
     count = f"the phrase occurs {len(places)} time{'s' * (len(places) > 1)}"
     nth = None if quote.ordinal is None else quote.ordinal - 1
@@ -276,17 +298,13 @@ def _choose(page: "_Page", places: list[Place], quote: Quote) -> int | str:
     return scores.index(best)
 
 
-def _share(
-    page: "_Page", found: _Found, rewards: list[float], taken: set[Place]
-) -> list[int | str]:
+def _share(found: _Found, rewards: list[float], taken: set[Place]) -> list[int | str]:
     """Places for identical quotes that name none of the phrase's places, or why they get none."""
-    everywhere = range(len(found.places))
     if len(found.places) == 1:
         first = {reward: i for i, reward in reversed(list(enumerate(rewards)))}
         again = "repeats an earlier quote of the same phrase, which occurs once"
         return [0 if first[reward] == i else again for i, reward in enumerate(rewards)]
-    free = [i for i in everywhere if page.is_whole(found.places[i])] or everywhere
-    free = [i for i in free if found.places[i] not in taken]
+    free = [i for i, place in enumerate(found.places) if place not in taken]
     if len(rewards) < len(free):
         reason = (
             f"ambiguous: the phrase occurs {len(free)} times; give an ordinal, or the text before "
@@ -298,59 +316,160 @@ def _share(
 
 
 class _Page:
-    """A text, searched for phrases. Its normalised copy is made when first needed."""
+    """A text, searched for phrases."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, threshold: float | None):
         self.text = text
+        self.threshold = threshold
+        self.reading = Reading(text)
+        self.budget = Budget()
+        self.search = Search(self.reading, self.budget)
+        self.exact = cache(self._exact)
+        self.normalised = cache(self._normalised)
+        self.fuzzy = cache(self._fuzzy)
+        self.whole = cache(self._whole)
+        self.unqualified = cache(self._unqualified)
 
-    @cached_property
-    def plain(self) -> "_Normalised":
-        return _normalise(self.text)
+    def find(self, quote: Quote) -> _Found:
+        """The places of a quote's phrase that it may mean, and how they were found.
 
-    def find(self, phrase: str, threshold: float | None) -> _Found:
-        if exact := _occurrences(self.text, phrase):
-            return _Found(exact, "exact", [100.0] * len(exact))
-        query = _normalise(phrase).text.strip()
+        Raises:
+          TooLong: the search takes too many steps.
+        """
+        named = quote.ordinal is not None or quote.before or quote.after
+        return self._find(quote) if named else self.unqualified(quote.text)
+
+    def _unqualified(self, phrase: str) -> _Found:
+        return self._find(Quote(phrase, 0.0))
+
+    def _find(self, quote: Quote) -> _Found:
+        phrase = quote.text
+        exact, all_of_them = self.exact(phrase)
+        if not all_of_them and (
+            not quote.ordinal or quote.ordinal > len(exact) or quote.before or quote.after
+        ):
+            raise TooLong
+        if places := self._meant(exact, quote):
+            return _Found(places, "exact")
+        if max(len(self.text), len(phrase)) > _LONGEST:
+            reason = f"is too long to be searched for more than that (> {_LONGEST:,} characters)"
+            return _Found([], "exact", reason=f"{_ABSENT} as it stands, and {reason}")
+        found, differing = self.normalised(phrase)
+        if places := self._meant(found, quote):
+            return _Found(places, "normalised")
+        fuzzy = self.fuzzy(phrase)
+        if fuzzy.places:
+            return fuzzy
+        if inside := exact or found:
+            return _Found([], "exact", reason=_inside(self.text, inside))
+        if differing:
+            return _Found([], "normalised", reason=f"{_ABSENT}; what is there {differing}")
+        return fuzzy
+
+    def _exact(self, phrase: str) -> tuple[tuple[Place, ...], bool]:
+        places, all_of_them = _occurrences(self.text, phrase, _FEW if self.budget.over else _PLACES)
+        self.budget.charge(len(places))
+        return places, all_of_them
+
+    def _meant(self, places: tuple[Place, ...], quote: Quote) -> Sequence[Place]:
+        """The places that a quote may mean: whole words, unless it names one within a word."""
+        if quote.ordinal is not None or not places:
+            return places
+        whole = self.whole(places)
+        if not (quote.before or quote.after):
+            return [place for place, fits in zip(places, whole, strict=True) if fits]
+        self.budget.spend(len(places))
+        return [p for p, fits in zip(places, whole, strict=True) if fits or self._next_to(p, quote)]
+
+    def _whole(self, places: tuple[Place, ...]) -> list[bool]:
+        # What stands there as it is, and not too often, is found whatever went before.
+        (self.budget.charge if len(places) <= _FEW else self.budget.spend)(2 * len(places))
+        return [self.reading.is_whole(place) for place in places]
+
+    def _next_to(self, place: Place, quote: Quote) -> bool:
+        """Whether a quote's neighbours are next to a place, character by character."""
+        start, end = place
+        before = self.text.endswith(quote.before, 0, start)
+        return before and self.text.startswith(quote.after, end)
+
+    def _normalised(self, phrase: str) -> tuple[tuple[Place, ...], str]:
+        """Places of a phrase in its plain spelling, and how others differ that look like it."""
+        reading, text = Reading(phrase), self.reading
+        query = reading.plain.text.strip()
         if not query:
-            return _Found([], "normalised", [], "the quote is empty once normalised")
-        if normal := [self.plain.original(p) for p in _occurrences(self.plain.text, query)]:
-            normal = list(dict.fromkeys(normal))  # both f of a ligature "ﬀ" are the same character
-            return _Found(normal, "normalised", [100.0] * len(normal))
-        if threshold is None:
-            return _Found([], "normalised", [], "the phrase is not in the text")
-        if len(query) < _FUZZY_LENGTH:
-            reason = f"the phrase is not in the text, and is too short (< {_FUZZY_LENGTH}) to be "
-            return _Found([], "fuzzy", [], reason + "matched fuzzily")
-        if not (matches := _fuzzy(self.plain.text, query, threshold)):
-            reason = f"the phrase is not in the text, and no passage is {threshold:g} % like it"
-            return _Found([], "fuzzy", [], reason)
-        best = max(matches.values())
-        near = sorted(place for place, score in matches.items() if score >= best - _FUZZY_MARGIN)
-        places = [self.plain.original(place) for place in near]
-        return _Found(places, "fuzzy", [matches[place] for place in near])
+            return (), "is empty once normalised"
+        self.budget.spend(50 + len(query) // 10)
+        found, all_of_them = _occurrences(text.plain.text, query, _PLACES)
+        self.budget.spend(10 * len(found))
+        if not all_of_them:
+            raise TooLong
+        places, differing = {}, ""
+        shift = reading.plain.text.index(query)
+        for start, end in found:
+            if not text.plain.cuts_no_cluster((start, end)):
+                continue
+            there = text.units_in((start, end))
+            self.budget.spend(8 * len(there))
+            moved = shift - start
+            here = [Unit(u.key, u.kind, u.start + moved, u.end + moved) for u in there]
+            if sameness.same(reading, here, text, there):
+                places[text.plain.original((start, end))] = None
+            else:
+                differing = "differs in: " + sameness.differences(reading, here, text, there)
+        return tuple(places), differing
 
-    def is_whole(self, place: Place) -> bool:
-        """Whether no word runs on across either end of `place`."""
-        return not any(_runs_on(self.text, i) for i in place)
+    def _fuzzy(self, phrase: str) -> _Found:
+        if self.threshold is None:
+            return _Found([], "fuzzy", reason=_ABSENT)
+        quote = Reading(phrase)
+        if len(quote.plain.text.strip()) < _FUZZY_LENGTH:
+            reason = f"{_ABSENT}, and is too short (< {_FUZZY_LENGTH}) to be matched fuzzily"
+            return _Found([], "fuzzy", reason=reason)
+        self.budget.spend(100 + len(phrase) // 2)
+        # Punctuation that ends a quote is often the critic's.
+        units = list(quote.units)
+        while len(units) > 1 and units[-1].key in (".", ",", ";", ":") and not quote.code.blocks:
+            units.pop()
+        units = self.search.respaced(units)
+        matches: dict[Place, float] = {}
+        passages = self.search.passages(quote, units)
+        for passage in passages:
+            score = self.search.likeness(units, passage)
+            there = self.reading.units[slice(*passage)]
+            place = self.reading.plain.original((there[0].start, there[-1].end))
+            cut = not self.reading.plain.cuts_no_cluster((there[0].start, there[-1].end))
+            if score >= self.threshold and not cut and self.reading.is_whole(place):
+                matches[place] = score
+        if matches:
+            best = max(matches.values())
+            near = sorted(p for p, score in matches.items() if score >= best - _FUZZY_MARGIN)
+            return _Found(near, "fuzzy", [matches[place] for place in near])
+        reason = f"{_ABSENT}, and no passage is {self.threshold:g} % like it"
+        nearest = None if passages else self.search.nearest(quote, units)
+        if nearest and self.search.likeness(units, nearest) >= min(_NEAR, self.threshold):
+            there = self.reading.units[slice(*nearest)]
+            differing = sameness.differences(quote, units, self.reading, there)
+            reason = f"{_ABSENT}; what is most like it differs in: {differing}"
+        return _Found([], "fuzzy", reason=reason)
 
-    def context_scores(self, places: list[Place], quote: Quote) -> list[float]:
+    def context_scores(self, places: Sequence[Place], quote: Quote) -> list[float]:
         """How well the neighbours of each place fit the quote's, 0 to 100; verbatim is 100."""
-        before, after = _normalise(quote.before).text.strip(), _normalise(quote.after).text.strip()
-        verbatim = [
-            self.text[max(0, start - len(quote.before)) : start] == quote.before
-            and self.text.startswith(quote.after, end)
-            for start, end in places
-        ]
+        self.budget.spend(len(places))
+        verbatim = [self._next_to(place, quote) for place in places]
         if quote.ordinal is None and any(verbatim):
             return [100.0 * fits for fits in verbatim]
+        self.budget.spend(20 * len(places))
+        plain = self.reading.plain
+        before = Reading(quote.before[-_LONGEST:]).plain.text.strip()[-_CONTEXT_LENGTH:]
+        after = Reading(quote.after[:_LONGEST]).plain.text.strip()[:_CONTEXT_LENGTH]
         scores = []
         for (start, end), fits in zip(places, verbatim, strict=True):
             if fits:
                 scores.append(100.0)
                 continue
-            start, end = (bisect_left(self.plain.starts, i) for i in (start, end))
-            head = self.plain.text[max(0, start - len(before) - 1) : start].strip()
-            tail = self.plain.text[end : end + len(after) + 1].strip()
+            start, end = (bisect_left(plain.starts, i) for i in (start, end))
+            head = plain.text[max(0, start - len(before) - 1) : start].strip()
+            tail = plain.text[end : end + len(after) + 1].strip()
             parts = [fuzz.ratio(before, head[-len(before) :])] if before else []
             parts += [fuzz.ratio(after, tail[: len(after)])] if after else []
             # Below a verbatim fit, so that one verbatim place wins over its normalised likes.
@@ -358,127 +477,32 @@ class _Page:
         return scores
 
 
-def _occurrences(text: str, phrase: str) -> list[Place]:
-    """Where `phrase` occurs in `text`, overlaps included."""
-    places, at = [], text.find(phrase)
-    while at >= 0:
+_ABSENT = "the phrase is not in the text"
+_TOO_LONG = (
+    "too long to search: its places take more steps to compare than they may; quote a shorter "
+    "phrase as it stands, or fewer phrases"
+)
+
+
+def _inside(text: str, places: Sequence[Place]) -> str:
+    """Why a phrase that only stands within words is nowhere."""
+    start, end = places[0]
+    around = text[max(0, start - 10) : start], text[start:end], text[end : end + 10]
+    left, right = (around[0].split() or [""])[-1], (around[2].split() or [""])[0]
+    word = left * (not around[0][-1:].isspace()) + around[1] + right * (not around[2][:1].isspace())
+    count = f"ambiguous: the phrase occurs {len(places)} times" if len(places) > 1 else _STANDS
+    return f"{count}, only within longer words or characters, as in {word!r:.60}; quote all of it"
+
+
+_STANDS = "the phrase occurs once"
+
+
+def _occurrences(text: str, phrase: str, most: int) -> tuple[tuple[Place, ...], bool]:
+    """Where `phrase` occurs in `text`, overlaps included, and whether these are all its places."""
+    places: list[Place] = []
+    most = min(most, _COMPARED // len(phrase) + 1)
+    at = text.find(phrase)
+    while at >= 0 and len(places) < most:
         places.append((at, at + len(phrase)))
         at = text.find(phrase, at + 1)
-    return places
-
-
-@dataclass(frozen=True)
-class _Normalised:
-    """A normalised text; its character i stands for starts[i] ≤ j < ends[i] of the original."""
-
-    text: str
-    starts: list[int]
-    ends: list[int]
-
-    def original(self, place: Place) -> Place:
-        return self.starts[place[0]], self.ends[place[1] - 1]
-
-
-_PLAIN = str.maketrans(
-    {
-        **dict.fromkeys("‘’‚‛′`", "'"),
-        **dict.fromkeys("“”„‟«»", '"'),
-        **dict.fromkeys("‐‒–—―−", "-"),
-        # Invisible: soft hyphen, zero-width space, word joiner, byte order mark, emoji selectors.
-        **dict.fromkeys("\u00ad\u200b\u2060\ufeff\ufe0e\ufe0f", None),
-    }
-)
-# Conjoining Hangul vowels and final consonants, and half-width Japanese voicing marks: letters by
-# their category, but NFKC joins them to the letter before.
-_JOINING = re.compile("[\u1160-\u11ff\ud7b0-\ud7ff\uff9e\uff9f\uffa0-\uffdc]")
-# Scripts written without spaces between words: there, any two characters may be parted.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ua4cf\uf900-\ufaff\uff66-\uff9f"
-    "\U0001b000-\U0001b16f\U00020000-\U0003ffff]"
-)
-
-
-def _normalise(text: str) -> _Normalised:
-    out: list[str] = []
-    starts: list[int] = []
-    ends: list[int] = []
-    start = 0
-    while start < len(text):
-        # One character and whatever combines with it: NFKC of the parts is then NFKC of the whole.
-        end = start + 1
-        while end < len(text) and (_is_mark(text[end]) or _JOINING.match(text[end])):
-            end += 1
-        part = text[start:end]
-        if not part.isascii() or part == "`":
-            # NFKC makes a spacing acute, typed as an apostrophe, a space and an accent.
-            part = unicodedata.normalize("NFKC", part).replace(" \u0301", "'").translate(_PLAIN)
-            part = unicodedata.normalize("NFKC", part.casefold())
-        for char in part.lower() if part.isascii() else part:
-            if char.isspace() and out and out[-1] == " ":
-                ends[-1] = end
-            else:
-                out.append(" " if char.isspace() else char)
-                starts.append(start)
-                ends.append(end)
-        start = end
-    return _Normalised("".join(out), starts, ends)
-
-
-def _is_mark(char: str) -> bool:
-    return char > "\u02ff" and unicodedata.category(char)[0] == "M"
-
-
-def _runs_on(text: str, i: int) -> bool:
-    """Whether a word runs on from text[i − 1] to text[i]."""
-    if not 0 < i < len(text):
-        return False
-    left, right = text[i - 1], text[i]
-    if _is_mark(right) or "\u200d" in (left, right):  # an accent; a joined emoji
-        return not left.isspace()
-    return all(
-        (char.isalnum() or char == "_" or _is_mark(char)) and not _UNSPACED.match(char)
-        for char in (left, right)
-    )
-
-
-def _fuzzy(text: str, query: str, threshold: float) -> dict[Place, float]:
-    """Disjoint passages of a normalised text at least `threshold` like `query`, with likeness."""
-    matches: dict[Place, float] = {}
-    todo = [(0, len(text))]
-    while todo and len(matches) < _FUZZY_PLACES:
-        low, high = todo.pop()
-        # Too short to be like the query, though the query may hold all of it.
-        if 200 * (high - low) < threshold * (high - low + len(query)):
-            continue
-        # The window has the length of the query and may cut words, so it may score lower.
-        hit = fuzz.partial_ratio_alignment(query, text[low:high], score_cutoff=0.85 * threshold)
-        if hit is None or hit.dest_start == hit.dest_end:
-            continue
-        window = low + hit.dest_start, low + hit.dest_end
-        start, end = _snap(text, window, query)
-        score = fuzz.ratio(query, text[start:end])
-        if score >= threshold and _numbers(query) == _numbers(text[start:end]):
-            matches[start, end] = score
-        start, end = min(start, window[0]), max(end, window[1])
-        todo += [(low, start), (end, high)]
-    return matches
-
-
-def _snap(text: str, window: Place, query: str) -> Place:
-    """The passage most like `query` that starts and ends between words, near the window's ends."""
-    starts = _nearby(text, window[0], lambda i: i < len(text) and text[i] != " ")
-    ends = _nearby(text, window[1], lambda i: i > 0 and text[i - 1] != " ")
-    passages = [(start, end) for start in starts for end in ends if start < end]
-    likeness = lambda p: (fuzz.ratio(query, text[slice(*p)]), p[0] - p[1])  # noqa: E731
-    return max(passages, key=likeness, default=(window[0], window[0]))
-
-
-def _nearby(text: str, at: int, fits: Callable[[int], bool]) -> list[int]:
-    """Up to three positions between words on each side of `at`, and `at` itself if it is one."""
-    left = (i for i in range(at, -1, -1) if not _runs_on(text, i) and fits(i))
-    right = (i for i in range(at + 1, len(text) + 1) if not _runs_on(text, i) and fits(i))
-    return [*islice(left, 3), *islice(right, 3)]
-
-
-def _numbers(text: str) -> list[str]:
-    return re.findall(r"\d+", text)
+    return tuple(places), at < 0

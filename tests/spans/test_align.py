@@ -1,9 +1,11 @@
 import math
 import random
+import re
 import time
 import unicodedata
 
 import pytest
+import regex
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -111,6 +113,8 @@ def test_neighbours_tell_occurrences_apart(quote, place):
         (Quote("mat", math.nan), "nan"),
         (Quote("mat", -math.inf), "-inf"),
         (Quote("zebra", 1.0), "too short"),
+        (Quote("ca", 1.0), "only within longer words or characters, as in 'cat'"),
+        (Quote("CA", 1.0), "only within longer words or characters, as in 'cat'"),
         (Quote("a zebra in pyjamas", 1.0), "no passage is 90 % like it"),
     ],
 )
@@ -127,6 +131,7 @@ def test_whole_words_are_preferred():
     assert places(align("a 12 b 2", ["2"])) == [(7, 8)]
     assert places(align("This islet", [Quote("is", 1.0, ordinal=1)])) == [(2, 4)]
     assert "ambiguous" in only_reason("This islet", "is")
+    assert places(align("concatenate the Cat", ["cat"])) == [(16, 19)]  # rather than as it stands
     # No spaces part the words of these scripts, so no occurrence is more whole than another.
     assert "ambiguous" in only_reason("黒猫が、猫", "猫")
     assert places(align("y\u0301 y", ["y"])) == [(3, 4)]
@@ -168,7 +173,7 @@ def test_good_and_poor_may_overlap_but_a_repeat_is_reported():
         ("ﾊﾞｽ stop", "バス Stop", "ﾊﾞｽ stop"),
         ("\u1112\u1161\u11ab글 x", "한글 X", "\u1112\u1161\u11ab글 x"),
         ("soft\u00adhyphen", "softhyphen", "soft\u00adhyphen"),
-        ("x² ＋ 1", "X2 + 1", "x² ＋ 1"),
+        ("x² ＋ 1", "x² + 1", "x² ＋ 1"),
         ("I ❤️ it", "i ❤ it", "I ❤️ it"),
     ],
 )
@@ -190,7 +195,18 @@ WORDS = [
     "한글",
     "👍🏽",
 ]
-WORDS += ["שלום", "oﬀer", "x²", "wait…", "soft\u00adly", "Éclair", "plain", "words", "too,", "12"]
+WORDS += [
+    "שלום",
+    "oﬀer",
+    "ＡＢＣ",
+    "wait…",
+    "soft\u00adly",
+    "Éclair",
+    "plain",
+    "words",
+    "too,",
+    "12",
+]
 
 
 @given(
@@ -215,6 +231,10 @@ def test_variants_of_any_words_align_back(words, gaps, rng, form):
 
 @given(texts.filter(str.strip), st.sampled_from(["NFC", "NFD", "NFKC", "NFKD"]))
 def test_a_whole_text_is_found_in_every_unicode_form_of_itself(text, form):
+    # The other forms lose what x², ½ and ① say.
+    meant = re.compile("<(super|sub|fraction|circle|font)>")
+    assume("K" not in form or not any(meant.match(unicodedata.decomposition(c)) for c in text))
+    assume("№" not in text)
     alignment = align(text, [unicodedata.normalize(form, text)], fuzzy_threshold=None)
     for found in alignment.spans:
         outside = text[: found.start] + text[found.end :]
@@ -239,39 +259,41 @@ def test_every_quote_is_accounted_for_and_every_span_is_in_the_text(text, quotes
 @pytest.mark.parametrize(
     ("phrase", "found"),
     [
-        ("the quick brown fox jumps", "The quick brown red fox jumps"),
-        ("over teh lazy dog", "over the lazy dog"),
-        ("ver the lazy dig", "over the lazy dog"),  # never half a word
-        ("red fox jumped over the lazy dog", "red fox jumps over the lazy dog"),
+        ("the quikc brown red fox jumps", None),  # a short word is none that is misspelled
+        ("elegant redish fox jumps", "elegant reddish fox jumps"),
+        ("legant redish fox jumps", None),
+        (
+            "elegant reddish fox jumped over the lazy dogs",
+            "elegant reddish fox jumps over the lazy dog",
+        ),
+        ("“elegant reddish fox jump…” ", "elegant reddish fox jumps"),
     ],
 )
 def test_a_misquoted_phrase_is_found_between_words(phrase, found):
-    text = "So: The quick brown red fox jumps over the lazy dog; and that was all."
-    (span,) = align(text, [phrase], fuzzy_threshold=85).spans
-    assert (text[span.start : span.end], span.how) == (found, "fuzzy")
-    assert 85 <= span.score < 100
+    text = "So: The elegant reddish fox jumps over the lazy dog; and that was all."
+    spans = align(text, [phrase]).spans
+    assert [(text[span.start : span.end], span.how) for span in spans] == [(found, "fuzzy")] * bool(
+        found
+    )
+    assert all(90 <= span.score < 100 for span in spans)
     assert "not in the text" in only_reason(text, phrase, fuzzy_threshold=None)
 
 
 def test_the_threshold_decides():
     text = "the lazy brown dog sleeps"
-    assert only_reason(text, "the lazy green dog sleeps", fuzzy_threshold=95)
-    assert places(align(text, ["the lazy green dog sleeps"], fuzzy_threshold=80)) == [(0, 25)]
+    assert "no passage is 99" in only_reason(text, "the lazy brown dogs sleep", fuzzy_threshold=99)
+    assert places(align(text, ["the lazy brown dogs sleep"], fuzzy_threshold=95)) == [(0, 25)]
     for threshold in (0, 101, math.nan):
         with pytest.raises(ValueError, match="fuzzy_threshold"):
             align(text, [], fuzzy_threshold=threshold)
 
 
-def test_numbers_are_never_misquoted():
-    assert only_reason("the total comes to 12 apples", "the total comes to 13 apples")
-
-
 def test_equally_like_passages_are_ambiguous_unless_named():
     text = "The answer is surely yes. Later: The answer is surely yes!"
-    assert "occurs 2 times" in only_reason(text, "the answer is surly yes")
+    assert "occurs 2 times" in only_reason(text, "the answer is surley yes")
     quotes = [
-        Quote("the answer is surly yes", 1.0, ordinal=1),
-        Quote("the answer is surly yes", 1.0, before="Later: "),
+        Quote("the answer is surley yes", 1.0, ordinal=1),
+        Quote("the answer is surley yes", 1.0, before="Later: "),
     ]
     assert places(align(text, quotes)) == [(0, 24), (33, 57)]
 
@@ -305,14 +327,85 @@ def test_something_that_is_no_quote_is_a_type_error(quote):
         align("a", [quote])
 
 
+# Whole words, numbers and characters
+
+
+@pytest.mark.parametrize(
+    ("text", "phrase", "place"),
+    [
+        ("concatenate the cat", "cat", "16-19"),
+        ("then he left", "he", "5-7"),
+        ("15 or -5, 2.5, 5,000 and 5", "5", "25-26"),
+        ("15 or −5, .5, 5e3 and 3-5.", "5", "24-25"),
+        ("It isn't so, it is", "is", "16-18"),
+        ("you can't, he can", "can", "14-17"),
+        ("non-negative or negative", "negative", "16-24"),
+        ("👍🏽 good, 👍 bad", "👍", "9-10"),
+        ("👩‍👩‍👧 and 👩", "👩", "10-11"),
+        ("🇪🇫🇷🇩 or 🇫🇷", "🇫🇷", "8-10"),
+        ("caf\u0065\u0301 e", "e", "6-7"),
+        ("caf\u0065\u0301 cafe", "cafe", "6-10"),
+        ("\u1112\u1161\u11ab \u1112\u1161", "\u1112\u1161", "4-6"),
+        ("a\r\nb \r", "\r", None),
+        ("concatenate", "cat", None),
+        ("15", "5", None),
+        ("-5", "5", None),
+        ("👍🏽", "👍", None),
+        ("It isn't", "is", None),
+        ("x²", "x", None),
+        ("snake_case", "case", None),
+        ("the dog's", "dog", None),
+        ("猫が好き", "好", "2-3"),  # words of these scripts are not apart
+        ("f(x)=y", "x", "2-3"),
+        ("l'homme", "homme", "2-7"),
+        ("x-5 and 3-5", "x-5", "0-3"),
+    ],
+)
+def test_an_unnamed_phrase_is_whole_words_numbers_and_characters(text, phrase, place):
+    found = [f"{start}-{end}" for start, end in places(align(text, [phrase]))]
+    assert found == [place] * (place is not None)
+
+
+@given(texts, st.data())
+def test_no_unnamed_phrase_cuts_a_character_in_two(text, data):
+    assume(text.strip())
+    start = data.draw(st.integers(0, len(text) - 1))
+    end = data.draw(st.integers(start + 1, len(text)))
+    phrase = data.draw(st.sampled_from([str, str.upper]))(text[start:end])
+    cuts = {0} | {match.end() for match in regex.finditer(r"\X", text)}
+    for place in places(align(text, [phrase])):
+        assert set(place) <= cuts
+
+
+def test_a_misquote_neither_starts_nor_ends_within_a_word():
+    text = "It isn't safe to use it here, whatever the signs say."
+    assert "differs in: 'is' / \"isn't\"" in only_reason(text, "It is safe to use it here")
+    text = "A 👍🏽 for the results, and they are clearly excelent 👍🏽"
+    assert align(text, ["they are clearly excellent 👍"]).spans == ()
+    (found,) = align(text, ["they are clearly excellent 👍🏽"]).spans
+    assert text[found.start :] == "they are clearly excelent 👍🏽"
+
+
+def test_an_ordinal_or_verbatim_neighbours_name_a_place_within_a_word():
+    assert places(align("concatenate", [Quote("cat", 1.0, ordinal=1)])) == [(3, 6)]
+    assert places(align("concatenate", [Quote("cat", 1.0, before="con", after="e")])) == [(3, 6)]
+    assert "only within" in only_reason("concatenate", Quote("cat", 1.0, before="the "))
+
+
+# Bounds
+
+
 def test_five_hundred_quotes_of_a_long_text_take_well_under_a_second():
     rng = random.Random(0)
     text = " ".join("".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(1800))
-    starts = [rng.randrange(len(text) - 60) for _ in range(500)]
+    words = list(re.finditer(r"\w+", text))
+    cut = [(words[i].start(), words[i + 5].end()) for i in rng.choices(range(1790), k=500)]
     for change in (str, str.upper):
         begin = time.process_time()
-        align(text, [change(text[i : i + 40]) for i in starts])
+        found = align(text, [change(text[a:b]) for a, b in cut])
         assert time.process_time() - begin < 1
+        assert len(found.spans) > 400
+    starts = [a for a, _ in cut]
     begin = time.process_time()
     align(text, [Quote(text[i], 1.0, before=text[i - 9 : i]) for i in starts] + ["a"] * 500)
     assert time.process_time() - begin < 1

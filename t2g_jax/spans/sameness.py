@@ -1,0 +1,173 @@
+"""Whether a quote and a passage that are alike can only mean the same.
+
+What may differ: white space, case, quotation marks, dashes, ellipses, forms of words, and long
+words misspelled. What may not: any other word, number, operator or sign; in code, any character but
+white space. Negations, comparisons and short words that turn a meaning around are among those.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import zip_longest
+
+import regex
+from rapidfuzz.distance import Levenshtein
+
+from t2g_jax.spans import words
+from t2g_jax.spans.reading import NUMBER, WORD, Place, Reading, Unit
+
+_LISTED = 3
+_LONGEST_LISTED = 30
+# Differences are searched for among so many units; of more, the first is named.
+_COMPARED = 300
+
+
+def same(quote: Reading, here: Sequence[Unit], text: Reading, there: Sequence[Unit]) -> bool:
+    """Whether some units of a quote can only mean the same as some of a text."""
+    if len(here) != len(there):
+        return False
+    if _is_code(quote, here) or _is_code(text, there):
+        return _tokens(quote, here) == _tokens(text, there)
+    loud = _is_loud(quote, here) or _is_loud(text, there)
+    before = None
+    for q, t in zip(here, there, strict=True):
+        if _in(text.code.inline, text, [t]) or _in(quote.code.inline, quote, [q]):
+            if quote.raw(q) != text.raw(t):
+                return False
+        elif not (may_be(q, t.key) and (loud or _same_case(quote, q, text, t, before, here))):
+            return False
+        before = q
+    return True
+
+
+def may_be(unit: Unit, key: str) -> bool:
+    """Whether a unit of a quote, in prose and whatever its case, may be written `key` in a text."""
+    if unit.key == key:
+        return True
+    if unit.kind != WORD or not (is_plain(unit.key) and is_plain(key)):
+        return False
+    a, b = unit.key.removesuffix("'s"), key.removesuffix("'s")
+    return a == b or words.is_misspelling(a, b) or words.is_form(a, b)
+
+
+def is_plain(key: str) -> bool:
+    """Whether a word has forms and may be misspelled: a name in code or with accents does not."""
+    return len(key) > 2 and key.isascii() and key.removesuffix("'s").isalpha()
+
+
+def differences(quote: Reading, here: Sequence[Unit], text: Reading, there: Sequence[Unit]) -> str:
+    """What differs, in words: 'not', 'safe' / 'unsafe', ..."""
+    pairs = []
+    if _is_code(quote, here) or _is_code(text, there):
+        pairs = _edits(_tokens(quote, here), _tokens(text, there))
+    if not pairs:
+        pairs = _edits([unit.key for unit in here], [unit.key for unit in there])
+        telling = [(a, b) for a, b in pairs if not may_be(Unit(a, WORD, 0, 0), b)]
+        # If none is, then forms of names or words in code, or their case.
+        raw = [quote.raw(u) for u in here], [text.raw(u) for u in there]
+        pairs = telling or pairs or _edits(*raw)
+    shown = [" / ".join(repr(_short(part)) for part in pair if part) for pair in pairs[:_LISTED]]
+    return ", ".join([*shown, *["…"] * (len(pairs) > _LISTED)])
+
+
+def _edits(a: list[str], b: list[str]) -> list[tuple[str, str]]:
+    """What must be replaced, in pairs, one side of a pair being empty for what is added."""
+    start = next((i for i, (x, y) in enumerate(zip_longest(a, b)) if x != y), len(a))
+    if max(len(a), len(b)) - start > _COMPARED:
+        return [(" ".join(a[start : start + 1]), " ".join(b[start : start + 1]))]
+    pairs: list[tuple[str, str]] = []
+    for edit in Levenshtein.opcodes(a[start:], b[start:]):
+        if edit.tag == "equal":
+            continue
+        left = a[start + edit.src_start : start + edit.src_end]
+        right = b[start + edit.dest_start : start + edit.dest_end]
+        if edit.tag == "replace":
+            pairs += zip(left, right, strict=True)
+        else:
+            pairs.append((" ".join(left), " ".join(right)))
+    return pairs
+
+
+def _short(words: str) -> str:
+    return words if len(words) <= _LONGEST_LISTED else words[: _LONGEST_LISTED - 1] + "…"
+
+
+# Case
+
+
+def _same_case(
+    quote: Reading, q: Unit, text: Reading, t: Unit, before: Unit | None, passage: Sequence[Unit]
+) -> bool:
+    """Whether case makes no other word of `q` than of `t`."""
+    if q.kind != WORD:
+        return True
+    a, b = (unicodedata.normalize("NFKC", raw) for raw in (quote.raw(q), text.raw(t)))
+    if a == b:
+        return True
+    if q.key != t.key:
+        # A name has no forms: Adam is not Adams.
+        names = a[0].isupper() and b[0].isupper()
+        return not names or not (a.rstrip("s") == b.rstrip("s") or _in_sentence(text, t))
+    if "_" in a or any(char.isdigit() for char in a):  # x1 is not X1
+        return False
+    if len(a) == 1 and a not in "aAiI":  # nor n N, beside words or numbers of the same alphabet
+        return not any(unit.key.isascii() for unit in passage if unit is not q)
+    if a.lower() in _INITIALS and {a.isupper(), b.isupper()} == {True, False}:
+        return False
+    return not (before is not None and before.kind == NUMBER and _UNITS.fullmatch(a))
+
+
+def _is_loud(reading: Reading, units: Sequence[Unit]) -> bool:
+    """Whether all of a passage of several words is in capitals: then case says nothing."""
+    letters = [reading.raw(unit) for unit in units if unit.kind == WORD]
+    return sum(len(word) > 1 for word in letters) > 1 and all(word.isupper() for word in letters)
+
+
+def _in_sentence(text: Reading, unit: Unit) -> bool:
+    before = text.plain.text[max(0, unit.start - 3) : unit.start].rstrip("\"' ")
+    return bool(before) and before[-1] not in ".!?:"
+
+
+# US is not us.
+_INITIALS = frozenset("aids it us who".split())
+# Of which case tells one from another: 5 mW, 5 MW.
+_UNITS = regex.compile("[munpfkMGTPKg]?(?:W|A|V|[bB]|g|m|s|[hH]z|J|N|Pa|F|[lL]|[cC]|[kK]|[wW]h?)")
+
+
+# Code
+
+
+def _is_code(reading: Reading, units: Sequence[Unit]) -> bool:
+    return bool(units) and _in(reading.code.blocks, reading, units)
+
+
+def _in(places: list[Place], reading: Reading, units: Sequence[Unit]) -> bool:
+    """Whether a passage has a character in one of several disjoint places, which are in order."""
+    start, end = _place(reading, units)
+    i = bisect_right(places, start, key=lambda place: place[1])
+    return i < len(places) and places[i][0] < end
+
+
+def _tokens(reading: Reading, units: Sequence[Unit]) -> list[str]:
+    """The code of a passage without white space, but for that in strings."""
+    start, end = _place(reading, units)
+    return [match[0] for match in _TOKEN.finditer(reading.text[start:end]) if match[0] != "`"]
+
+
+def _place(reading: Reading, units: Sequence[Unit]) -> Place:
+    if not units:
+        return 0, 0
+    return reading.plain.original((units[0].start, units[-1].end))
+
+
+_TOKEN = regex.compile(
+    r"""
+    "(?:[^"\\\n]|\\.){0,300}+" | '(?:[^'\\\n]|\\.){0,300}+'
+    | <<= | >>= | \*\*= | //= | === | !== | -> | => | == | != | <= | >= | && | \|\| | \+\+ | --
+    | \+= | -= | \*= | /= | %= | &= | \|= | \^= | := | :: | \*\* | // | << | >> | \.\.\.
+    | [\p{L}\p{M}\p{N}_]+ | \S
+    """,
+    regex.VERBOSE,
+)
