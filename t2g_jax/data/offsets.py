@@ -30,6 +30,29 @@ def byte_offsets(pieces: list[bytes], char_of: list[int], length: int) -> list[t
     return offsets
 
 
+def without_holes(offsets: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
+    """Offsets in a text that was normalised for its tokens, every character belonging to a token.
+
+    What a normalizer composes with the character before, or drops, belongs to the tokens that end
+    just before it: in "e" and U+0301, which NFC makes one, to the token of "e". What it drops at
+    the start belongs to the first token.
+    """
+    covered = bytearray(length)
+    for start, end in offsets:
+        covered[start:end] = b"\1" * (end - start)
+    until = list(range(length + 1))  # the end of the hole that begins at a position
+    for at in reversed(range(length)):
+        if not covered[at]:
+            until[at] = until[at + 1]
+    filled = [(start, until[end]) if start < end else (start, end) for start, end in offsets]
+    first = next((t for t, (start, end) in enumerate(filled) if start < end), 0)
+    head = until[0] if length else 0
+    for t, (start, end) in enumerate(filled):
+        if head and t >= first and start <= head and (start < end or t == first):
+            filled[t] = (0, max(end, head))
+    return filled
+
+
 def with_silent(
     offsets: list[tuple[int, int]], silent: list[bool], length: int
 ) -> list[tuple[int, int]]:

@@ -18,7 +18,14 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 
 from t2g_jax import durable
-from t2g_jax.data.offsets import BYTE_OF, agreement, byte_offsets, decode_bytes, with_silent
+from t2g_jax.data.offsets import (
+    BYTE_OF,
+    agreement,
+    byte_offsets,
+    decode_bytes,
+    with_silent,
+    without_holes,
+)
 
 Message = Mapping[str, str]
 
@@ -284,7 +291,9 @@ class ChatTokenizer:
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode`, and where each token is in `text`: as `offsets`, but in this very text.
 
-        Some tokenizers normalise what they encode, and `decode` then gives another text.
+        Some tokenizers normalise what they encode, and `decode` then gives another text. Every
+        character still belongs to a token: one that is composed with the character before it, or
+        left out, to that character's.
         """
         ids = self.encode(text)
         if self.decode(ids) == text:
@@ -300,7 +309,8 @@ class ChatTokenizer:
                 spelled += spelling
                 starts += [start] * (len(spelling) - 1) + [at]
         encoding = self._encode(spelled)
-        return encoding.ids, [(starts[start], starts[end]) for start, end in encoding.offsets]
+        offsets = [(starts[start], starts[end]) for start, end in encoding.offsets]
+        return encoding.ids, without_holes(offsets, len(text))
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of tokens, exactly as written; bytes that are not UTF-8 become U+FFFD."""

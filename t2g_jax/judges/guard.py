@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import math
 import queue
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, Judge, JudgeError
-from t2g_jax.spans.align import Quote
+from t2g_jax.spans.align import Alignment, Quote, align
 from t2g_jax.tasks.base import Example
 
 MAX_CHARACTERS = 100_000
@@ -35,7 +36,8 @@ class Guard:
     go on for days without any feedback.
 
     Args:
-      timeout_seconds: for one call. The thread of a call that takes longer is left behind.
+      timeout_seconds: for one call, and for finding its quotes in the completion. The thread of a
+        call that takes longer is left behind.
       max_failures_in_a_row: the run ends with this failure.
       workers: calls at the same time. With more than one the judge must be thread-safe.
     """
@@ -133,6 +135,8 @@ def checked(critique: Any) -> Critique:
         phrases = [quote.text, quote.before, quote.after]
         if not all(isinstance(phrase, str) for phrase in phrases):
             raise JudgeError("bad quote", f"text, before or after of {_shown(quote)} is no string")
+        if quote.ordinal is not None and type(quote.ordinal) is not int:
+            raise JudgeError("bad quote", f"the ordinal of {_shown(quote)} is no whole number")
         texts += phrases
     if (size := sum(map(len, texts))) > MAX_CHARACTERS:
         raise JudgeError("too long", f"{size} characters, more than {MAX_CHARACTERS}")
@@ -148,6 +152,12 @@ def checked(critique: Any) -> Critique:
     return Critique(critique.text, tuple(critique.quotes), critique.reasoning)
 
 
+@functools.lru_cache(maxsize=256)
+def alignment_of(completion: str, quotes: tuple[Quote, ...]) -> Alignment:
+    """`spans.align`. The guard calls it within the judge's time, and whoever asks again has it."""
+    return align(completion, quotes)
+
+
 def name_of(judge: Judge) -> str:
     """The judge's own name, or that of its class."""
     name = getattr(judge, "name", None)
@@ -156,7 +166,9 @@ def name_of(judge: Judge) -> str:
 
 def _outcome(judge: Judge, example: Example, completion: str) -> Critique | JudgeError:
     try:
-        return checked(judge.critique(example, completion))
+        critique = checked(judge.critique(example, completion))
+        alignment_of(completion, critique.quotes)
+        return critique
     except JudgeError as error:
         if isinstance(error.reason, str) and len(error.reason) <= 60:
             return error

@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from t2g_jax.judges.base import Critique, JudgeError
+from t2g_jax.judges.guard import alignment_of
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn
-from t2g_jax.spans import TokenSpan, Unaligned, align, to_token_spans
+from t2g_jax.spans import TokenSpan, Unaligned, to_token_spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ def judge(context: Context, turn: Turn) -> Judgement | JudgeError:
 
 def aligned(context: Context, turn: Turn, critique: Critique) -> Judgement:
     """A critique of a completion with its quotes aligned."""
-    alignment = align(turn.text, critique.quotes)
+    alignment = alignment_of(turn.text, tuple(critique.quotes))
     offsets = context.tokenizer.offsets(turn.tokens)
     return Judgement(critique, to_token_spans(alignment.spans, offsets), alignment.unaligned)
 

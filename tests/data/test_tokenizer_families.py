@@ -6,9 +6,11 @@ import pytest
 from family_tokenizers import FAMILIES, byte_template, llama3, nemo, qwen3, qwen35, qwq
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
+from tokenizers import Regex, Tokenizer, normalizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from t2g_jax.data.tokenizer import ChatTokenizer
+from t2g_jax.spans import CharSpan, to_token_spans
 
 TOKENIZERS = {name: family.make() for name, family in FAMILIES.items()}
 each = pytest.mark.parametrize("name", FAMILIES)
@@ -458,4 +460,42 @@ def test_offsets_where_the_tokenizer_normalises():
     ids, offsets = qwen.encode_with_offsets(text)
     assert qwen.decode(ids) == "caf\u00e9 sat"
     assert offsets[-1][1] == len(text)
-    assert {i for a, b in offsets for i in range(a, b)} >= {0, 1, 2, 6, 7, 8}
+    assert {i for a, b in offsets for i in range(a, b)} == set(range(9))
+    assert qwen.encode_with_offsets("e\u0301")[1] == [(0, 2)] * 2  # two bytes, two characters
+    (found,) = to_token_spans([CharSpan(3, 5, 1.0, "e\u0301", "exact", 100.0)], offsets)
+    assert {at for t in range(found.start, found.end) for at in offsets[t]} >= {3, 5}
+
+
+NORMALIZERS = {
+    "NFC": normalizers.NFC(),
+    "NFD": normalizers.NFD(),
+    "NFKC": normalizers.NFKC(),
+    "NFKD": normalizers.NFKD(),
+    "lower": normalizers.Lowercase(),
+    "no accents": normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]),
+    "no controls": normalizers.Nmt(),
+    "no blanks at the ends": normalizers.Strip(),
+    "one blank": normalizers.Replace(Regex(" {2,}"), " "),
+    "no x": normalizers.Replace("x", ""),
+}
+
+
+@pytest.mark.parametrize("name", NORMALIZERS)
+def test_every_character_belongs_to_a_token_whatever_the_normalizer(name):
+    base = TOKENIZERS["qwen2"].hugging_face
+    backend = Tokenizer.from_str(base.backend_tokenizer.to_str())
+    backend.normalizer = NORMALIZERS[name]
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=base.eos_token)
+    wrapped.chat_template = base.chat_template
+    tokenizer = ChatTokenizer(wrapped)
+    for text in (
+        "cafe\u0301 a\u0308\u0323 \u1112\u1161\u11ab sat",
+        "\u0301\u0301A  b x\u0007 ",
+        "  xx an oﬃce, İstanbul, ½ and x² xx",
+        "e\u0301\r\n<think>e\u0301",
+    ):
+        ids, offsets = tokenizer.encode_with_offsets(text)
+        assert ids == tokenizer.encode(text)
+        assert offsets == sorted(offsets)
+        assert {i for a, b in offsets for i in range(a, b)} == set(range(len(text)))
+        to_token_spans([], offsets)  # in order

@@ -10,7 +10,7 @@ import pytest
 from t2g_jax.errors import T2GError
 from t2g_jax.judges import Critique, JudgeError, guard
 from t2g_jax.judges.guard import MAX_CHARACTERS, MAX_REWARD, Guard, checked, name_of
-from t2g_jax.spans import Quote
+from t2g_jax.spans import Quote, align
 
 
 def judge_that(act, name="odd"):
@@ -30,6 +30,28 @@ def test_outcomes_come_in_the_order_of_the_completions(workers):
     texts = [str(i) for i in range(8)]
     found = outcomes(Guard(workers=workers), slower_at_first, texts)
     assert [critique.text for critique in found] == [f"on {text}" for text in texts]
+
+
+def test_quotes_are_found_once_and_within_the_judges_time(monkeypatch):
+    calls, over = [], threading.Event()
+
+    def slow(completion, quotes):
+        calls.append(completion)
+        if completion == "a long story":
+            over.wait()
+        return align(completion, quotes)
+
+    monkeypatch.setattr(guard, "align", slow)
+    critique = Critique("Good.", (Quote("long", 1.0),))
+    late, soon = outcomes(
+        Guard(timeout_seconds=1.5), lambda _: critique, ["a long story", "a longer long story"]
+    )
+    over.set()
+    assert late.reason == "timed out"
+    assert soon == critique
+    found = guard.alignment_of("a longer long story", soon.quotes)
+    assert [(span.start, span.end) for span in found.spans] == [(9, 13)]
+    assert calls == ["a long story", "a longer long story"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -163,6 +185,7 @@ def test_a_sound_critique_is_let_through():
         (Critique("a", (("1", 1.0),)), "bad quote"),
         (Critique("a", (Quote(1, 1.0),)), "bad quote"),
         (Critique("a", (Quote("1", 1.0, after=None),)), "bad quote"),
+        (Critique("a", (Quote("1", 1.0, ordinal=[1]),)), "bad quote"),
         (Critique("a", (Quote("\udc00", 1.0),)), "text is not Unicode"),
         (Critique("a", (Quote("1", float("nan")),)), "bad reward"),
         (Critique("a", (Quote("1", float("-inf")),)), "bad reward"),
