@@ -403,7 +403,8 @@ class _Page:
         self.budget.spend(10 * len(found))
         if not all_of_them:
             raise TooLong
-        places, differing = {}, ""
+        places: dict[Place, None] = {}
+        differing = ""
         shift = reading.plain.text.index(query)
         for start, end in found:
             if not text.plain.cuts_no_cluster((start, end)):

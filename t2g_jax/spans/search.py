@@ -133,7 +133,8 @@ class Search:
 
     def respaced(self, units: Sequence[Unit]) -> list[Unit]:
         """Units of a quote, words joined or parted as in the text, where that has them only so."""
-        known, found = self.text.positions, []
+        known = self.text.positions
+        found: list[Unit] = []
         for unit in units:
             last = found[-1] if found else unit
             joined = last.key + unit.key
