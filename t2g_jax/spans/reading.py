@@ -19,6 +19,7 @@ Place = tuple[int, int]
 _GRAPHEME = regex.compile(r"[\U0001F1E6-\U0001F1FF]{2}[\p{M}\p{EMod}\u200d]*|\X")
 # Longer clusters stay as they are: to order n marks on one letter takes n² steps.
 _LONGEST_CLUSTER = 32
+_MARKS = regex.compile(r"\p{M}{32}")
 
 
 class Unit(NamedTuple):
@@ -62,10 +63,10 @@ class Reading:
             found[unit.key].append(i)
         return dict(found)
 
-    def raw(self, unit: Unit) -> str:
-        """A unit as it is written."""
-        start, end = self.plain.original((unit.start, unit.end))
-        return self.text[start:end]
+    def raw(self, place: Place) -> str:
+        """A place of the plain text as it is written, in one of Unicode's forms."""
+        start, end = self.plain.original(place)
+        return _composed(self.text[start:end])
 
     def units_in(self, place: Place) -> list[Unit]:
         """The units within a place of the plain text."""
@@ -225,11 +226,16 @@ def _spelled(cluster: str) -> str:
         return "'" if cluster == "`" else cluster.lower()
     if len(cluster) > _LONGEST_CLUSTER:
         return cluster
-    parts = "".join(map(_decomposed, cluster))
     # A spacing acute, typed as an apostrophe, is a space and an accent.
-    composed = unicodedata.normalize("NFC", parts).replace(" \u0301", "'").translate(_PLAIN)
-    folded = "".join(map(_decomposed, composed.casefold()))
-    return unicodedata.normalize("NFC", folded)
+    plain = _composed(cluster).replace(" \u0301", "'").translate(_PLAIN)
+    return _composed(plain.casefold())
+
+
+def _composed(text: str) -> str:
+    """NFKC of a text, except where it would lose a meaning."""
+    if text.isascii() or _MARKS.search(text):
+        return text
+    return unicodedata.normalize("NFC", "".join(map(_decomposed, text)))
 
 
 @cache

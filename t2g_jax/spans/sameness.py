@@ -7,7 +7,6 @@ white space. Negations, comparisons and short words that turn a meaning around a
 
 from __future__ import annotations
 
-import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -34,7 +33,7 @@ def same(quote: Reading, here: Sequence[Unit], text: Reading, there: Sequence[Un
     before = None
     for q, t in zip(here, there, strict=True):
         if _in(text.code.inline, text, [t]) or _in(quote.code.inline, quote, [q]):
-            if quote.raw(q) != text.raw(t):
+            if quote.raw((q.start, q.end)) != text.raw((t.start, t.end)):
                 return False
         elif not (may_be(q, t.key) and (loud or _same_case(quote, q, text, t, before, here))):
             return False
@@ -66,8 +65,7 @@ def differences(quote: Reading, here: Sequence[Unit], text: Reading, there: Sequ
         pairs = _edits([unit.key for unit in here], [unit.key for unit in there])
         telling = [(a, b) for a, b in pairs if not may_be(Unit(a, WORD, 0, 0), b)]
         # If none is, then forms of names or words in code, or their case.
-        raw = [quote.raw(u) for u in here], [text.raw(u) for u in there]
-        pairs = telling or pairs or _edits(*raw)
+        pairs = telling or pairs or _edits(_raw(quote, here), _raw(text, there))
     shown = [" / ".join(repr(_short(part)) for part in pair if part) for pair in pairs[:_LISTED]]
     return ", ".join([*shown, *["…"] * (len(pairs) > _LISTED)])
 
@@ -103,7 +101,7 @@ def _same_case(
     """Whether case makes no other word of `q` than of `t`."""
     if q.kind != WORD:
         return True
-    a, b = (unicodedata.normalize("NFKC", raw) for raw in (quote.raw(q), text.raw(t)))
+    a, b = quote.raw((q.start, q.end)), text.raw((t.start, t.end))
     if a == b:
         return True
     if q.key != t.key:
@@ -121,7 +119,7 @@ def _same_case(
 
 def _is_loud(reading: Reading, units: Sequence[Unit]) -> bool:
     """Whether all of a passage of several words is in capitals: then case says nothing."""
-    letters = [reading.raw(unit) for unit in units if unit.kind == WORD]
+    letters = _raw(reading, [unit for unit in units if unit.kind == WORD])
     return sum(len(word) > 1 for word in letters) > 1 and all(word.isupper() for word in letters)
 
 
@@ -152,8 +150,12 @@ def _in(places: list[Place], reading: Reading, units: Sequence[Unit]) -> bool:
 
 def _tokens(reading: Reading, units: Sequence[Unit]) -> list[str]:
     """The code of a passage without white space, but for that in strings."""
-    start, end = _place(reading, units)
-    return [match[0] for match in _TOKEN.finditer(reading.text[start:end]) if match[0] != "`"]
+    written = reading.raw((units[0].start, units[-1].end)) if units else ""
+    return [match[0] for match in _TOKEN.finditer(written) if match[0] != "`"]
+
+
+def _raw(reading: Reading, units: Sequence[Unit]) -> list[str]:
+    return [reading.raw((unit.start, unit.end)) for unit in units]
 
 
 def _place(reading: Reading, units: Sequence[Unit]) -> Place:
