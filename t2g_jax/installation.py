@@ -1,9 +1,11 @@
-"""How this package is installed, for messages that ask for one of its extras."""
+"""How this package is installed: what adds an extra to it, and which source it is."""
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import pathlib
+import subprocess
 
 _NAME = "t2g_jax"
 _CHECKOUT = pathlib.Path(__file__).parents[1]
@@ -21,3 +23,23 @@ def pip_install(extra: str) -> str:
         if (_CHECKOUT / "pyproject.toml").is_file():
             return f"pip install -e '{_CHECKOUT}[{extra}]'"
     return f"pip install '{_NAME}[{extra}]'"
+
+
+@functools.cache
+def commit() -> str | None:
+    """The commit of the package's source, "+ changes" if it was changed since; None if unknown."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=_CHECKOUT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")).resolve() != _CHECKOUT.resolve():
+            return None  # installed into a folder of another repository
+        found = git("rev-parse", "--short=12", "HEAD")
+        # What is made from the source, pages and runs, may have been written since.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "t2g_jax")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{found} + changes" if changed else found

@@ -3,6 +3,10 @@
 import json
 import os
 import pathlib
+import re
+import runpy
+import subprocess
+import sys
 
 import nbclient
 import nbformat
@@ -32,15 +36,68 @@ def paths():
     return sorted(NOTEBOOKS.glob("*.ipynb"))
 
 
+EXECUTE = runpy.run_path(str(NOTEBOOKS / "execute.py"), run_name="execute")
+AGAIN = "python notebooks/execute.py makes them"
+
+
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
-def test_notebook_is_clean(path):
-    """No outputs, so that a diff shows what a person wrote; a kernel that every machine has."""
+def test_outputs_are_there_and_belong_to_the_code(path):
+    """They are what somebody reads who does not run it; a kernel that every machine has."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
     nbformat.validate(notebook)
     assert notebook["metadata"]["kernelspec"]["name"] == "python3"
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]]
-    assert "find_spec" in "".join(code[0]["source"]), "the first code cell installs t2g_jax"
+    made_of = notebook["metadata"].get(EXECUTE["MINE"], {}).get("outputs_of")
+    assert made_of == EXECUTE["code_hash"](notebook), f"other outputs than the code's; {AGAIN}"
+    assert [cell["execution_count"] for cell in code] == [*range(1, len(code) + 1)], AGAIN
+    said = [cell for cell in code if re.search(r"^(print|plt\.show|heat_map|HTML|curves)\(",
+            "".join(cell["source"]), re.M)]  # fmt: skip
+    assert said
+    assert [cell["id"] for cell in said if not cell["outputs"]] == []
+    for output in (output for cell in code for output in cell["outputs"]):
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr"
+        assert len(json.dumps(output)) < 2 * EXECUTE["LARGEST"]
+    text = json.dumps(notebook)
+    assert str(NOTEBOOKS.parent) not in text
+    assert "/tmp/" not in text
+
+
+@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
+@pytest.mark.parametrize(("folder", "source"), [("notebooks", "../.[notebooks]"),
+                                                ("content", "t2g_jax[notebooks]")])  # fmt: skip
+def test_the_first_cell_installs_from_a_clone_or_from_the_index(path, folder, source, tmp_path):
+    cells = nbformat.read(path, as_version=4).cells
+    first = next(cell.source for cell in cells if cell.cell_type == "code")
+    assert re.search(r"^SOURCE = ", first, re.M)
+    here = tmp_path / folder
+    here.mkdir()
+    if folder == "notebooks":
+        (tmp_path / "pyproject.toml").touch()
+    script = f"{first.replace('%pip install --quiet', 'print')}\nprint(SOURCE)"
+    script = script.replace('print "{SOURCE}"', "pass")
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=here, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{source}\n"
+
+
+def test_what_differs_from_one_execution_to_the_next_is_not_kept():
+    stream = nbformat.v4.new_output
+    cell = nbformat.v4.new_code_cell("work()")
+    cell.outputs = [
+        stream("stream", name="stderr", text="step 3 of 5"),
+        stream(
+            "stream", name="stdout", text="{'seconds': 12.75, 'n': 3}\n1 h 02 min, 4.5\u202fs\n"
+        ),
+        stream("display_data", data={"text/html": "x" * 200_000, "text/plain": "<HTML>"}),
+    ]
+    kept = EXECUTE["keep"](nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
+    assert [out.get("text") for out in kept] == [
+        "{'seconds':     …, 'n': 3}\n… h  … min,   …\u202fs\n",
+        None,
+    ]
+    assert kept[1].data == {"text/plain": "(a page of 200 kB: run the cell)"}
 
 
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)

@@ -36,10 +36,12 @@ class Episode:
     """The turns of one trajectory; each prompt begins with the tokens of the turn before.
 
     critiques: of each turn that was criticised, or why there is none; the last turn may have none.
+    distillation: with what the last turn is distilled into the first, None if it is not.
     """
 
     turns: list[Turn]
     critiques: list[Critique | JudgeError] = dataclasses.field(default_factory=list)
+    distillation: float | None = None
 
     def row(self, *, truncates: bool = False) -> Row:
         """All turns as one sequence (x₀, y₀, feedback, y₁, …), learning the completions."""
@@ -157,6 +159,7 @@ def episode_samples(
             episode.critiques,
             method=method,
             step=step,
+            distillation=episode.distillation,
             advantages_per_turn=(
                 None if advantages is None else list(advantages[i, : len(episode.turns)])
             ),

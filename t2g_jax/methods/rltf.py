@@ -143,6 +143,7 @@ def distilled_rows(
     for episode, gain in zip(episodes, np.ravel(gains), strict=True):
         if len(episode.turns) > 1:
             retry = episode.turns[-1]
+            episode.distillation = float(coefficient * gain)
             about: dict[str, Any] = {
                 "distill_weight": 1.0,
                 "advantages": coefficient * gain,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import datetime
 import os
+import pathlib
 import platform
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +19,7 @@ import t2g_jax
 from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
+from t2g_jax.installation import commit
 from t2g_jax.phases.samples import read_samples
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, read_json
 from t2g_jax.report import html, terminal
@@ -108,7 +113,7 @@ def contents(workspace: Workspace) -> Report:
             )
         )
         lines = read_metrics(workspace.phase(name))
-        curves += drawn(name, lines)
+        curves += drawn(name, lines, after)
         warnings += [
             f"{name}, step {sign.step}: {sign.text}"
             for sign in collapses(lines, floor=after["floor"], floor_policy=after["floor_policy"])
@@ -138,24 +143,54 @@ def contents(workspace: Workspace) -> Report:
         ),
         samples=tuple(samples),
         config_yaml=to_yaml(config),
-        environment={
-            "t2g_jax": t2g_jax.__version__,
-            "jax": jax.__version__,
-            "python": platform.python_version(),
-            "seed": str(config.seed),
-        },
+        environment=environment(config.seed),
     )
 
 
-def drawn(label: str, lines: Sequence[Mapping[str, Any]]) -> list[Curve]:
-    """The curves of a log: against steps and, where it counts them, against tokens generated."""
+def environment(seed: int) -> dict[str, str]:
+    """Where and with what this process works."""
+    return {
+        "t2g_jax": t2g_jax.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "devices": _devices(),
+        "seed": str(seed),
+        "commit": commit() or "unknown",
+        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
+    }
+
+
+def _devices() -> str:
+    """Those of the process that writes the report: "8 × TPU v5 lite"."""
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    return ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
+
+
+def drawn(
+    label: str, lines: Sequence[Mapping[str, Any]], evaluation: Mapping[str, Any] | None = None
+) -> list[Curve]:
+    """The curves of a log: against steps and, where it counts them, against tokens generated.
+
+    Args:
+      evaluation: of what came of it. A step measures before it learns; what the last one made of
+        the policy stands there alone, and is the last point of the test accuracy.
+    """
     curves = []
+    if lines and evaluation and evaluation.get("step") is None:
+        end = {"step": lines[-1]["step"] + 1, "test_accuracy": evaluation["accuracy"]}
+        if "tokens_generated_total" in lines[-1]:
+            total = lines[-1]["tokens_generated_total"]
+            end |= {"tokens_generated_total": total, "tokens_generated": 0}
+        if any("test_accuracy" in line for line in lines):
+            lines = [*lines, end]
     for metric, title in CURVES.items():
         points = [line for line in lines if metric in line]
         counted = [line for line in points if "tokens_generated_total" in line]
         values = tuple(line[metric] for line in points)
         if points:
-            steps = tuple(line["step"] for line in points)
+            # The test accuracy is that after so many steps; the rest is of the step itself.
+            done = 1 if metric == "test_accuracy" else 0
+            steps = tuple(line["step"] - done for line in points)
             curves.append(Curve(label, title, "steps", steps, values))
         if counted and metric in BY_TOKENS and counted == points:
             # What is measured in a step is measured before it learns from that step's tokens.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def episode_sample(
     method: str,
     step: int,
     advantages_per_turn: Sequence[float | np.ndarray] | None = None,
+    distillation: float | None = None,
 ) -> Sample:
     """A conversation y₀, critique, y₁, …, or a single attempt; the judge is not asked.
 
@@ -85,6 +87,7 @@ def episode_sample(
       critiques: of each turn; None, or beyond the end: nobody was asked.
       method, step: who sampled it and when, from 0.
       advantages_per_turn: for each turn, one number or one for each token [n].
+      distillation: of the last turn into the first, see `Retry`.
 
     Raises:
       ValueError: more critiques than turns, or not one advantage for each turn.
@@ -111,6 +114,7 @@ def episode_sample(
                 correct=turn.score.correct,
             )
         )
+    attempts[-1] = dataclasses.replace(attempts[-1], distillation=distillation)
     first, *retries = attempts
     return Sample(
         title=f"{method}, step {step + 1}",

@@ -1,5 +1,6 @@
 """Geometry of the learning curves: data in, SVG coordinates out, for the template to draw."""
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -18,6 +19,8 @@ MARKERS = (  # one shape for each style in turn, so that lines differ without co
     "M0 -4.2L4.2 3.2H-4.2z",
     "M0 -4.4L4.4 0L0 4.4L-4.4 0z",
 )
+_READ_COARSELY = {"nats", "share", "tokens"}
+"""Units in which nobody cares for less than a thousandth, which may be rounding."""
 MAX_POINTS = 400  # drawn per line; a longer one is thinned, keeping every peak and trough
 
 
@@ -72,13 +75,17 @@ def marker(colour: int) -> str:
 
 
 def charts(curves: Sequence[Curve], results: Sequence[ResultRow] = ()) -> tuple[Chart, ...]:
-    """One chart for each metric and x-axis, in order of appearance, one line for each curve."""
+    """One chart for each metric and x-axis, in order of appearance, one line for each curve.
+
+    Charts of one metric say in their unit against what they are drawn.
+    """
     palette = colours(curves, results)
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         groups.setdefault((curve.metric, curve.x_label), []).append(curve)
+    often = collections.Counter(metric for metric, _ in groups)
     return tuple(
-        _chart(metric, x_label, group, _floors(metric, results), palette)
+        _chart(metric, x_label, group, _floors(metric, results), palette, often[metric] > 1)
         for (metric, x_label), group in groups.items()
     )
 
@@ -108,7 +115,7 @@ def thin(steps: Sequence[float], values: Sequence[float], limit: int = MAX_POINT
     return tuple(steps[i] for i in chosen), tuple(values[i] for i in chosen)
 
 
-def _chart(metric, x_label, group, floors, palette) -> Chart:
+def _chart(metric, x_label, group, floors, palette, say_against) -> Chart:
     points = [thin(curve.steps, curve.values) for curve in group]
     finite = [
         (x, y)
@@ -120,7 +127,11 @@ def _chart(metric, x_label, group, floors, palette) -> Chart:
     ys = [y for _, y in finite] or [0.0]
     as_percent = "accuracy" in metric.lower() and formatting.unit_scale(ys)
     x_range = _spread(min(xs), max(xs))
-    y_range = _y_range(ys, [value for value, _ in floors], as_percent)
+    title, unit = _split_unit(metric)
+    least = 1e-3 if unit.partition(" ")[0] in _READ_COARSELY else 0.0
+    y_range = _y_range(ys, [value for value, _ in floors], as_percent, least)
+    if say_against:
+        unit = f"{unit}, over {x_label}" if unit else f"over {x_label}"
 
     def place(x, y):
         across = (x - x_range[0]) / (x_range[1] - x_range[0])
@@ -139,7 +150,6 @@ def _chart(metric, x_label, group, floors, palette) -> Chart:
             Line(curve.label, palette[curve.label], path, dots, end, steps, values, write(last))
         )
     y_ticks = nice_ticks(*y_range)
-    title, unit = _split_unit(metric)
     return Chart(
         title=title,
         unit=unit,
@@ -182,10 +192,16 @@ def _floors(metric: str, results: Sequence[ResultRow]) -> list[tuple[float, str]
     return sorted(found)
 
 
-def _y_range(values, floors, as_percent) -> tuple[float, float]:
+def _y_range(values, floors, as_percent, least) -> tuple[float, float]:
+    """`least`: an axis is at least so long, and so long that float32's rounding is no spike."""
     low, high = min(values), max(values)
     if as_percent:
         return 0.0, min(1.0, max(high, *floors, 0.05) * 1.1)
+    least = max(least, 1e-6, 1e-4 * max(abs(low), abs(high)))
+    if high - low < least:
+        middle = (low + high) / 2
+        start = 0.0 if low >= 0 and high < least else middle - least / 2
+        return (start, start + least) if high > low else _spread(low, high)
     if low >= 0 and low < 0.4 * high:
         low = 0.0
     low, high = _spread(low, high)

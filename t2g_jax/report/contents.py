@@ -149,6 +149,8 @@ class Retry(_Strict):
       critique: of this attempt; empty if nobody was asked.
       predicted_critique: the reward model's, None if it was not asked.
       correct: whether the answer is right, None if that is not known.
+      distillation: what this attempt's log-probability *after the first prompt alone* is multiplied
+        by where it is distilled (RLTF-SD); None where it is not.
     """
 
     tokens: tuple[TokenCell, ...]
@@ -156,6 +158,7 @@ class Retry(_Strict):
     critique: str = ""
     predicted_critique: str | None = None
     correct: bool | None = None
+    distillation: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)

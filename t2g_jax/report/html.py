@@ -178,6 +178,7 @@ def _attempt_data(attempt: Sample | Retry) -> dict[str, Any]:
         "predictedCritique": attempt.predicted_critique,
         "reward": _number(attempt.reward),
         "correct": attempt.correct,
+        "distillation": _number(getattr(attempt, "distillation", None)),
         "text": [token.text for token in attempt.tokens],
         "predicted": _numbers(token.predicted for token in attempt.tokens),
         "true": _numbers(token.true for token in attempt.tokens),

@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
-import functools
 import importlib.metadata
 import json
 import os
@@ -29,6 +28,7 @@ import t2g_jax
 from t2g_jax import durable
 from t2g_jax.config import METHODS, Config, load_config
 from t2g_jax.errors import T2GError
+from t2g_jax.installation import commit
 from t2g_jax.preemption import Preempted
 from t2g_jax.sections import diff, to_yaml
 from t2g_jax.study.plan import Study
@@ -232,7 +232,7 @@ def begin(job: Job) -> None:
 def made_with() -> dict[str, Any]:
     """Commit, versions, machine and time, for the page of results."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "versions": {
             "python": platform.python_version(),
             "t2g_jax": t2g_jax.__version__,
@@ -241,28 +241,6 @@ def made_with() -> dict[str, Any]:
         "platform": os.environ.get("JAX_PLATFORMS") or "default",
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-@functools.cache
-def _commit() -> str | None:
-    """The commit of the package's source, "+ changes" if it was changed since; None if unknown."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        commit = git("rev-parse", "--short=12", "HEAD")
-        # The study's own page may have been written since.
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", "t2g_jax")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{commit} + changes" if changed else commit
 
 
 @contextlib.contextmanager

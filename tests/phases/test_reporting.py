@@ -177,3 +177,36 @@ CRITIQUES = {"judge_failures"}
 def test_every_step_logs_what_one_needs_to_see(tiny_run, method, columns):
     for entry in read_metrics(tiny_run.workdir / method.replace("-", "_")):
         assert columns - set(entry) == set(), entry["step"]
+
+
+def test_the_last_point_is_what_came_of_the_training():
+    """A step measures before it learns, so the log alone ends before its end."""
+    lines = [
+        {"step": step, "accuracy": 0.1 * step, "tokens_generated": 5.0}
+        | {"tokens_generated_total": 5.0 * step}
+        | ({"test_accuracy": 0.2 * step} if step % 2 else {})
+        for step in range(1, 5)
+    ]
+    by_axis = {
+        (curve.metric, curve.x_label): (curve.steps, curve.values)
+        for curve in reporting.drawn("m", lines, {"step": None, "accuracy": 0.75})
+    }
+    test, train = reporting.CURVES["test_accuracy"], reporting.CURVES["accuracy"]
+    assert by_axis[test, "steps"] == ((0, 2, 4), (0.2, pytest.approx(0.6), 0.75))
+    assert by_axis[test, "tokens generated"][0] == (0.0, 10.0, 20.0)
+    assert by_axis[train, "steps"][0] == (1, 2, 3, 4)
+    # Of another checkpoint than the last: the evaluation says nothing about the end.
+    found = reporting.drawn("m", lines, {"step": 2, "accuracy": 0.75})
+    assert next(curve for curve in found if curve.metric == test).steps == (0, 2)
+    # Nobody looked at the test accuracy while training: one point is no curve.
+    bare = [{"step": 1, "accuracy": 0.5}]
+    assert [curve.metric for curve in reporting.drawn("m", bare, {"accuracy": 0.7})] == [train]
+
+
+def test_the_environment_says_where_it_was_made(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/t2g", "report", "my config.yaml"])
+    made = reporting.environment(0)
+    assert made["command"] == "t2g report 'my config.yaml'"
+    assert made["devices"] == "8 × cpu"
+    assert made["commit"]
+    assert made["seed"] == "0"

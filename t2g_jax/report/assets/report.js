@@ -5,6 +5,7 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const tip = document.getElementById("tip");
   const PER_PAGE = 5;
+  const MANY = 3, LONG = 1200;  // attempts, and tokens of a conversation, that are shown at once
 
   function make(tag, className, ...children) {
     const element = document.createElement(tag);
@@ -46,6 +47,22 @@
   }
   const hideTip = () => { tip.hidden = true; };
   addEventListener("scroll", placeTip, { passive: true, capture: true });
+
+  // ---- Tables wider than the screen say so, for as long as there is more to see
+  for (const box of document.querySelectorAll(".scroll")) {
+    const hint = make("p", "more", "More columns: scroll sideways →");
+    hint.setAttribute("aria-hidden", "true");
+    box.before(hint);
+    const look = () => {
+      const hidden = box.scrollWidth - box.clientWidth;
+      hint.hidden = hidden < 2;
+      hint.classList.toggle("seen", box.scrollLeft >= hidden - 2);
+      box.classList.toggle("further", box.scrollLeft < hidden - 2);
+    };
+    box.addEventListener("scroll", look, { passive: true });
+    new ResizeObserver(look).observe(box);
+    look();
+  }
 
   // ---- Charts
   function chartReader(svg, chart) {
@@ -171,6 +188,45 @@
     return rows;
   }
 
+  // What of a text matches what is looked for, across the elements that it is split into.
+  function mark(element, wanted) {
+    if (!wanted) return 0;
+    const walker = document.createTreeWalker(element, NodeFilter.SHOW_TEXT), nodes = [];
+    let text = "";
+    while (walker.nextNode()) {
+      nodes.push([text.length, walker.currentNode]);
+      text += walker.currentNode.data;
+    }
+    const folded = text.toLowerCase();
+    if (folded.length !== text.length) return 0;  // letters that become two: places do not agree
+    const hits = [];
+    for (let at = folded.indexOf(wanted); at >= 0; at = folded.indexOf(wanted, at + wanted.length)) {
+      hits.push([at, at + wanted.length]);
+    }
+    for (const [start, node] of nodes) {
+      for (const [from, to] of hits.toReversed?.() ?? [...hits].reverse()) {
+        const a = Math.max(from - start, 0), b = Math.min(to - start, node.data.length);
+        if (a >= b) continue;
+        const piece = node.splitText(a);
+        piece.splitText(b - a);
+        const hit = make("mark", "");
+        piece.replaceWith(hit);
+        hit.append(piece);
+      }
+    }
+    return hits.length;
+  }
+
+  // Which end of a measure's colours is which; `named` where another key stands beside it.
+  function colourKey(which, named) {
+    const top = scaleOf(which), digits = top === 1 ? 0 : 2;
+    const [down, up] = which === "advantage" ? ["discouraged", "encouraged"] : ["poor", "good"];
+    const name = which === "advantage" ? NAMES.advantage : "Labels";
+    return [...(named ? [make("span", "key-name", `${name}:`)] : []),
+      make("span", "", `${down} ${signed(-top, digits)}`), make("span", "ramp"),
+      make("span", "", `${signed(top, digits)} ${up}`)];
+  }
+
   function pane(attempt, which, readers) {
     const box = make("div", "tokens", ...lines(attempt, which));
     box.tabIndex = 0;
@@ -179,13 +235,13 @@
       `${NAMES[which]}, ${attempt.text.length} tokens; left and right arrow keys read them`);
     let at = -1;
     const spans = (i) => box.querySelectorAll(`[data-i="${i}"]`);
-    const mark = (i, on) => readers.forEach((reader) => reader(i, on));
+    const light = (i, on) => readers.forEach((reader) => reader(i, on));
     readers.push((i, on) => spans(i).forEach((span) => span.classList.toggle("on", on)));
-    function leave() { if (at >= 0) mark(at, false); at = -1; hideTip(); }
+    function leave() { if (at >= 0) light(at, false); at = -1; hideTip(); }
     function read(i) {
       leave();
       at = Math.max(0, Math.min(attempt.text.length - 1, i));
-      mark(at, true);
+      light(at, true);
       const span = spans(at)[0];
       if (!span) return;
       const pairs = [];
@@ -214,7 +270,11 @@
       read(target);
       last = target;
     });
-    return make("div", "pane", make("h4", "", NAMES[which]), box);
+    const heading = make("h4", "", NAMES[which]);
+    // Not what was asked for, and not on its scale: with a key of its own.
+    const other = (which === "advantage") !== (shown[0] === "advantage");
+    return make("div", "pane", heading,
+      ...(other ? [make("p", "pane-key", ...colourKey(which, false))] : []), box);
   }
 
   function gap(sample) {
@@ -249,12 +309,25 @@
     if (of === 1) return body;
     const heading = make("h4", "attempt", `Attempt ${number} of ${of}`);
     heading.append(...facts(attempt));
-    return make("section", "turn", heading, body);
+    const folding = make("details", "turn", make("summary", "", heading), body);
+    folding.open = true;
+    return folding;
+  }
+
+  // Of a long conversation the first attempt and the last are open, of a very long one the last.
+  function fold(turns, attempts) {
+    const length = attempts.reduce((sum, attempt) => sum + attempt.text.length, 0);
+    turns.slice(0, -1).forEach((turn, k) => {
+      turn.open = k === 0 ? length <= 2 * LONG : turns.length <= MANY && length <= LONG;
+    });
   }
 
   function facts(attempt) {
     const fact = (name, value) => make("span", "", `${name} `, make("b", "", value));
     const all = [fact("reward", signed(attempt.reward, 2)), fact("tokens", String(attempt.text.length))];
+    if (attempt.distillation !== null) {
+      all.push(fact("distilled into the first with weight", signed(attempt.distillation)));
+    }
     if (attempt.correct !== null) all.unshift(make("span", "", make("b", "", attempt.correct ? "right" : "wrong")));
     return all;
   }
@@ -275,9 +348,16 @@
     prompt.tabIndex = 0;
     const details = make("details", "", make("summary", "", "Prompt"), prompt);
     details.open = sample.prompt.length <= 700;
+    const turns = attempts.map((attempt, k) => turn(attempt, k + 1, attempts.length));
+    if (turns.length > 1) fold(turns, attempts);
     const article = make("article", attempts.length > 1 ? "card conversation" : "card", header, details,
-      ...attempts.map((attempt, k) => turn(attempt, k + 1, attempts.length)));
+      ...turns);
     article.id = `sample-${sample.index + 1}`;
+    const wanted = find.value.trim().toLowerCase();
+    for (const text of article.querySelectorAll("h3, .text, .row")) {
+      // What holds a hit is not left folded.
+      if (mark(text, wanted)) text.closest("details")?.setAttribute("open", "");
+    }
     return article;
   }
 
@@ -296,11 +376,9 @@
       : `0 of ${samples.length}`;
     previous.disabled = page === 0;
     next.disabled = first + PER_PAGE >= order.length;
-    const top = scaleOf(shown[0]), digits = top === 1 ? 0 : 2;
     const [down, up] = shown[0] === "advantage" ? ["discouraged", "encouraged"] : ["poor", "good"];
     document.getElementById("colour-key").replaceChildren(
-      make("span", "", `${down} ${signed(-top, digits)}`), make("span", "ramp"),
-      make("span", "", `${signed(top, digits)} ${up}`),
+      ...colourKey(shown[0], cards.querySelector(".pane-key") !== null),
       make("span", "t poor firm", `dotted: ${down}`), make("span", "t good firm", `solid: ${up}`),
       make("span", "", "from half of full strength. Exact values: hover, or focus and use ← →"));
   }

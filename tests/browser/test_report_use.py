@@ -1,0 +1,293 @@
+"""The report page as it is used: on a phone, with the keyboard, looking for words, long runs."""
+
+import dataclasses
+import math
+import pathlib
+import re
+import runpy
+
+import pytest
+
+from t2g_jax.report.contents import Curve, Report, ResultRow, Retry, Sample, TokenCell
+
+_SAMPLE = runpy.run_path(
+    str(pathlib.Path(__file__).parents[1] / "report" / "sample_report.py"), run_name="sample_report"
+)
+PHONE = (375, 800)
+
+
+def all_of(driver, selector):
+    return driver.find_elements("css selector", selector)
+
+
+def one(driver, selector):
+    return driver.find_element("css selector", selector)
+
+
+def texts(driver, selector):
+    return [element.get_property("textContent") for element in all_of(driver, selector)]
+
+
+def look_for(driver, words):
+    one(driver, "#find").clear()
+    one(driver, "#find").send_keys(words)
+
+
+def sample_of(*tokens, retries=(), **fields):
+    kept = {"critique": "c", "reward": 0.0} | fields
+    cells = tuple(TokenCell(t) if isinstance(t, str) else t for t in tokens)
+    return Sample("s", "p", kept.pop("critique"), None, kept.pop("reward"), cells, retries=retries,
+                  **kept)  # fmt: skip
+
+
+# --- On a phone
+
+
+def test_a_table_that_goes_on_says_so_until_its_end_is_seen(open_page):
+    driver = open_page(_SAMPLE["report"](1), size=PHONE)
+    hint, box = one(driver, "#results .more"), one(driver, "#results .scroll")
+    assert hint.is_displayed()
+    assert "scroll" in hint.text
+    assert "further" in box.get_attribute("class")  # fades at its edge
+    assert box.value_of_css_property("mask-image") != "none"
+    driver.execute_script("arguments[0].scrollLeft = 1e6", box)
+    driver.execute_async_script("requestAnimationFrame(() => setTimeout(arguments[0]))")
+    assert not hint.is_displayed()
+    assert "further" not in box.get_attribute("class")
+    width, inner = driver.execute_script(
+        "return [document.documentElement.scrollWidth, innerWidth]"
+    )
+    assert width <= inner == PHONE[0]
+
+
+def test_a_table_that_fits_says_nothing(open_page):
+    driver = open_page(_SAMPLE["report"](1))
+    assert not any(hint.is_displayed() for hint in all_of(driver, ".more"))
+    assert all_of(driver, ".further") == []
+
+
+def test_the_first_stop_of_the_keyboard_skips_to_the_contents(open_page):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    driver = open_page(_SAMPLE["report"](1), size=PHONE)
+    link = one(driver, "a.skip")
+    assert link.rect["y"] + link.rect["height"] <= 0  # out of sight
+    ActionChains(driver).send_keys(Keys.TAB).perform()
+    assert driver.switch_to.active_element == link
+    assert link.rect["y"] >= 0
+    ActionChains(driver).send_keys(Keys.ENTER).perform()
+    assert driver.switch_to.active_element.tag_name == "main"
+
+
+# --- Charts
+
+
+def test_two_charts_of_a_title_say_what_differs(open_page):
+    def curve(metric, against):
+        return Curve("grpo", metric, against, (0.0, 1.0), (0.1, 0.2))
+
+    curves = [curve("accuracy", "steps"), curve("accuracy", "tokens generated"),
+              curve("KL (nats)", "steps"), curve("KL (nats)", "tokens generated"),
+              curve("reward", "steps")]  # fmt: skip
+    driver = open_page(Report("r", curves=tuple(curves)))
+    assert texts(driver, "figcaption") == [
+        "accuracy over steps", "accuracy over tokens generated",
+        "KL nats, over steps", "KL nats, over tokens generated", "reward",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [
+        ("KL of sampler and trainer (nats)", [3e-9, 4e-8, 1e-9, 2e-8]),
+        ("Groups with equal rewards (share)", [1.0, 1.0 - 6e-8, 1.0, 1.0]),
+        ("Reward", [0.1, 0.1 + 1e-8, 0.1 - 1e-8, 0.1]),
+        ("Reward", [-1e-9, 1e-9, 0.0, 2e-9]),
+        ("Reward", [1e6, 1e6 + 0.06, 1e6, 1e6 - 0.06]),
+        ("Completion length (tokens)", [20.0, 20.000002, 20.0, 19.999998]),
+    ],
+)
+def test_rounding_is_drawn_as_a_flat_line(open_page, metric, values):
+    curve = Curve("grpo", metric, "steps", (0.0, 1.0, 2.0, 3.0), tuple(values))
+    driver = open_page(Report("r", curves=(curve,)))
+    path = one(driver, ".chart path.line").get_attribute("d")
+    heights = [float(y) for y in re.findall(r" ([\d.]+)", path)]
+    assert len(heights) == 4
+    assert max(heights) - min(heights) <= 2  # of 236
+
+
+def test_what_is_small_and_no_rounding_is_drawn(open_page):
+    curve = Curve("grpo", "KL (nats)", "steps", (0.0, 1.0), (0.0, 0.004))
+    driver = open_page(Report("r", curves=(curve,)))
+    first, last = (float(y) for y in re.findall(r" ([\d.]+)",
+                   one(driver, ".chart path.line").get_attribute("d")))  # fmt: skip
+    assert first - last > 100
+
+
+# --- Samples
+
+
+def test_hits_are_marked_wherever_they_are(open_page):
+    tokens = ("The b", "ridge ", "is <b>", "\n", "BRIDGE", " end")
+    sample = dataclasses.replace(sample_of(*tokens), prompt="a bridge?", critique="No Bridge.")
+    driver = open_page(Report("r", samples=(sample, sample_of("nothing"))))
+    assert all_of(driver, "mark") == []
+    look_for(driver, "bridge")
+    assert texts(driver, ".prompt mark") == ["bridge"]
+    assert texts(driver, ".critique mark") == ["Bridge"]
+    assert "".join(texts(driver, ".tokens mark")) == "bridgeBRIDGE"  # the first is two tokens
+    assert texts(driver, ".row") == ["The bridge is <b>", "BRIDGE end"]
+    for hit in all_of(driver, "mark"):
+        assert hit.value_of_css_property("background-color") == "rgba(255, 226, 122, 1)"
+    look_for(driver, "<b>")
+    assert "".join(texts(driver, ".tokens mark")) == "<b>"
+    assert all_of(driver, ".tokens b") == []
+    one(driver, "#find").clear()
+    look_for(driver, " ")
+    assert all_of(driver, "mark") == []
+
+
+def test_a_folded_prompt_with_a_hit_is_open(open_page):
+    sample = dataclasses.replace(sample_of("x"), prompt="filler " * 200 + "needle")
+    driver = open_page(Report("r", samples=(sample,)))
+    assert not one(driver, ".prompt").is_displayed()
+    look_for(driver, "needle")
+    assert one(driver, ".prompt mark").is_displayed()
+
+
+def conversation(attempts, tokens=3, **last):
+    retries = [Retry((TokenCell("word ", None, 1.0),) * tokens, 0.5, f"critique {k}")
+               for k in range(1, attempts)]  # fmt: skip
+    retries[-1] = dataclasses.replace(retries[-1], **last)
+    first = (TokenCell("word ", None, -1.0),) * tokens
+    return sample_of(*first, retries=tuple(retries), critique="critique 0")
+
+
+@pytest.mark.parametrize(
+    ("attempts", "tokens", "is_open"),
+    [
+        (2, 10, [True] * 2),
+        (3, 10, [True] * 3),
+        (6, 10, [True, *[False] * 4, True]),
+        (3, 500, [True, False, True]),
+        (3, 1500, [False, False, True]),
+    ],
+)
+def test_long_conversations_fold(open_page, attempts, tokens, is_open):
+    driver = open_page(Report("r", samples=(conversation(attempts, tokens),)))
+    turns = all_of(driver, ".turn")
+    assert [turn.get_attribute("open") is not None for turn in turns] == is_open
+    assert len(all_of(driver, ".attempt")) == attempts
+    for turn, shown in zip(turns, is_open, strict=True):
+        assert turn.find_element("css selector", ".attempt").is_displayed()  # what it came to
+        assert turn.find_element("css selector", ".tokens").is_displayed() == shown
+    if not all(is_open):
+        look_for(driver, "critique 1")
+        assert one(driver, ".critique mark").is_displayed()
+        look_for(driver, "critique")
+        turns[1] = all_of(driver, ".turn")[1]
+        driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", turns[1])
+        turns[1].find_element("css selector", "summary").click()
+        assert not turns[1].find_element("css selector", ".tokens").is_displayed()
+
+
+def test_the_weight_of_what_is_distilled_stands_at_its_attempt(open_page):
+    driver = open_page(Report("r", samples=(conversation(2, correct=True, distillation=-0.125),)))
+    first, second = texts(driver, ".attempt")
+    assert "distilled" not in first
+    assert "distilled into the first with weight −0.125" in second
+
+
+def test_advantages_never_stand_under_the_key_of_labels(open_page):
+    marked = sample_of(TokenCell("a", None, 1.0, 3.0))
+    bare = sample_of(TokenCell("b", None, None, 3.0), TokenCell("c", None, None, -3.0))
+    driver = open_page(Report("r", samples=(marked, bare)))
+
+    def said():
+        return [
+            (one(pane, "h4").text, [key.text for key in all_of(pane, ".pane-key")])
+            for pane in all_of(driver, ".pane")
+        ]
+
+    def view(name):
+        driver.execute_script("arguments[0].click()", one(driver, f"input[value={name}]"))
+
+    view("true")
+    key = one(driver, "#colour-key").text.replace("\n", " ")
+    assert key.startswith("Labels: poor −1 +1 good")
+    (label, nothing), (advantage, (own,)) = said()
+    assert (label, nothing) == ("True label", [])
+    assert advantage == "Advantage"
+    assert own.replace("\n", " ") == "discouraged −3.00 +3.00 encouraged"
+    view("advantage")
+    assert one(driver, "#colour-key").text.startswith("discouraged")
+    assert said() == [("Advantage", []), ("Advantage", [])]
+
+
+def test_labels_never_stand_under_the_key_of_advantages(open_page):
+    marked, bare = sample_of(TokenCell("a", None, 1.0)), sample_of(TokenCell("b", None, None, 3.0))
+    driver = open_page(Report("r", samples=(marked, bare)))
+    driver.execute_script("arguments[0].click()", one(driver, "input[value=advantage]"))
+    assert one(driver, "#colour-key").text.startswith("Advantage:")
+    assert [key.text.replace("\n", " ") for key in all_of(driver, ".pane-key")] == [
+        "poor −1 +1 good"
+    ]
+
+
+# --- Borders
+
+BORDERS = """
+const rgba = (text) => {
+  const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
+  return [r / 255, g / 255, b / 255, a];
+};
+function ground(element) {
+  let below = [1, 1, 1];
+  const layers = [];
+  for (let e = element; e; e = e.parentElement) {
+    layers.unshift(rgba(getComputedStyle(e).backgroundColor));
+  }
+  for (const [r, g, b, a] of layers) below = [r, g, b].map((c, i) => a * c + (1 - a) * below[i]);
+  return below;
+}
+const found = [];
+for (const element of document.body.querySelectorAll("*")) {
+  if (!element.checkVisibility() || element.matches(".t, .t *")) continue;
+  const style = getComputedStyle(element);
+  for (const side of ["Top", "Right", "Bottom", "Left"]) {
+    if (style[`border${side}Style`] === "none") continue;
+    if (!parseFloat(style[`border${side}Width`])) continue;
+    const colour = rgba(style[`border${side}Color`]);
+    if (colour[3]) found.push([element.localName + "." + element.className, colour,
+                               ground(element.parentElement)]);
+  }
+}
+return found;
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_borders_can_be_seen(open_page, scheme):
+    """WCAG 2.2, 1.4.11: 3 : 1, of what separates one thing from another."""
+    found = open_page(_SAMPLE["report"](5), scheme=scheme).execute_script(BORDERS)
+    assert {name.split(".")[0] for name, *_ in found} >= {"nav", "td", "article", "select", "input"}
+    pale = {(name, round(contrast(line, behind), 2)) for name, line, behind in found
+            if contrast(line, behind) < 3}  # fmt: skip
+    assert pale == set()
+
+
+def contrast(ink, ground):
+    def luminance(rgb):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb[:3]]
+        return sum(map(math.prod, zip((0.2126, 0.7152, 0.0722), linear, strict=True)))
+
+    lighter, darker = sorted((luminance(ink), luminance(ground)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def test_environment_names_what_it_is_given(open_page):
+    environment = {"commit": "4f0c2a9d17e4", "devices": "8 × TPU v5 lite", "command": "t2g run <c>"}
+    row = ResultRow("m", "t", 0.25, (0.2, 0.3), 0.75, (0.7, 0.8), 0.5, "guess", 1, 2, 3.0)
+    driver = open_page(Report("r", results=(row,), environment=environment))
+    assert dict(zip(texts(driver, "dt"), texts(driver, "dd"), strict=True)) == environment
