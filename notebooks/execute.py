@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def execute(notebook: Any, folder: str | None = None, timeout: int = 3600) -> None:
-    """Runs all cells in a folder, a temporary one if none is given, with this checkout's library."""
+    """Runs all cells with this checkout's library, in a folder or else in a temporary one."""
     if folder is None:
         with tempfile.TemporaryDirectory() as folder:
             execute(notebook, folder, timeout)

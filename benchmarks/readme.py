@@ -1,0 +1,162 @@
+"""python -m benchmarks.readme [--seeds 0 1 2] [FOLDERS]
+
+Makes what README.md says of the quickstart: runs it once for each seed, writes the table between the
+README's markers, and takes the picture of the report. All from the same runs:
+
+    python -m benchmarks.readme --seeds 0 1 2 3 4
+
+runs runs/readme/seed0 and so on, each a run like any other: what is finished is not run again, and
+what was stopped goes on. FOLDERS are finished work folders to take as they are, in place of seeds.
+The picture is of the first one's report, and takes a Chromium or Chrome (CHROME names another); with
+none, it stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import Section, replaced
+from t2g_jax.config import Config, load_config
+from t2g_jax.installation import commit
+from t2g_jax.report.formatting import percent
+from t2g_jax.report.statistics import crossed_interval
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WIDTH, HEIGHT = 1000, 2000
+"""Of the picture, which shows the page from its top."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.readme",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folders", nargs="*", type=pathlib.Path, metavar="FOLDERS")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="SEED", help="(0 1 2)")
+    parser.add_argument("--config", type=pathlib.Path, default=ROOT / "configs/quickstart.yaml")
+    parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/readme"))
+    parser.add_argument("--page", type=pathlib.Path, default=ROOT / "README.md")
+    parser.add_argument("--picture", type=pathlib.Path, default=ROOT / "docs/report.png")
+    known = parser.parse_args()
+    if known.folders and known.seeds:
+        parser.error("give seeds to run, or folders that are finished")
+    folders = known.folders
+    for seed in () if folders else known.seeds or (0, 1, 2):
+        folders.append(known.workdir / f"seed{seed}")
+        train(known.config, seed, folders[-1])
+    runs = [read(folder) for folder in folders]
+    known.page.write_text(
+        replaced(known.page.read_text("utf-8"), "quickstart", table(runs)), "utf-8"
+    )
+    print(f"{known.page}: the table of {len(runs)} runs")
+    print(photograph(folders[0] / "report.html", known.picture))
+
+
+def train(config: pathlib.Path, seed: int, folder: pathlib.Path) -> None:
+    """Runs a configuration, unless that is done; a run that was stopped goes on."""
+    if all((folder / name).exists() for name in ("report.html", "config.yaml")):
+        print(f"{folder}: finished before")
+        return
+    words = ["run", config, "--seed", seed, "--workdir", folder]
+    command = [sys.executable, "-m", "t2g_jax", *map(str, words)]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), *sys.path]))}
+    if status := subprocess.run(command, env=environment, check=False).returncode:
+        sys.exit(f"{folder}: ended with {status}; the same command goes on from here")
+
+
+def read(folder: pathlib.Path) -> tuple[Config, dict[str, dict[str, Any]]]:
+    """The configuration of a finished run, and its evaluations by phase."""
+    try:
+        config = load_config(folder / "config.yaml")
+        return config, {
+            phase: json.loads((folder / phase.replace("-", "_") / "evaluation.json").read_text())
+            for phase in ("sft", *config.methods)
+        }
+    except OSError as error:
+        sys.exit(f"{folder} is no finished run: {error.filename}: {error.strerror}")
+
+
+def table(runs: Sequence[tuple[Config, dict[str, dict[str, Any]]]]) -> str:
+    """The text between the README's markers."""
+    config, first = runs[0]
+    changed = [name for name in ("task", "model", "methods", "evaluate")
+               if any(getattr(other, name) != getattr(config, name) for other, _ in runs)]  # fmt: skip
+    if changed:
+        sys.exit(f"the runs differ in more than their seed, in {', '.join(changed)}")
+    rows = [[str(run.seed), *_cells(scores)] for run, scores in runs]
+    if len(runs) > 1:
+        everything = {
+            phase: {
+                "accuracy": float(np.mean([scores[phase]["accuracy"] for _, scores in runs])),
+                "second_turn": float(np.mean([scores[phase]["second_turn"] for _, scores in runs])),
+                "interval": crossed_interval([scores[phase]["correct"] for _, scores in runs]),
+            }
+            for phase in first
+        }
+        rows.append(["**mean**", *_cells(everything)])
+    prompts, samples = np.shape(first["sft"]["correct"])
+    text = (
+        f"On {prompts} test puzzles with {samples} samples each, one attempt without feedback. The "
+        f"brackets are 95 % intervals{', of the mean for other seeds, too' if rows[1:] else ''}; "
+        f"the floor, {first['sft']['floor_policy']}, is {percent(first['sft']['floor'])}."
+    )
+    jax = importlib.metadata.version("jax")
+    made = (
+        f"Written at commit {commit() or 'unknown'}, with jax {jax}, by "
+        f"`python -m benchmarks.readme --seeds {' '.join(str(run.seed) for run, _ in runs)}`."
+    )
+    header = ["seed", "warm start", "and after one critique", *config.methods]
+    # Without the heading of a section: it stands in the middle of one.
+    _, _, body = Section("", text, header, rows).markdown().partition("\n\n")
+    return f"{body}\n\n{made}"
+
+
+def _cells(scores: dict[str, dict[str, Any]]) -> list[str]:
+    start = scores["sft"]
+    cells = [percent(start["accuracy"]), percent(start["second_turn"])]
+    for phase, score in scores.items():
+        if phase != "sft":
+            low, high = (f"{100 * bound:.0f}" for bound in score["interval"])
+            cells.append(f"{percent(score['accuracy'])} ({low}–{high})")
+    return cells
+
+
+def photograph(page: pathlib.Path, picture: pathlib.Path) -> str:
+    """Takes the picture of a report; returns what became of it in words."""
+    browser = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        return f"{picture}: as it was; there is no Chromium here to take another one"
+    with tempfile.TemporaryDirectory() as folder:
+        taken = pathlib.Path(folder) / "picture.png"
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
+        flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=2000"]
+        flags += [f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={taken}"]
+        subprocess.run(
+            [browser, *flags, page.resolve().as_uri()],
+            capture_output=True,
+            check=False,
+            timeout=300,
+        )
+        if not taken.exists():
+            sys.exit(f"{browser} took no picture of {page}")
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(taken, picture)
+    return f"{picture}: the report of {page.parent}"
+
+
+if __name__ == "__main__":
+    main()
