@@ -1,14 +1,14 @@
 """python -m benchmarks.readme [--seeds 0 1 2] [FOLDERS]
 
-Makes what README.md says of the quickstart: runs it once for each seed, writes the table between the
-README's markers, and takes the picture of the report. All from the same runs:
+Makes what README.md says of the quickstart: runs it once for each seed, writes the table between
+the README's markers, and takes the picture of the report. All from the same runs:
 
     python -m benchmarks.readme --seeds 0 1 2 3 4
 
-runs runs/readme/seed0 and so on, each a run like any other: what is finished is not run again, and
+makes runs/readme/seed0 and so on, each a run like any other: what is finished is not run again, and
 what was stopped goes on. FOLDERS are finished work folders to take as they are, in place of seeds.
-The picture is of the first one's report, and takes a Chromium or Chrome (CHROME names another); with
-none, it stays as it is.
+The picture is of the first one's report, and takes a Chromium or Chrome (CHROME names another);
+with none, it stays as it is.
 """
 
 from __future__ import annotations
@@ -93,8 +93,11 @@ def read(folder: pathlib.Path) -> tuple[Config, dict[str, dict[str, Any]]]:
 def table(runs: Sequence[tuple[Config, dict[str, dict[str, Any]]]]) -> str:
     """The text between the README's markers."""
     config, first = runs[0]
-    changed = [name for name in ("task", "model", "methods", "evaluate")
-               if any(getattr(other, name) != getattr(config, name) for other, _ in runs)]  # fmt: skip
+    changed = [
+        name
+        for name in ("task", "model", "methods", "evaluate")
+        if any(getattr(other, name) != getattr(config, name) for other, _ in runs)
+    ]
     if changed:
         sys.exit(f"the runs differ in more than their seed, in {', '.join(changed)}")
     rows = [[str(run.seed), *_cells(scores)] for run, scores in runs]
