@@ -7,8 +7,8 @@ the README's markers, and takes the picture of the report. All from the same run
 
 makes runs/readme/seed0 and so on, each a run like any other: what is finished is not run again, and
 what was stopped goes on. FOLDERS are finished work folders to take as they are, in place of seeds.
-The picture is of the first one's report, and takes a Chromium or Chrome (CHROME names another);
-with none, it stays as it is.
+The picture is of a part of the first one's report, and takes a Chromium or Chrome (CHROME names
+another); with none, it stays as it is.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ import numpy as np
 from benchmarks.measure import Section, replaced
 from t2g_jax.config import Config, load_config
 from t2g_jax.installation import commit
+from t2g_jax.phases import reporting
+from t2g_jax.phases.workspace import Workspace
+from t2g_jax.report.contents import Report
 from t2g_jax.report.formatting import percent
+from t2g_jax.report.html import write
 from t2g_jax.report.statistics import crossed_interval
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-WIDTH, HEIGHT = 1000, 2000
-"""Of the picture, which shows the page from its top."""
+WIDTH, HEIGHT = 1000, 1900
+"""Of the picture."""
 
 
 def main() -> None:
@@ -63,7 +67,7 @@ def main() -> None:
         replaced(known.page.read_text("utf-8"), "quickstart", table(runs)), "utf-8"
     )
     print(f"{known.page}: the table of {len(runs)} runs")
-    print(photograph(folders[0] / "report.html", known.picture))
+    print(photograph(excerpt(folders[0], runs[0][0]), known.picture))
 
 
 def train(config: pathlib.Path, seed: int, folder: pathlib.Path) -> None:
@@ -138,27 +142,42 @@ def _cells(scores: dict[str, dict[str, Any]]) -> list[str]:
     return cells
 
 
-def photograph(page: pathlib.Path, picture: pathlib.Path) -> str:
-    """Takes the picture of a report; returns what became of it in words."""
+def excerpt(folder: pathlib.Path, config: Config) -> Report:
+    """What of a run's report fits into a picture: the table, two curves, and a conversation."""
+    report = reporting.contents(Workspace(folder, config))
+    learned = [c for c in report.curves if c.metric == reporting.CURVES["test_accuracy"]]
+    repaired = [s for s in report.samples if s.retries and not s.correct and s.retries[-1].correct]
+    return Report(
+        title=report.title,
+        subtitle=report.subtitle,
+        created=report.created,
+        results=report.results,
+        curves=tuple(learned),
+        samples=tuple((repaired or report.samples)[:1]),
+    )
+
+
+def photograph(report: Report, picture: pathlib.Path) -> str:
+    """Takes the picture of a report's page; returns what became of it in words."""
     browser = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         return f"{picture}: as it was; there is no Chromium here to take another one"
     with tempfile.TemporaryDirectory() as folder:
-        taken = pathlib.Path(folder) / "picture.png"
+        page, taken = write(report, f"{folder}/page.html"), pathlib.Path(folder) / "picture.png"
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         flags += [f"--user-data-dir={folder}/profile", "--virtual-time-budget=2000"]
         flags += [f"--window-size={WIDTH},{HEIGHT}", f"--screenshot={taken}"]
         subprocess.run(
-            [browser, *flags, page.resolve().as_uri()],
+            [browser, *flags, page.as_uri()],
             capture_output=True,
             check=False,
             timeout=300,
         )
         if not taken.exists():
-            sys.exit(f"{browser} took no picture of {page}")
+            sys.exit(f"{browser} took no picture")
         picture.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(taken, picture)
-    return f"{picture}: the report of {page.parent}"
+    return f"{picture}: of the report, {report.subtitle}"
 
 
 if __name__ == "__main__":

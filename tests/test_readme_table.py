@@ -67,7 +67,7 @@ def test_the_table_is_of_the_runs(readme, finished, tmp_path, tiny_run, capsys, 
     if shutil.which("chromium"):
         header = picture.read_bytes()[:24]
         assert header.startswith(b"\x89PNG")
-        assert struct.unpack(">II", header[16:]) == (1000, 2000)
+        assert struct.unpack(">II", header[16:]) == (1000, 1900)
 
 
 def test_without_a_browser_the_picture_stays(readme, finished, tmp_path, monkeypatch, capsys):
