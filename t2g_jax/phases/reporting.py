@@ -51,6 +51,7 @@ CURVES = {
 }
 """Metrics of the policy phases that are drawn, and their titles."""
 
+COUNTS = ("step", "tokens_generated", "tokens_generated_total")
 BY_TOKENS = ("test_accuracy", "accuracy")
 """Those that are drawn a second time, against the tokens generated before: what a step costs
 differs from method to method."""
@@ -172,25 +173,22 @@ def drawn(
     """The curves of a log: against steps and, where it counts them, against tokens generated.
 
     Args:
-      evaluation: of what came of it. A step measures before it learns; what the last one made of
-        the policy stands there alone, and is the last point of the test accuracy.
+      evaluation: of what came of it: the last point of the test accuracy, unless the last step
+        was looked at already or another checkpoint was evaluated.
     """
     curves = []
-    if lines and evaluation and evaluation.get("step") is None:
-        end = {"step": lines[-1]["step"] + 1, "test_accuracy": evaluation["accuracy"]}
-        if "tokens_generated_total" in lines[-1]:
-            total = lines[-1]["tokens_generated_total"]
-            end |= {"tokens_generated_total": total, "tokens_generated": 0}
-        if any("test_accuracy" in line for line in lines):
-            lines = [*lines, end]
+    tested = ["test_accuracy" in line for line in lines]
+    if evaluation and evaluation.get("step") is None and any(tested) and not tested[-1]:
+        last = {name: lines[-1][name] for name in COUNTS if name in lines[-1]}
+        if "tokens_generated" in last:
+            last["tokens_generated"] = 0  # after them all
+        lines = [*lines, last | {"test_accuracy": evaluation["accuracy"]}]
     for metric, title in CURVES.items():
         points = [line for line in lines if metric in line]
         counted = [line for line in points if "tokens_generated_total" in line]
         values = tuple(line[metric] for line in points)
         if points:
-            # The test accuracy is that after so many steps; the rest is of the step itself.
-            done = 1 if metric == "test_accuracy" else 0
-            steps = tuple(line["step"] - done for line in points)
+            steps = tuple(line["step"] for line in points)
             curves.append(Curve(label, title, "steps", steps, values))
         if counted and metric in BY_TOKENS and counted == points:
             # What is measured in a step is measured before it learns from that step's tokens.

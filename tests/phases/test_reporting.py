@@ -180,7 +180,7 @@ def test_every_step_logs_what_one_needs_to_see(tiny_run, method, columns):
 
 
 def test_the_last_point_is_what_came_of_the_training():
-    """A step measures before it learns, so the log alone ends before its end."""
+    """Every so many steps are looked at, so the log alone may end before the end."""
     lines = [
         {"step": step, "accuracy": 0.1 * step, "tokens_generated": 5.0}
         | {"tokens_generated_total": 5.0 * step}
@@ -192,12 +192,14 @@ def test_the_last_point_is_what_came_of_the_training():
         for curve in reporting.drawn("m", lines, {"step": None, "accuracy": 0.75})
     }
     test, train = reporting.CURVES["test_accuracy"], reporting.CURVES["accuracy"]
-    assert by_axis[test, "steps"] == ((0, 2, 4), (0.2, pytest.approx(0.6), 0.75))
+    assert by_axis[test, "steps"] == ((1, 3, 4), (0.2, pytest.approx(0.6), 0.75))
     assert by_axis[test, "tokens generated"][0] == (0.0, 10.0, 20.0)
     assert by_axis[train, "steps"][0] == (1, 2, 3, 4)
-    # Of another checkpoint than the last: the evaluation says nothing about the end.
-    found = reporting.drawn("m", lines, {"step": 2, "accuracy": 0.75})
-    assert next(curve for curve in found if curve.metric == test).steps == (0, 2)
+    # Of another checkpoint than the last: the evaluation says nothing about the end. And where the
+    # last step was looked at, that is the last point.
+    for log, evaluation in ((lines, {"step": 2}), (lines[:3], {"step": None})):
+        found = reporting.drawn("m", log, evaluation | {"accuracy": 0.75})
+        assert next(curve for curve in found if curve.metric == test).steps == (1, 3)
     # Nobody looked at the test accuracy while training: one point is no curve.
     bare = [{"step": 1, "accuracy": 0.5}]
     assert [curve.metric for curve in reporting.drawn("m", bare, {"accuracy": 0.7})] == [train]
