@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from t2g_jax import durable
+from t2g_jax import durable, files
 from t2g_jax.data.records import FLOATS, INTEGERS, TEXTS, AnnotationRecord, validate
 from t2g_jax.errors import T2GError, reason
 
@@ -135,15 +135,15 @@ def load_dataset(directory: str | os.PathLike[str], split: str) -> Records:
             f"no split {split!r} in {directory}; it has {sorted(builder.info.splits)}"
         )
     info = builder.info.splits[split]
-    files = [os.fspath(file) for file in info.filepaths]
-    for file in files:
+    paths = [os.fspath(file) for file in info.filepaths]
+    for file in paths:
         if not Path(file).is_file():
             raise DatasetError(f"{file} is missing; {_MEND}")
-    with _damage_named(", ".join(files)):
+    with _damage_named(", ".join(paths)):
         source = builder.as_data_source(split)
         if len(source) != info.num_examples:
             raise ValueError(f"{len(source)} of {info.num_examples} records")
-    return Records(files, split, source)
+    return Records(paths, split, source)
 
 
 def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
@@ -153,14 +153,12 @@ def read_metadata(directory: str | os.PathLike[str]) -> dict[str, Any]:
       T2GError: there is none, or it is damaged.
     """
     path = Path(directory) / "metadata.json"
+    if not path.exists():
+        raise DatasetError(f"no dataset in {directory}; annotate first, or correct the path")
     try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DatasetError(
-            f"no dataset in {directory}; annotate first, or correct the path"
-        ) from None
-    except ValueError as error:
-        raise DatasetError(f"{path} is damaged ({error}); {_MEND}") from error
+        return files.read_json(path, dict, mend=_MEND)
+    except T2GError as error:
+        raise DatasetError(str(error)) from error
 
 
 _MEND = "copy the dataset again, or delete the folder and annotate again"

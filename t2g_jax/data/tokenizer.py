@@ -17,7 +17,7 @@ import jinja2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from t2g_jax import durable
+from t2g_jax import durable, files
 from t2g_jax.data.offsets import (
     BYTE_OF,
     agreement,
@@ -655,13 +655,11 @@ def _stop_ids(path: Path) -> list[int]:
     """The tokens that end a completion by a generation_config.json, if there is one."""
     if not path.is_file():
         return []
-    try:
-        found = json.loads(path.read_text("utf-8")).get("eos_token_id")
-        ids = found if isinstance(found, list) else [found] * (found is not None)
-        if not all(type(i) is int for i in ids):
-            raise ValueError("eos_token_id is no token id, nor a list of them")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; repair or delete it") from error
+    mend = "repair or delete it"
+    found = files.read_json(path, dict, mend=mend).get("eos_token_id")
+    ids = found if isinstance(found, list) else [found] * (found is not None)
+    if not all(type(i) is int for i in ids):
+        raise files.damaged(path, "eos_token_id is no token id, nor a list of them", mend)
     return ids
 
 

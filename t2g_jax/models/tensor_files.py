@@ -19,7 +19,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import safetensors
+from typing_extensions import TypedDict
 
+from t2g_jax import files
 from t2g_jax.errors import T2GError
 from t2g_jax.models import formats
 
@@ -87,6 +89,10 @@ class Tensor:
         return np.ascontiguousarray(values[(slice(None), *index[1:])]) if index else values
 
 
+class _Index(TypedDict):
+    weight_map: dict[str, str]
+
+
 def tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of a Hugging Face folder by name, of one file or of many with an index.
 
@@ -98,11 +104,8 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     if whole.is_file():  # an index beside it is left from before, for `transformers` too
         wanted = {}
     elif index.is_file():
-        try:
-            files = json.loads(index.read_text("utf-8"))["weight_map"]
-            wanted = {str(name): folder / Path(file).name for name, file in files.items()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise T2GError(f"{index} is damaged ({error}); fetch it again") from error
+        where = files.read_json(index, _Index, mend="fetch it again")["weight_map"]
+        wanted = {name: folder / Path(file).name for name, file in where.items()}
     else:
         raise T2GError(f"{folder} has neither {WHOLE} nor {INDEX}{formats.instead(folder)}")
     found: dict[str, Tensor] = {}

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from transformers import LlamaConfig
 
 import t2g_jax
-from t2g_jax import durable, hosts
+from t2g_jax import durable, files, hosts
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
 from t2g_jax.files import expanded
@@ -374,7 +374,7 @@ def _write_configs(
     }
     kept = None if source is None else source / "generation_config.json"
     if kept is not None and kept.is_file():
-        generation = json.loads(kept.read_text("utf-8"))
+        generation = files.read_json(kept, dict, mend="fetch it again")
     # A base model's says that its texts end, not that turns do.
     generation["eos_token_id"] = list(tokenizer.stop_ids)
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n", "utf-8")

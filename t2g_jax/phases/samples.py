@@ -10,6 +10,7 @@ import numpy as np
 
 from t2g_jax.config import RolloutConfig
 from t2g_jax.errors import T2GError
+from t2g_jax.files import read_bytes
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.judgement import Judgement, aligned, judge, token_labels
@@ -170,7 +171,7 @@ def read_samples(folder: Path) -> list[Sample]:
     samples: list[Sample] = []
     for file in sorted((folder / "samples").glob("*.json")):
         try:
-            samples += Report.from_json(file.read_bytes(), source=str(file)).samples
+            samples += Report.from_json(read_bytes(file), source=str(file)).samples
         except ValueError as error:
             raise T2GError(f"{error}; delete the file, and the report will do without") from error
     return samples

@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from t2g_jax import durable, hosts
-from t2g_jax.config import Config, changes, config_hash, load_config, to_yaml
+from t2g_jax import durable, files, hosts
+from t2g_jax.config import METHODS, Config, changes, config_hash, load_config, to_yaml
 from t2g_jax.errors import T2GError
+from t2g_jax.phases.records import Evaluation, MethodSummary, Record, Summary
 
 SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
 
@@ -115,7 +116,8 @@ class Workspace:
         def recorded() -> dict[str, Any]:
             if not path.exists():
                 raise T2GError(f"{path} is missing: first run `{command(name)} CONFIG`")
-            return read_json(path, made_by=command(name))
+            shape = MethodSummary if name in METHODS else Summary
+            return read_json(path, made_by=command(name), shape=shape)
 
         return hosts.from_first(recorded)
 
@@ -234,22 +236,21 @@ def command(name: str) -> str:
     return fixed.get(name, f"t2g train-policy --method {name}")
 
 
-def read_json(path: Path, *, made_by: str) -> dict[str, Any]:
+def read_json(path: Path, *, made_by: str, shape: Any = None) -> dict[str, Any]:
     """What a command wrote about a phase with `write_json`.
+
+    Args:
+      shape: what it must hold (see `records`). None: by the name of the file.
 
     Raises:
       T2GError: it is damaged.
     """
-    try:
-        value = json.loads(path.read_text("utf-8"))
-        if not isinstance(value, dict) or "phase" not in value:
-            raise ValueError("it does not tell of a phase")
-    except ValueError as error:
-        raise T2GError(
-            f"{path} is damaged ({error}); delete it, and run `{made_by} CONFIG` to have it "
-            "written again"
-        ) from error
-    return value
+    shape = shape or _SHAPES.get(path.name, Record)
+    mend = f"delete it, and run `{made_by} CONFIG` to have it written again"
+    return files.read_json(path, shape, mend=mend)
+
+
+_SHAPES = {"complete.json": Summary, "evaluation.json": Evaluation}
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pydantic
 
+from t2g_jax.files import parse_json
+
 
 class _Strict:
     """Reading one of these from JSON refuses unknown keys."""
@@ -225,6 +227,7 @@ class Report(_Strict):
           ValueError: not JSON, a key is missing, unknown, or of the wrong type. The message names
             `source`, the key's path and what would fit.
         """
+        parse_json(text, where=source)  # pydantic would take 1e999 for infinity
         try:
             return _reader().validate_json(text)
         except pydantic.ValidationError as error:

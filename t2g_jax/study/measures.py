@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
+from t2g_jax import files
 from t2g_jax.report.statistics import crossed_interval
 from t2g_jax.study.plan import SHARED, Cell, Study
 from t2g_jax.training.metrics import read_metrics
@@ -178,7 +179,8 @@ def measure(study: Study, root: Path) -> tuple[TaskOutcome, ...]:
             if found:
                 arms[name] = Summary(found)
         warm_start = {
-            cell.seed: _read(root / cell.folder / WARM_START / "evaluation.json") for cell in done
+            cell.seed: _read(root / cell.folder / WARM_START / "evaluation.json", _Evaluated)
+            for cell in done
         }
         compared = tuple(
             compare(name, arms[name], arm.baseline, arms[arm.baseline], warm_start)
@@ -195,7 +197,7 @@ def state(folder: Path) -> str:
         return ""
     for place in (folder, folder.parent / SHARED):
         if (place / "failed.json").exists():
-            failed = _read(place / "failed.json")
+            failed = _read(place / "failed.json", _Failed)
             return f"`{failed['command']}` failed: {failed['last']}"
     return "not run yet" if not folder.exists() else "not finished"
 
@@ -204,7 +206,7 @@ def outcome(root: Path, cell: Cell) -> Outcome:
     """Reads a cell that is done."""
     folder = root / cell.folder
     trained = folder / cell.method.replace("-", "_")
-    evaluation = _read(trained / "evaluation.json")
+    evaluation = _read(trained / "evaluation.json", _Evaluated)
     lines = read_metrics(trained)
     tokens, points = 0, []
     for line in lines:
@@ -218,7 +220,7 @@ def outcome(root: Path, cell: Cell) -> Outcome:
         correct=np.array(evaluation["correct"], float),
         curve=Curve(*zip(*points, strict=True)),
         tokens=tokens,
-        one_off=_read(annotated)["tokens_generated"] if annotated.exists() else 0,
+        one_off=_read(annotated, _Generated)["tokens_generated"] if annotated.exists() else 0,
         floor=evaluation["floor"],
         floor_policy=evaluation["floor_policy"],
     )
@@ -261,8 +263,24 @@ def _share(tokens: float | None, spent: float) -> float | None:
     return None if tokens is None else tokens / spent
 
 
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text("utf-8"))
+class _Evaluated(TypedDict):
+    accuracy: float
+    floor: float
+    floor_policy: str
+    correct: list[list[int]]
+
+
+class _Generated(TypedDict):
+    tokens_generated: int
+
+
+class _Failed(TypedDict):
+    command: str
+    last: str
+
+
+def _read(path: Path, shape: Any = dict) -> Any:
+    return files.read_json(path, shape, mend="delete the cell to have it made again")
 
 
 def records(study: Study, root: Path) -> Sequence[Mapping[str, Any]]:

@@ -7,11 +7,14 @@ import json
 import math
 import os
 import time
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from t2g_jax import durable
+import pydantic
+
+from t2g_jax import durable, files
 from t2g_jax.errors import T2GError
 
 FILE = "metrics.jsonl"
@@ -109,18 +112,24 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = path / FILE if path.is_dir() else path
     if not path.exists():
         raise T2GError(f"no metrics in {path}; correct the path, or run the phase that writes it")
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    lines = []
-    for number, text in enumerate(whole.split(b"\n") if whole else [], start=1):
-        try:
-            line = json.loads(text)
-            line["step"], line["seconds"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise T2GError(f"{path}, line {number} is damaged ({error}); delete it") from error
-        lines.append(
-            {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
-        )
-    return lines
+    return [
+        {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
+        for _, line in files.read_jsonl(path, _Line, mend="delete it")
+    ]
+
+
+def _of_a_step(line: dict[str, Any]) -> dict[str, Any]:
+    if type(line.get("step")) is not int or line["step"] < 0:
+        raise ValueError("`step` is no step")
+    seconds = line.get("seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or seconds < 0:
+        raise ValueError("`seconds` are no time")
+    return line
+
+
+_Line = typing.Annotated[
+    dict[str, bool | int | float | str | None], pydantic.AfterValidator(_of_a_step)
+]
 
 
 def whole_log(path: Path, steps: int) -> list[dict[str, Any]]:

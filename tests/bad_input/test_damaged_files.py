@@ -1,6 +1,7 @@
 """Files of a work directory that are damaged: named, with the way out, and nothing else is lost."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -185,3 +186,58 @@ def test_config_of_the_work_directory(t2g, tiny_run, tmp_path):
     outcome = t2g("evaluate", workdir, config)
     assert outcome.status == 2
     assert f"{workdir / 'config.yaml'}, line 1: not valid YAML" in outcome.error
+
+
+WRONG = {
+    "cut short": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+    "a list": lambda text: "[]",
+    "null": lambda text: "null",
+    "deep": lambda text: "[" * 100_000,
+    "not UTF-8": lambda text: text.replace("e", "\udcff"),
+    "long integers": lambda text: re.sub(r"\d\b", "9" * 400, text),
+    "large floats": lambda text: re.sub(r"\d\.\d+", "1e999", text),
+    "no keys": lambda text: re.sub(r'"(\w+)":', r'"_\1":', text),
+    "texts for numbers": lambda text: re.sub(r": -?[\d.e-]+", ': "many"', text),
+    "a folder": None,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.yaml",
+        "sft/complete.json",
+        "sft/evaluation.json",
+        "grpo/complete.json",
+        "grpo/evaluation.json",
+        "grpo/metrics.jsonl",
+        "grpo/samples/00000000.json",
+    ],
+)
+def test_whatever_a_file_holds_the_report_says_so_in_a_line(t2g, tiny_run, tmp_path, name, wrong):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    path = workdir / name
+    text = path.read_text()
+    path.unlink()
+    if WRONG[wrong] is None:
+        path.mkdir()
+    else:
+        path.write_bytes(WRONG[wrong](text).encode("utf-8", "surrogateescape"))
+    outcome = t2g("report", workdir, config)
+    assert outcome.status == (0 if outcome.error == "" else 2)
+    if (name, wrong) not in HARMLESS:
+        assert outcome.status == 2
+        assert str(path) in outcome.error
+        # A configuration has a line for each problem.
+        assert all(line.startswith(str(workdir)) for line in outcome.error.splitlines())
+
+
+HARMLESS = {
+    ("config.yaml", "empty"),
+    ("config.yaml", "null"),
+    *(("grpo/metrics.jsonl", wrong) for wrong in ("cut short", "empty", "deep", "null", "a list")),
+    ("config.yaml", "no keys"),
+}
+"""The same, or nothing, said in YAML. A log may be empty, and its last line cut short."""

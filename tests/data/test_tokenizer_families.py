@@ -289,9 +289,9 @@ def test_generation_config_says_what_ends_a_completion(tmp_path):
     ("text", "reason"),
     [
         ('{"eos_token_id": 99999}', r"\[99999\], which it does not have.*generation_config.json"),
-        ('{"eos_token_id": "</s>"}', "generation_config.json cannot be read: eos_token_id is no"),
-        ('{"eos_token_id": ', "generation_config.json cannot be read"),
-        ("[]", "generation_config.json cannot be read"),
+        ('{"eos_token_id": "</s>"}', r"generation_config.json is damaged \(eos_token_id is no"),
+        ('{"eos_token_id": ', "generation_config.json is damaged"),
+        ("[]", "generation_config.json is damaged"),
     ],
 )
 def test_a_generation_config_of_another_model_is_an_error(tmp_path, text, reason):

@@ -30,7 +30,7 @@ def test_asking_makes_no_folder(tiny_run, tmp_path):
 
 def test_what_is_complete_is_remembered_with_its_config(tiny_run, tmp_path):
     workspace = Workspace(tmp_path, tiny_run.config)
-    given = workspace.complete("grpo", {"seconds": 2.0})
+    given = workspace.complete("grpo", {"seconds": 2.0, "tokens_trained": 3, "tokens_generated": 4})
     assert Workspace(tmp_path, tiny_run.config).summary("grpo") == given
     assert given["phase"] == "grpo"
     assert len(given["config"]) == 16
