@@ -27,7 +27,7 @@ from t2g_jax.judges.custom import make_judge
 from t2g_jax.judges.guard import Guard
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
-from t2g_jax.phases import pretrained
+from t2g_jax.phases import capacity, pretrained
 from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, claimed, command
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
@@ -75,6 +75,7 @@ class Context:
         The first time, it gets the tokenizer of the pretrained model; without one, a tokenizer is
         trained on the task's own text.
         """
+        capacity.check(config)
         workspace = Workspace(workdir, config)
         pretrained.pin(config, workspace.root, record=True)
         mesh = make_mesh(config.mesh)

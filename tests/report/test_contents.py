@@ -77,7 +77,7 @@ def test_half_a_surrogate_pair_does_not_stop_the_report():
         ('{"title": "r", "phases": [{"phase": "x", "secnds": 1}]}', ["secnds", "'seconds'"]),
         ('{"title": "r", "phases": [{"phase": "x", "seconds": "long"}]}', ["phases.0.seconds"]),
         ('{"subtitle": "no title"}', ["title"]),
-        ('{"title": ', ["Invalid JSON"]),
+        ('{"title": ', ["is damaged (Expecting value"]),
         (
             '{"title": "r", "curves": [{"label": "a", "metric": "m", "x_label": "s", '
             '"steps": [1, 2], "values": [1]}]}',

@@ -1,0 +1,125 @@
+"""Whether what a configuration asks for can be held at all, before any of it is made.
+
+What is counted here is less than a run takes: parameters and their gradients, the keys and values
+of completions, and a few hundred bytes for a row on the host. So what is refused could not have
+run; `t2g plan` says whether the rest will.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from t2g_jax.config import Config, RolloutConfig
+from t2g_jax.errors import T2GError
+
+ROW_BYTES = 500
+"""Of a prompt, its tokens, a completion and its score, as Python objects; at the very least."""
+TOKEN_BYTES = 50
+"""Of an entry of a vocabulary while it is learned."""
+
+
+def check(config: Config) -> None:
+    """Raises T2GError if a part cannot be held in all the memory there is; names the keys."""
+    for where, there, parts in (
+        ("this machine has", host_bytes(), _on_host(config)),
+        ("the devices have", device_bytes(), _on_devices(config)),
+    ):
+        for what, needed in parts:
+            if needed > there:
+                raise T2GError(
+                    f"{what} would need at least {needed / 2**30:,.0f} GiB, but {where} "
+                    f"{there / 2**30:,.0f} GiB; choose smaller ones"
+                )
+
+
+def host_bytes() -> int:
+    """Memory of this machine, or what its container may take of it."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text("ascii").strip()).isdigit():
+        there = min(there, int(text))
+    return there
+
+
+def device_bytes() -> int:
+    """Memory of all devices of the run; those without their own use that of their machine."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    if all(limits):
+        return jax.process_count() * sum(limits)
+    return jax.process_count() * host_bytes()
+
+
+def _on_devices(config: Config) -> Iterator[tuple[str, int]]:
+    model = config.model
+    if model.pretrained is not None:
+        return  # its shape is read, and its tensors are checked against their files
+    head = model.head_width or model.width // model.heads
+    attention = 2 * model.width * head * (model.heads + model.kv_heads)
+    weights = model.layers * (attention + 3 * model.width * model.mlp_width)
+    copies = 2 if config.sft.steps else 1  # gradients
+    yield (
+        "model.layers, width, heads and mlp_width",
+        copies * weights * jnp.dtype(model.param_dtype).itemsize,
+    )
+    yield (
+        "lora.rank and model.layers, width",
+        2 * 4 * config.lora.rank * model.layers * model.width,
+    )
+    of_a_token = 2 * model.layers * model.kv_heads * head * jnp.dtype(model.compute_dtype).itemsize
+    for name, rows in _rounds(config):
+        yield (
+            f"{name}, sampling.max_new_tokens and model.layers, kv_heads",
+            rows * config.sampling.max_new_tokens * of_a_token,
+        )
+
+
+def _rounds(config: Config) -> Iterator[tuple[str, int]]:
+    """Completions that are sampled at once, with the keys that say how many."""
+    for method in config.methods:
+        section = method.replace("-", "_")
+        settings: RolloutConfig = getattr(config, section)
+        rows = settings.prompts_per_step * settings.group_size
+        yield (
+            f"{section}.prompts_per_step, group_size (or rows_at_once)",
+            min(settings.rows_at_once or rows, rows),
+        )
+    tests = min(config.evaluate.batch_size, config.task.test_size)
+    yield (
+        "evaluate.batch_size and samples_per_prompt",
+        tests * config.evaluate.samples_per_prompt,
+    )
+    yield (
+        "annotate.batch_size and samples_per_prompt",
+        min(config.annotate.batch_size, config.annotate.prompts)
+        * config.annotate.samples_per_prompt,
+    )
+
+
+def _on_host(config: Config) -> Iterator[tuple[str, int]]:
+    if config.model.pretrained is None:
+        yield (
+            "tokenizer.vocabulary_size",
+            TOKEN_BYTES * config.tokenizer.vocabulary_size,
+        )
+        yield (
+            "tokenizer.texts and task.train_size",
+            ROW_BYTES * min(config.tokenizer.texts, config.task.train_size),
+        )
+    for method in config.methods:
+        section = method.replace("-", "_")
+        settings: RolloutConfig = getattr(config, section)
+        yield (
+            f"{section}.prompts_per_step and group_size",
+            ROW_BYTES * settings.prompts_per_step * settings.group_size,
+        )
+    yield "sft.batch_size", ROW_BYTES * config.sft.batch_size * (config.sft.steps > 0)
+    yield "reward_model.batch_size", ROW_BYTES * config.reward_model.batch_size
+    yield (
+        "task.test_size and evaluate.samples_per_prompt",
+        ROW_BYTES * config.task.test_size * config.evaluate.samples_per_prompt,
+    )
