@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from t2g_jax import durable, hosts
 from t2g_jax.config import Config
+from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError, reason
 from t2g_jax.files import expanded
@@ -168,6 +169,7 @@ def tokenizer(source: str) -> ChatTokenizer:
       T2GError: it has none that can be used.
     """
     folder = huggingface.fetch(source)
+    trial.require_bounded(folder)
     try:
         return ChatTokenizer.load(folder)
     except Exception as error:  # of many kinds, from several libraries

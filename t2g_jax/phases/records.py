@@ -18,18 +18,21 @@ class Record(TypedDict):
     phase: str
 
 
-class Summary(Record):
-    """complete.json: a phase is done."""
-
+class _Done(Record):
     seconds: Annotated[float, Ge(0)]
-    tokens_trained: NotRequired[Count]
-    tokens_generated: NotRequired[Count]
     lora_rank: NotRequired[Count]
     last: NotRequired[dict[str, Any]]
     class_scores: NotRequired[list[dict[str, Any]]]
 
 
-class MethodSummary(Summary):
+class Summary(_Done):
+    """complete.json: a phase is done."""
+
+    tokens_trained: NotRequired[Count]
+    tokens_generated: NotRequired[Count]
+
+
+class MethodSummary(_Done):
     """complete.json of a method."""
 
     tokens_trained: Count
