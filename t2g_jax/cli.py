@@ -8,13 +8,13 @@ import os
 import pathlib
 import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from t2g_jax import files, streams
 from t2g_jax.config import METHODS, Config, load_config, print_options
 from t2g_jax.errors import ConfigError, T2GError
+from t2g_jax.printing import show_error, tell
 from t2g_jax.sections import read_yaml
 
 EXIT_USER_ERROR = 2
@@ -84,13 +84,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     streams.prepare()
     # Only its tokenizers are used; it need not say that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    sys.excepthook = show_error
     from t2g_jax import hosts
 
     try:
         return hosts.leave(_status_of(arguments))
     except Exception:
         if hosts.joined():  # the interpreter's own way out would wait for the others
-            traceback.print_exc()
+            show_error(*sys.exc_info())
             hosts.leave(1)
         raise
 
@@ -104,17 +105,17 @@ def _status_of(arguments: Sequence[str]) -> int:
             _dispatch(arguments)
             sys.stdout.flush()
     except Preempted:
-        print("t2g: stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
+        tell("t2g: stopped by SIGTERM; the same command goes on from here")
         return EXIT_PREEMPTED
     except T2GError as error:
         if hosts.lost_another(error):
             return _lost()
         if os.environ.get("T2G_DEBUG") == "1":
             raise
-        print(f"t2g: {error}", file=sys.stderr)
+        tell("t2g: " + str(error).replace("\n", "\n     "))  # one line for each problem
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        print("\nt2g: interrupted; the same command goes on from here", file=sys.stderr)
+        tell("\nt2g: interrupted; the same command goes on from here")
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in _DISK | _PATHS or os.environ.get("T2G_DEBUG") == "1":
@@ -122,7 +123,7 @@ def _status_of(arguments: Sequence[str]) -> int:
         if error.filename is None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the rest of it fails on the way out
         what = error.filename or "the standard output"
-        print(f"t2g: {what}: {error.strerror}; make room there, or give another", file=sys.stderr)
+        tell(f"t2g: {what}: {error.strerror}; make room there, or give another")
         return EXIT_USER_ERROR
     except Exception as error:
         if not hosts.lost_another(error):
@@ -134,8 +135,8 @@ def _status_of(arguments: Sequence[str]) -> int:
 def _lost() -> int:
     from t2g_jax.hosts import EXIT_LOST
 
-    traceback.print_exc()
-    print("t2g: another process of this run is gone; its log says why", file=sys.stderr)
+    show_error(*sys.exc_info())
+    tell("t2g: another process of this run is gone; its log says why")
     return EXIT_LOST
 
 

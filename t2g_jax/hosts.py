@@ -26,6 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from t2g_jax.errors import T2GError, reason
 from t2g_jax.installation import pip_install
+from t2g_jax.printing import tell
 
 EXIT_LOST = 70
 """EX_SOFTWARE of sysexits.h: this process is stuck, or another of its run is gone."""
@@ -71,7 +72,7 @@ def initialize() -> None:
     jax.config.update("jax_enable_preemption_service", False)
     # Said before: if nobody comes, JAX ends the process with a message of its own, far from this.
     waits = f"t2g: waiting for the other processes of the run, {_ARRIVAL // 60} minutes at most"
-    print(f"{waits}: {how}", file=sys.stderr, flush=True)
+    tell(f"{waits}: {how}")
     try:
         with _ended_by_signals(), warnings.catch_warnings():
             # Said by `_no_cluster`, if it comes to that.

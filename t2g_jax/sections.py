@@ -23,6 +23,7 @@ import tyro
 
 from t2g_jax import files, yaml_text
 from t2g_jax.errors import ConfigError, T2GError
+from t2g_jax.printing import one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +123,19 @@ def changes(old: Section, new: Section) -> list[str]:
 def print_options(config: Section) -> None:
     """Prints every override, what it means, and its value in this configuration."""
     with contextlib.suppress(SystemExit):
-        _tyro(config, ["--help"])
+        _tyro(_visible(config), ["--help"])
+
+
+def _visible(value: Any) -> Any:
+    """A configuration (or value) whose text can be printed, see `t2g_jax.printing`."""
+    if isinstance(value, Section):
+        values = {f.name: _visible(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **values)
+    if isinstance(value, tuple):
+        return tuple(map(_visible, value))
+    if isinstance(value, dict):
+        return {_visible(key): _visible(item) for key, item in value.items()}
+    return one_line(value) if isinstance(value, str) else value
 
 
 # --- YAML ------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import enum
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Protocol
@@ -10,6 +11,12 @@ from t2g_jax.errors import T2GError
 from t2g_jax.spans.align import Quote
 from t2g_jax.tasks.base import Example
 from t2g_jax.tasks.boxed import Box
+
+MAX_REASON = 60
+"""Characters of a failure's reason; a longer one is no reason to count by."""
+
+MAX_DETAILS = 2000
+"""Characters kept of what is said about a failure."""
 
 
 class CritiqueLevel(enum.Enum):
@@ -27,14 +34,40 @@ class JudgeError(Exception):
     """No critique could be had. It is counted as a failure, never taken for praise.
 
     Args:
-      reason: short and from a small set, as failures are counted by it.
-      details: for whoever looks into one of them.
+      reason: short and from a small set, as failures are counted by it. One that is empty or longer
+        than `MAX_REASON` goes into the details; the failure then counts as "gave no critique".
+      details: for whoever looks into one of them: an exception, an answer, or anything else. Its
+        text is kept, at most `MAX_DETAILS` characters of it.
     """
 
-    def __init__(self, reason: str, details: str = "") -> None:
-        super().__init__(f"{reason}: {details}" if details else reason)
-        self.reason = reason
-        self.details = details
+    def __init__(self, reason: object, details: object = "") -> None:
+        said, more = (plain_text(value, MAX_DETAILS) for value in (reason, details))
+        if not 0 < len(said) <= MAX_REASON:
+            said, more = "gave no critique", ": ".join(part for part in (said, more) if part)
+        self.reason = said
+        self.details = more[:MAX_DETAILS]
+        super().__init__(f"{said}: {self.details}" if more else said)
+
+
+def plain_text(value: object, limit: int) -> str:
+    """The text of anything: a plain `str` of Unicode characters, at most `limit` of them."""
+    try:
+        text = str.__getitem__(str(value), slice(limit))  # of a subclass of str, too
+    except Exception:  # whose __str__ is broken
+        text = f"({type(value).__name__})"
+    return text.encode("utf-8", "backslashreplace").decode()[:limit]
+
+
+def shown(value: object) -> str:
+    """A value in a message: its type, and the beginning of its repr."""
+    return f"{plain_text(type(value).__name__, 60)} {plain_text(_repr(value), 60)}".rstrip()
+
+
+def _repr(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception:  # which is broken, too
+        return ""
 
 
 @dataclass(frozen=True)

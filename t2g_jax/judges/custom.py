@@ -10,7 +10,8 @@ import traceback
 from typing import Any
 
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import CritiqueLevel, Judge
+from t2g_jax.judges.base import MAX_DETAILS, CritiqueLevel, Judge, plain_text, shown
+from t2g_jax.printing import one_line
 from t2g_jax.tasks.base import Task
 
 
@@ -28,11 +29,11 @@ def make_judge(name: str, task: Task, level: CritiqueLevel) -> Judge:
     """
     if name == "task":
         return task.judge(level)
-    judge = _call(name, _find(name), task, level)
-    if not callable(getattr(judge, "critique", None)):
+    judge, critique = _call(name, _find(name), task, level)
+    if not callable(critique):
         raise T2GError(
-            f"judge.name: {name} returned {type(judge).__name__} {judge!r:.60}; return an object "
-            "with critique(example, completion)"
+            f"judge.name: {name} returned {shown(judge)}; return an object with "
+            "critique(example, completion)"
         )
     return judge
 
@@ -60,13 +61,15 @@ def _find(name: str) -> Any:
             raise T2GError(f"judge.name: {module_name} has no {path!r}{guess}")
         found = getattr(found, part)
     if not callable(found):
-        raise T2GError(f"judge.name: {name} is {found!r:.60}; name a function of (task, level)")
+        raise T2GError(f"judge.name: {name} is {shown(found)}; name a function of (task, level)")
     return found
 
 
-def _call(name: str, factory: Any, task: Task, level: CritiqueLevel) -> Any:
+def _call(name: str, factory: Any, task: Task, level: CritiqueLevel) -> tuple[Any, Any]:
+    """What the factory makes, and how it is asked for critiques."""
     try:
-        return factory(task, level)
+        judge = factory(task, level)
+        return judge, getattr(judge, "critique", None)
     except T2GError:
         raise
     except Exception as error:
@@ -80,6 +83,7 @@ def _broken(what: str, error: Exception) -> T2GError:
     else:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{frame.filename}, line {frame.lineno}"
+    said = one_line(plain_text(error, MAX_DETAILS))
     return T2GError(
-        f"{what}: {type(error).__name__}: {error} ({where}); T2G_DEBUG=1 shows the traceback"
+        f"{what}: {type(error).__name__}: {said} ({where}); T2G_DEBUG=1 shows the traceback"
     )

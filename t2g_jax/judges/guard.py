@@ -10,16 +10,28 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique, Judge, JudgeError
+from t2g_jax.judges.base import (
+    MAX_DETAILS,
+    MAX_REASON,
+    Critique,
+    Judge,
+    JudgeError,
+    plain_text,
+    shown,
+)
+from t2g_jax.printing import one_line
 from t2g_jax.spans.align import Alignment, Quote, align
 from t2g_jax.tasks.base import Example
 
 MAX_CHARACTERS = 100_000
-"""Longest critique: its text and what it quotes."""
+"""Longest critique: its text, its reasoning and what it quotes."""
+
+MAX_QUOTES = 1000
+"""Most quotes of a critique."""
 
 MAX_REWARD = 100.0
 """A quote's reward lies between minus this and this."""
@@ -107,49 +119,44 @@ class Guard:
             count, self._failures_in_a_row = self._failures_in_a_row, 0
             raise T2GError(
                 f"the judge {name_of(judge)!r} failed {count} times in a row "
-                f"(judge.max_failures_in_a_row), the last time: {outcome}. See to the judge; the "
-                "same command goes on from here"
+                f"(judge.max_failures_in_a_row), the last time: {one_line(outcome)}. See to the "
+                "judge; the same command goes on from here"
             )
         return outcome
 
 
 def checked(critique: Any) -> Critique:
-    """A critique that can be learned from.
+    """A critique that can be learned from, of plain types: `str`, `float`, `int` and tuples.
 
     Raises:
       JudgeError: it is none, or its text is empty or too long, or a quote is no phrase with a
         finite reward. Whether the phrases are in the completion is for `spans.align` to say.
     """
     if not isinstance(critique, Critique):
-        raise JudgeError("no critique", f"it returned {_shown(critique)}; return a Critique")
+        if callable(close := getattr(critique, "close", None)):
+            close()  # of a coroutine that nobody awaits, or a generator
+        raise JudgeError("no critique", f"it returned {shown(critique)}; return a Critique")
     if not isinstance(critique.text, str) or not isinstance(critique.reasoning, str):
-        raise JudgeError("text is not a string", f"{_shown(critique.text)}")
-    if not critique.text.strip():
-        raise JudgeError("empty text")
+        raise JudgeError("text is not a string", shown(critique.text))
     if not isinstance(critique.quotes, tuple | list):
-        raise JudgeError("bad quote", f"quotes is {_shown(critique.quotes)}; give a tuple of Quote")
-    texts = [critique.text]
-    for quote in critique.quotes:
-        if not isinstance(quote, Quote):
-            raise JudgeError("bad quote", f"{_shown(quote)}; give a Quote")
-        phrases = [quote.text, quote.before, quote.after]
-        if not all(isinstance(phrase, str) for phrase in phrases):
-            raise JudgeError("bad quote", f"text, before or after of {_shown(quote)} is no string")
-        if quote.ordinal is not None and type(quote.ordinal) is not int:
-            raise JudgeError("bad quote", f"the ordinal of {_shown(quote)} is no whole number")
-        texts += phrases
+        raise JudgeError("bad quote", f"quotes is {shown(critique.quotes)}; give a tuple of Quote")
+    if len(critique.quotes) > MAX_QUOTES:
+        raise JudgeError("too long", f"{len(critique.quotes)} quotes, more than {MAX_QUOTES}")
+    quotes = tuple(map(_checked_quote, critique.quotes))
+    text, reasoning = map(_exact, (critique.text, critique.reasoning))
+    if not text.strip():
+        raise JudgeError("empty text")
+    texts = [text, reasoning]
+    for quote in quotes:
+        texts += quote.text, quote.before, quote.after
     if (size := sum(map(len, texts))) > MAX_CHARACTERS:
         raise JudgeError("too long", f"{size} characters, more than {MAX_CHARACTERS}")
-    for text in texts:
+    for part in texts:
         try:
-            text.encode("utf-8")
+            part.encode("utf-8")
         except UnicodeEncodeError as error:
             raise JudgeError("text is not Unicode", str(error)[:200]) from error
-    for quote in critique.quotes:
-        if not _is_reward(quote.reward):
-            limits = f"give a number from {-MAX_REWARD:g} to {MAX_REWARD:g}"
-            raise JudgeError("bad reward", f"{_shown(quote.reward)} of {_shown(quote)}; {limits}")
-    return Critique(critique.text, tuple(critique.quotes), critique.reasoning)
+    return Critique(text, quotes, reasoning)
 
 
 @functools.lru_cache(maxsize=256)
@@ -160,8 +167,36 @@ def alignment_of(completion: str, quotes: tuple[Quote, ...]) -> Alignment:
 
 def name_of(judge: Judge) -> str:
     """The judge's own name, or that of its class."""
-    name = getattr(judge, "name", None)
-    return name if isinstance(name, str) and name else type(judge).__name__
+    try:
+        name = judge.name
+    except Exception:  # it has none
+        name = ""
+    return (plain_text(name, 100) if isinstance(name, str) else "") or type(judge).__name__
+
+
+def _checked_quote(quote: Any) -> Quote:
+    if not isinstance(quote, Quote):
+        raise JudgeError("bad quote", f"{shown(quote)}; give a Quote")
+    phrases = [quote.text, quote.before, quote.after]
+    if not all(isinstance(phrase, str) for phrase in phrases):
+        raise JudgeError("bad quote", f"text, before or after of {shown(quote)} is no string")
+    ordinal = quote.ordinal
+    if ordinal is not None and (
+        isinstance(ordinal, bool) or not isinstance(ordinal, Integral) or not ordinal >= 1
+    ):
+        raise JudgeError("bad quote", f"ordinal {shown(ordinal)}; give 1, 2, … or None")
+    if not _is_reward(quote.reward):
+        limits = f"give a number from {-MAX_REWARD:g} to {MAX_REWARD:g}"
+        raise JudgeError("bad reward", f"{shown(quote.reward)} of {shown(quote)}; {limits}")
+    text, before, after = map(_exact, phrases)
+    return Quote(
+        text, float(quote.reward), None if ordinal is None else int(ordinal), before, after
+    )
+
+
+def _exact(text: str) -> str:
+    """Text of a subclass of `str` as `str`."""
+    return str.__getitem__(text, slice(None))
 
 
 def _outcome(judge: Judge, example: Example, completion: str) -> Critique | JudgeError:
@@ -170,23 +205,27 @@ def _outcome(judge: Judge, example: Example, completion: str) -> Critique | Judg
         alignment_of(completion, critique.quotes)
         return critique
     except JudgeError as error:
-        if isinstance(error.reason, str) and len(error.reason) <= 60:
-            return error
-        return JudgeError("gave no critique", str(error)[:2000])  # not a reason to count by
+        return _plain(error)
     except BaseException as error:  # `sys.exit` too: nothing that a judge does may end the run
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}, line {frame.lineno}"
-        return JudgeError(f"raised {type(error).__name__}", f"{str(error)[:2000]} ({where})")
+        where = f"({frame.filename}, line {frame.lineno})"
+        said = plain_text(error, MAX_DETAILS - len(where) - 1)
+        kind = plain_text(type(error).__name__, MAX_REASON - len("raised "))
+        return JudgeError(f"raised {kind}", f"{said} {where}")
+
+
+def _plain(error: JudgeError) -> JudgeError:
+    """A failure without what a subclass made of it, or what it was changed to since."""
+    try:
+        return JudgeError(error.reason, error.details)
+    except Exception:  # it did not call our __init__
+        return JudgeError("", error)
 
 
 def _is_reward(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
-    return math.isfinite(value) and abs(float(value)) <= MAX_REWARD
-
-
-def _shown(value: Any) -> str:
     try:
-        return f"{type(value).__name__} {value!r:.60}"
-    except Exception:  # whose repr is broken too
-        return type(value).__name__
+        return math.isfinite(value) and abs(float(value)) <= MAX_REWARD
+    except (OverflowError, TypeError, ValueError):  # a fraction, or somebody's own number
+        return False

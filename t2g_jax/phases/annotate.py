@@ -34,6 +34,9 @@ from t2g_jax.phases.workspace import ANNOTATE
 from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.tasks.base import Example
 
+SHOWN = 300
+"""Characters kept of a quote that was not found, and of the reason."""
+
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Annotates `prompts` × `samples_per_prompt` completions, unless that is done; the summary."""
@@ -286,7 +289,9 @@ def annotated(context: Context, id: str, turn: Turn, judgement: Judgement) -> An
         span_starts=np.array([span.start for span in judgement.spans], int),
         span_ends=np.array([span.end for span in judgement.spans], int),
         span_rewards=np.array([span.reward for span in judgement.spans], float),
-        unaligned=tuple(f"{item.quote.text}: {item.reason}" for item in judgement.unaligned),
+        unaligned=tuple(
+            f"{item.quote.text[:SHOWN]}: {item.reason[:SHOWN]}" for item in judgement.unaligned
+        ),
     )
 
 

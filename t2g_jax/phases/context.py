@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import grain
 import jax
-import rich.console
 from jax.sharding import Mesh
 
 from t2g_jax import hosts, preemption
@@ -29,6 +28,7 @@ from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.phases import capacity, pretrained
 from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, claimed, command
+from t2g_jax.printing import one_line, tell
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
 from t2g_jax.tasks.base import Example, Task
@@ -398,7 +398,7 @@ def once(
 def say(line: str) -> None:
     """A line for whoever watches, on stderr, by the first process only."""
     if hosts.is_first():
-        rich.console.Console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
+        tell(one_line(line))
 
 
 def key_of(seed: int) -> jax.Array:

@@ -22,6 +22,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.phases.samples import read_samples
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, read_json
+from t2g_jax.printing import one_line
 from t2g_jax.report import html, terminal
 from t2g_jax.report.collapse import collapses
 from t2g_jax.report.contents import (
@@ -79,10 +80,12 @@ def _write(workspace: Workspace) -> Report:
         console.print(terminal.calibration_table(report))
     console.print(terminal.result_table(report))
     for warning in report.warnings:
-        console.print(terminal.safe_text(f"Warning: {warning}"), style="yellow", soft_wrap=True)
+        console.print(
+            terminal.safe_text(f"Warning: {one_line(warning)}"), style="yellow", soft_wrap=True
+        )
     took = ", ".join(f"{time.phase} {duration(time.seconds)}" for time in report.phases)
-    console.print(f"Time by phase: {took}", markup=False, highlight=False)
-    console.print(f"Report: {workspace.report}", markup=False, highlight=False, soft_wrap=True)
+    console.print(terminal.safe_text(f"Time by phase: {took}"))
+    console.print(terminal.safe_text(f"Report: {workspace.report}"), soft_wrap=True)
     return report
 
 

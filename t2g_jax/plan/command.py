@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import rich.console
+from rich.text import Text
 
 from t2g_jax.config import Config, to_yaml
 from t2g_jax.errors import T2GError
@@ -20,6 +21,7 @@ from t2g_jax.plan import table
 from t2g_jax.plan.advice import advised
 from t2g_jax.plan.measure import Need, from_json
 from t2g_jax.plan.topologies import Topology, topology
+from t2g_jax.printing import one_line
 
 
 def run(
@@ -122,7 +124,7 @@ def _listen(
             mesh, basis = line.get("mesh", mesh), line.get("basis", basis)
             if "begins" in line:
                 doing = f"while it compiled {line['begins']}"
-                progress.update(f"{where.name}: {line['begins']}")
+                progress.update(Text(one_line(f"{where.name}: {line['begins']}")))
             if "need" in line:
                 needs.append(advised(from_json(line["need"]), config, where, mesh))
             done = done or "done" in line

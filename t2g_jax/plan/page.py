@@ -18,6 +18,7 @@ from t2g_jax.config import load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.plan import command, table
 from t2g_jax.plan.topologies import topology
+from t2g_jax.printing import tell
 
 MARKERS = ("<!-- plans: begin -->", "<!-- plans: end -->")
 
@@ -26,14 +27,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Plans the configs, one after the other, and puts each into the page."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if not arguments:
-        print("usage: python -m t2g_jax.plan.page PAGE [CONFIG ...]", file=sys.stderr)
+        tell("usage: python -m t2g_jax.plan.page PAGE [CONFIG ...]")
         return 2
     page, *configs = map(Path, arguments)
     try:
         for config in configs or sorted(Path("configs/plans").glob("*.yaml")):
             put(page, config.stem, section(config))
     except T2GError as error:
-        print(f"t2g: {error}", file=sys.stderr)
+        tell("t2g: " + str(error).replace("\n", "\n     "))
         return 2
     return 0
 

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from t2g_jax.plan.measure import Need, to_json
 from t2g_jax.plan.topologies import GIB, Topology
+from t2g_jax.printing import visible
 
 KINDS = ("weights", "optimizer", "gradients", "temporaries", "KV cache", "kept beside")
 """Of memory, as columns; "kept beside" has a reference and a reward model, "temporaries" batches,
@@ -41,23 +42,26 @@ def show(
     console: rich.console.Console, needs: Sequence[Need], topology: Topology, about: str
 ) -> None:
     """Prints a plan: the table, what does not fit and what to change, and what it assumes."""
-    console.print(Text(about, style="bold"))
+    console.print(Text(visible(about), style="bold"))
     console.print(as_table(needs, topology))
     for need in needs:
         if need.fits:
             continue
         console.print(
-            Text(f"{need.phase}, {need.name}: does not fit. {need.problem}"), soft_wrap=True
+            Text(visible(f"{need.phase}, {need.name}: does not fit. {need.problem}")),
+            soft_wrap=True,
         )
         for line in need.advice:
-            console.print(Text(f"  try {line}"), soft_wrap=True)
+            console.print(Text(visible(f"  try {line}")), soft_wrap=True)
     for need in needs:
         if need.network:
             kinds = ", ".join(
                 f"{kind} {size / GIB:.1f}" for kind, size in sorted(need.network.items())
             )
-            console.print(Text(f"{need.phase}, {need.name} receives GiB: {kinds}"), soft_wrap=True)
-    console.print(Text(ASSUMPTIONS, style="dim"), soft_wrap=True)
+            console.print(
+                Text(visible(f"{need.phase}, {need.name} receives GiB: {kinds}")), soft_wrap=True
+            )
+    console.print(Text(visible(ASSUMPTIONS), style="dim"), soft_wrap=True)
 
 
 def as_markdown(needs: Sequence[Need]) -> str:

@@ -1,11 +1,10 @@
 """The report on a terminal, with rich: tables, coloured tokens, progress.
 
-Text from a model is only ever put into `rich.text.Text`, never into markup, and its control
-characters are made visible first, so that it can neither style nor steer the terminal.
+Text from a model is only ever put into `rich.text.Text`, never into markup, and what could style or
+steer the terminal is made visible first, see `t2g_jax.printing`.
 """
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterable
 from typing import Literal
@@ -26,6 +25,7 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
+from t2g_jax.printing import one_line, visible
 from t2g_jax.report import formatting
 from t2g_jax.report.contents import Report, TokenCell, reliability_rows
 
@@ -33,8 +33,6 @@ from t2g_jax.report.contents import Report, TokenCell, reliability_rows
 # colours are set; bold and underline carry the sign where there is no colour.
 _GOOD, _POOR, _INK_ON_COLOUR = (28, 92, 150), (166, 74, 10), "#ffffff"
 _NEUTRAL = (64, 68, 72)
-# C0 and C1 controls (escape sequences start with one), bidirectional overrides, lone surrogates.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def result_table(report: Report) -> Table:
@@ -136,13 +134,13 @@ def token_line(
         scale = max(sizes, default=0.0) or 1.0
     line = Text()
     for text, value in cells:
-        line.append(_visible(text), _token_style(value, scale))
+        line.append(visible(text), _token_style(value, scale))
     return line
 
 
 def safe_text(text: str) -> Text:
     """Text from anywhere, controls made visible, ready to print."""
-    return Text(_visible(text))
+    return Text(visible(text))
 
 
 class PhaseProgress:
@@ -184,7 +182,7 @@ class PhaseProgress:
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.phase, self.total, self.start, self.unit = _visible(phase), total, start, unit
+        self.phase, self.total, self.start, self.unit = one_line(phase), total, start, unit
         self.step = start
         self._console = console or Console(stderr=True)
         self._every_seconds = every_seconds if not self._console.is_terminal else 0.1
@@ -228,7 +226,7 @@ class PhaseProgress:
     def note(self, text: str) -> None:
         """A line above the bar, or in its turn."""
         if self._enabled:
-            self._print(f"{self.phase}: {_visible(text)}")
+            self._print(f"{self.phase}: {one_line(text)}")
 
     def __exit__(self, kind, error, trace) -> None:
         now = self._clock()
@@ -247,7 +245,7 @@ class PhaseProgress:
         if not self._enabled:
             return
         measures = "  ".join(
-            f"{_visible(name)} {formatting.decimal(float(value))}"
+            f"{one_line(name)} {formatting.decimal(float(value))}"
             for name, value in self._measures.items()
         )
         remaining = self._remaining(now)
@@ -273,7 +271,7 @@ class PhaseProgress:
         return _plain_spaces(f"{formatting.duration(seconds)} left")
 
     def _print(self, line: str) -> None:
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(safe_text(line), soft_wrap=True)
 
 
 class _Field(ProgressColumn):
@@ -321,11 +319,4 @@ def _plain_spaces(text: str) -> str:
 
 
 def _title(text: str) -> Text:
-    return Text(_visible(text), style="bold")
-
-
-def _visible(text: str) -> str:
-    """Controls, and characters that reorder their surroundings, made visible; \\n and \\t stay."""
-    return _UNSAFE.sub(
-        lambda c: chr(0x2400 + ord(c[0])) if ord(c[0]) < 0x20 else f"<U+{ord(c[0]):04X}>", text
-    )
+    return Text(visible(text), style="bold")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from t2g_jax.errors import T2GError
 from t2g_jax.files import expanded
+from t2g_jax.printing import tell
 from t2g_jax.study import page, runner
 from t2g_jax.study.plan import Study
 
@@ -44,4 +44,4 @@ def run(study: Study, root: Path, *, at_once: int | None = None, report_only: bo
 
 def _say(line: str) -> None:
     if line:
-        print(line, file=sys.stderr, flush=True)
+        tell(line)

@@ -11,7 +11,6 @@ import contextlib
 import faulthandler
 import os
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from pathlib import Path
 import jax
 
 from t2g_jax.hosts import EXIT_LOST
+from t2g_jax.printing import tell
 
 _STDERR = 2
 _last = time.monotonic()
@@ -75,11 +75,9 @@ def _end(seconds: float, folder: Path) -> None:
     try:
         name = f"process-{jax.process_index()}-{socket.gethostname()}-{os.getpid()}.txt"
         path = folder / "stacks" / name
-        print(
+        tell(
             f"\nt2g: no progress for {seconds / 60:g} minutes (training.watchdog_minutes): ending. "
-            f"What the process was doing (also in {path}):",
-            file=sys.stderr,
-            flush=True,
+            f"What the process was doing (also in {path}):"
         )
         faulthandler.dump_traceback(_STDERR, all_threads=True)
         path.parent.mkdir(parents=True, exist_ok=True)

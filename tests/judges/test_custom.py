@@ -89,7 +89,7 @@ def test_a_factory_within_a_class_of_a_package(here, tmp_path):
         ("def make(task): ...", r"\(task, level\) failed: TypeError: make\(\) takes 1"),
         ("def make(task, level): ...", "returned NoneType None; return an object with critique"),
         ("def mke(task, level): ...", "faulty has no 'make'; did you mean 'mke'"),
-        ("make = 3", "is 3; name a function of"),
+        ("make = 3", "is int 3; name a function of"),
         (
             "from t2g_jax.errors import T2GError\n"
             "def make(task, level):\n    raise T2GError('set BRIEF_KEY first')",

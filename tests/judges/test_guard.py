@@ -1,5 +1,8 @@
 """The guard: whatever a judge does comes back as a sound critique or as a counted failure."""
 
+import asyncio
+import decimal
+import fractions
 import threading
 import time
 import types
@@ -9,7 +12,15 @@ import pytest
 
 from t2g_jax.errors import T2GError
 from t2g_jax.judges import Critique, JudgeError, guard
-from t2g_jax.judges.guard import MAX_CHARACTERS, MAX_REWARD, Guard, checked, name_of
+from t2g_jax.judges.base import MAX_DETAILS, MAX_REASON
+from t2g_jax.judges.guard import (
+    MAX_CHARACTERS,
+    MAX_QUOTES,
+    MAX_REWARD,
+    Guard,
+    checked,
+    name_of,
+)
 from t2g_jax.spans import Quote, align
 
 
@@ -192,6 +203,19 @@ def test_a_sound_critique_is_let_through():
         (Critique("a", (Quote("1", MAX_REWARD + 1),)), "bad reward"),
         (Critique("a", (Quote("1", True),)), "bad reward"),
         (Critique("a", (Quote("1", None),)), "bad reward"),
+        (Critique("a", (Quote("1", np.float32("nan")),)), "bad reward"),
+        (Critique("a", (Quote("1", fractions.Fraction(10**400)),)), "bad reward"),
+        (Critique("a", (Quote("1", decimal.Decimal(1)),)), "bad reward"),
+        (Critique("a", (Quote("1", 1.0, "first"),)), "bad quote"),
+        (Critique("a", (Quote("1", 1.0, True),)), "bad quote"),
+        (Critique("a", (Quote("1", 1.0, 0),)), "bad quote"),
+        (Critique("a", (Quote("1", 1.0, 1.0),)), "bad quote"),
+        (Critique("a", (quote for quote in ())), "bad quote"),
+        (Critique("a", (Quote("", 1.0),) * (MAX_QUOTES + 1)), "too long"),
+        (Critique("a", reasoning="b" * MAX_CHARACTERS), "too long"),
+        (np.float64(1.0), "no critique"),
+        ((text for text in ("Wrong.",)), "no critique"),
+        (Critique, "no critique"),
     ],
 )
 def test_rubbish(critique, reason):
@@ -199,3 +223,118 @@ def test_rubbish(critique, reason):
         checked(critique)
     assert caught.value.reason == reason
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.filterwarnings("error")  # of a coroutine that nobody awaited
+def test_what_is_asynchronous_is_no_critique():
+    async def critique(_):
+        await asyncio.sleep(0)
+        return Critique("Wrong.")
+
+    (failure,) = outcomes(Guard(), critique, ["a"])
+    assert failure.reason == "no critique"
+    assert "coroutine" in failure.details
+
+
+class Text(str):
+    """Text with ideas of its own."""
+
+    def __str__(self):
+        raise ValueError("no")
+
+    def __len__(self):
+        raise ValueError("no")
+
+
+def test_subclasses_become_plain_types():
+    found = checked(
+        Critique(Text("Wrong."), [Quote(Text("1"), np.float16(-1), np.int64(2))], Text("so"))
+    )
+    assert found == Critique("Wrong.", (Quote("1", -1.0, 2),), "so")
+    (quote,) = found.quotes
+    assert [type(v) for v in (found.text, found.reasoning, quote.text)] == [str] * 3
+    assert (type(quote.reward), type(quote.ordinal)) == (float, int)
+
+
+class Broken:
+    def __str__(self):
+        raise SystemError("no words")
+
+    __repr__ = __str__
+
+
+class Bare(JudgeError):
+    def __init__(self):  # without ours
+        pass
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        (OSError(28, "No space left"), "[Errno 28] No space left"),
+        (b"\xff\x00", "b'\\xff\\x00'"),
+        (float("nan"), "nan"),
+        (None, "None"),
+        ({"a": [1]}, "{'a': [1]}"),
+        ("\ud83d", "\\ud83d"),
+        (Broken(), "(Broken)"),
+        ("x" * 10_000_000, "x" * MAX_DETAILS),
+    ],
+)
+def test_details_are_text_and_bounded(details, expected):
+    error = JudgeError("http", details)
+    assert (error.reason, error.details) == ("http", expected)
+    assert type(error.details) is str
+    assert len(str(error)) <= MAX_REASON + MAX_DETAILS + 2
+
+
+@pytest.mark.parametrize("reason", ["", "x" * 1_000_000, Broken(), b"", None, 404, float("nan")])
+def test_reasons_are_text_and_bounded(reason):
+    error = JudgeError(reason, "more")
+    assert type(error.reason) is str
+    assert 0 < len(error.reason) <= MAX_REASON
+    assert len(error.details) <= MAX_DETAILS
+    assert "more" in error.details or len(error.details) == MAX_DETAILS
+
+
+def _raise(error):
+    raise error
+
+
+def test_odd_failures_are_counted_like_any_other():
+    changed = JudgeError("http")
+    changed.reason, changed.details = {"code": 500}, ValueError("later")
+    odd = {
+        "a": Bare(),
+        "b": changed,
+        "c": type("E" * 500, (Exception,), {"__str__": Broken.__str__})(),
+        "d": KeyboardInterrupt(),
+        "e": GeneratorExit(),
+    }
+    found = outcomes(Guard(), lambda text: _raise(odd[text]), list(odd))
+    assert [type(failure) for failure in found] == [JudgeError] * 5
+    assert found[0].reason == "gave no critique"
+    assert (found[1].reason, found[1].details) == ("{'code': 500}", "later")
+    assert found[2].reason == "raised " + "E" * (MAX_REASON - 7)
+    assert found[3].reason == "raised KeyboardInterrupt"
+    assert all(len(failure.details) <= MAX_DETAILS for failure in found)
+
+
+def test_a_judge_that_is_down_is_told_of_on_one_line():
+    act = lambda _: _raise(OSError("\x1b[2J\nt2g: done"))  # noqa: E731
+    with pytest.raises(T2GError) as caught:
+        outcomes(Guard(max_failures_in_a_row=1), act, ["a"])
+    assert "\n" not in str(caught.value)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_odd_names():
+    class Nameless:
+        @property
+        def name(self):
+            raise RuntimeError
+
+    assert name_of(Nameless()) == "Nameless"
+    assert name_of(judge_that(None, "x" * 1000)) == "x" * 100
+    assert name_of(judge_that(None, "\ud83d")) == "\\ud83d"
+    assert name_of(judge_that(None, 7)) == "SimpleNamespace"
