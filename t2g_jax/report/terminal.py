@@ -4,9 +4,12 @@ Text from a model is only ever put into `rich.text.Text`, never into markup, and
 steer the terminal is made visible first, see `t2g_jax.printing`.
 """
 
+import collections
+import itertools
 import math
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from rich import box
@@ -33,15 +36,17 @@ from t2g_jax.report.contents import Report, TokenCell, reliability_rows
 # colours are set; bold and underline carry the sign where there is no colour.
 _GOOD, _POOR, _INK_ON_COLOUR = (28, 92, 150), (166, 74, 10), "#ffffff"
 _NEUTRAL = (64, 68, 72)
+COMPILING = "compiling …"
+_VISIBLE = 0.2
+"""Share of full strength below which a token stays plain."""
 
 
 def result_table(report: Report) -> Table:
-    """Accuracy before and after, with intervals, floor and cost, one row a method and task. A
-    task that is the only one is named below the table."""
-    table = Table(title=_title(report.title), title_justify="left", box=box.SIMPLE_HEAD)
+    """Accuracy before and after, with intervals, floor and cost, one row a method and task. It fits
+    80 columns. A task that is the only one is named below the table."""
+    table = Table(title=_title(report.title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     several = len({row.task for row in report.results}) > 1
-    for name in ("Task", "Method") if several else ("Method",):
-        table.add_column(name, no_wrap=name == "Method")
+    table.add_column("Method", no_wrap=True, overflow="fold")
     for name in ("Before", "After", "Gain", "Floor", "Tokens\ntrained", "Time"):
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
@@ -51,10 +56,10 @@ def result_table(report: Report) -> Table:
         )
         if previous not in (None, row.task):
             table.add_section()
+        if several and previous != row.task:
+            table.add_row(safe_text(row.task, "bold"))
         at_floor = row.after_interval[0] <= row.floor
-        tasks = [safe_text(row.task if row.task != previous else "")] if several else []
         table.add_row(
-            *tasks,
             safe_text(row.method),
             _measured(row.before, row.before_interval, unit, ""),
             _measured(row.after, row.after_interval, unit, "yellow" if at_floor else "bold"),
@@ -127,20 +132,45 @@ def token_line(
     """
     if which not in ("predicted", "true", "advantage"):
         raise ValueError(f"which is {which!r}; choose 'predicted', 'true' or 'advantage'")
-    cells = [(token.text, getattr(token, which)) for token in tokens]
-    scale = 1.0
-    if which == "advantage":
-        sizes = [abs(v) for _, v in cells if v is not None and math.isfinite(v)]
-        scale = max(sizes, default=0.0) or 1.0
+    cells = list(tokens)
+    scale = _scale(cells, which)
     line = Text()
-    for text, value in cells:
-        line.append(visible(text), _token_style(value, scale))
+    for cell in cells:
+        line.append(visible(cell.text), _token_style(getattr(cell, which), scale))
     return line
 
 
-def safe_text(text: str) -> Text:
+def marked_line(
+    console: Console,
+    tokens: Iterable[TokenCell],
+    which: Literal["predicted", "true", "advantage"] = "predicted",
+) -> Text:
+    """`token_line` for a console; one that shows no colours gets marks in the text instead.
+
+    A run of good tokens becomes [+…+], one of poor tokens [−…−], with an ASCII minus where the
+    console's encoding has no other. The same tokens are marked as would be coloured.
+    """
+    line = token_line(cells := list(tokens), which)
+    if console.color_system is not None and not console.no_color:
+        return line
+    minus = "-" if console.options.ascii_only else "−"
+    signs = {True: "+", False: minus}
+    scale = _scale(cells, which)
+    marked = Text()
+    for sign, run in itertools.groupby(cells, lambda cell: _sign(getattr(cell, which), scale)):
+        text = visible("".join(cell.text for cell in run))
+        marked.append(f"[{signs[sign]}{text}{signs[sign]}]" if sign in signs else text)
+    return marked
+
+
+def safe_text(text: str, style: str = "") -> Text:
     """Text from anywhere, controls made visible, ready to print."""
-    return Text(visible(text))
+    return Text(visible(text), style)
+
+
+def took(seconds: float) -> str:
+    """A time as it is written in a log."""
+    return _plain(formatting.duration(seconds))
 
 
 class PhaseProgress:
@@ -154,8 +184,10 @@ class PhaseProgress:
     ```
 
     Values given to `update` are turned into floats only when they are shown, so that no step waits
-    for the device just to be told. The rate behind the remaining time counts only the steps of this
-    run, not those before `start`.
+    for the device just to be told. One that was not measured in the last step says in which.
+
+    Until the first step is done it says "compiling …". The remaining time is that of the later half
+    of the steps of this run, never of the first: that compiles, and so do some of those after it.
 
     Args:
       phase: its name.
@@ -188,7 +220,9 @@ class PhaseProgress:
         self._every_seconds = every_seconds if not self._console.is_terminal else 0.1
         self._every_steps = every_steps
         self._enabled, self._clock = enabled, clock
-        self._measures: dict[str, float] = {}
+        self._measures: dict[str, tuple[int, float]] = {}  # the step, and what was measured there
+        self._marks: collections.deque[tuple[int, float]] = collections.deque()
+        self._waiting: threading.Timer | None = None
         self._live: Progress | None = None
         self._bar: TaskID | None = None
 
@@ -207,16 +241,28 @@ class PhaseProgress:
                 expand=True,
             )
             self._bar = self._live.add_task(
-                self.phase, total=self.total, completed=self.start, measures="", remaining=""
+                self.phase,
+                total=self.total,
+                completed=self.start,
+                measures="",
+                remaining=COMPILING,
             )
             self._live.start()
+        elif self._enabled:
+            self._waiting = threading.Timer(
+                self._every_seconds, self._print, [f"{self._done()}  {COMPILING}"]
+            )
+            self._waiting.daemon = True
+            self._waiting.start()
         return self
 
     def update(self, step: int, **measures: float) -> None:
         """Tells that `step` steps are done, with what to show beside them: reward=…, loss=…."""
+        self._started()
         self.step = step
-        self._measures |= measures
+        self._measures |= {name: (step, value) for name, value in measures.items()}
         now = self._clock()
+        self._mark(step, now)
         due = now - self._shown_at >= self._every_seconds or (
             self._every_steps is not None and step - self._shown_step >= self._every_steps
         )
@@ -229,6 +275,7 @@ class PhaseProgress:
             self._print(f"{self.phase}: {one_line(text)}")
 
     def __exit__(self, kind, error, trace) -> None:
+        self._started()
         now = self._clock()
         if self.step != self._shown_step:
             self._show(now)
@@ -236,39 +283,57 @@ class PhaseProgress:
             self._live.stop()
         if self._enabled:
             end = "done" if kind is None else f"stopped by {kind.__name__}"
-            took = _plain_spaces(formatting.duration(now - self._began))
             at = f"{self.step:,} {self.unit}" if self.unit else f"step {self.step}"
-            self._print(f"{self.phase}: {end} at {at} after {took}")
+            self._print(f"{self.phase}: {end} at {at} after {took(now - self._began)}")
 
     def _show(self, now: float) -> None:
         self._shown_at, self._shown_step = now, self.step
         if not self._enabled:
             return
+        at = "at " if self.unit else "step "
         measures = "  ".join(
-            f"{one_line(name)} {formatting.decimal(float(value))}"
-            for name, value in self._measures.items()
+            f"{one_line(name)} {_measure(value)}"
+            + ("" if step == self.step else f" ({at}{step:,})")
+            for name, (step, value) in self._measures.items()
         )
-        remaining = self._remaining(now)
+        remaining = self._remaining()
         if self._live is not None:
             self._live.update(
                 self._bar, completed=self.step, measures=measures, remaining=remaining
             )
             return
+        self._print("  ".join(part for part in (self._done(), measures, remaining) if part))
+
+    def _done(self) -> str:
         share = f" ({100 * self.step / self.total:.1f} %)" if self.total else ""
         if self.unit:
             done = f"{self.step:,}/{self.total:,}" if self.total else f"{self.step:,}"
             done = f"{done} {self.unit}"
         else:
             done = f"{self.step}/{self.total}" if self.total else f"step {self.step}"
-        parts = [f"{self.phase}: {done}{share}", measures, remaining]
-        self._print("  ".join(part for part in parts if part))
+        return f"{self.phase}: {done}{share}"
 
-    def _remaining(self, now: float) -> str:
-        done, elapsed = self.step - self.start, now - self._began
-        if not self.total or done <= 0 or elapsed <= 0:
+    def _started(self) -> None:
+        """The first step is done, or nothing will be."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+
+    def _mark(self, step: int, now: float) -> None:
+        """Keeps when steps were done: those of the later half, and the one before them."""
+        if not self._marks:
+            self._first = step
+        self._marks.append((step, now))
+        while len(self._marks) > 2 and 2 * (self._marks[1][0] - self._first) <= step - self._first:
+            self._marks.popleft()
+
+    def _remaining(self) -> str:
+        if not self.total or not self._marks:
             return ""
-        seconds = max(self.total - self.step, 0) * elapsed / done
-        return _plain_spaces(f"{formatting.duration(seconds)} left")
+        (early, began), (late, ended) = self._marks[0], self._marks[-1]
+        if late <= early or ended <= began:
+            return ""
+        seconds = max(self.total - self.step, 0) * (ended - began) / (late - early)
+        return f"{took(seconds)} left"
 
     def _print(self, line: str) -> None:
         self._console.print(safe_text(line), soft_wrap=True)
@@ -291,12 +356,27 @@ def _measured(value: float, bounds: tuple[float, float], unit: bool, style: str)
     return text.append(f"\n{formatting.interval(bounds, unit=unit)}", Style(dim=True, bold=False))
 
 
+def _scale(cells: Sequence[TokenCell], which: str) -> float:
+    """The value of full strength."""
+    if which != "advantage":
+        return 1.0
+    values = [getattr(cell, which) for cell in cells]
+    return max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0) or 1.0
+
+
+def _sign(value: float | None, scale: float) -> bool | None:
+    """Whether a token counts as good; None: as neither good nor poor."""
+    if value is None or not math.isfinite(value) or abs(value) / scale < _VISIBLE:
+        return None
+    return value > 0
+
+
 def _token_style(value: float | None, scale: float) -> Style:
     if value is None or not math.isfinite(value):
         return Style(dim=True)
-    strength = min(1.0, abs(value) / scale)
-    if strength < 0.2:
+    if _sign(value, scale) is None:
         return Style()
+    strength = min(1.0, abs(value) / scale)
     full = _GOOD if value > 0 else _POOR
     mixed = (round(n + (f - n) * strength) for n, f in zip(_NEUTRAL, full, strict=True))
     background = "#{:02x}{:02x}{:02x}".format(*mixed)
@@ -310,12 +390,16 @@ def _token_style(value: float | None, scale: float) -> Style:
 
 
 def _number(text: str) -> Text:
-    return Text(_plain_spaces(text))
+    return Text(_plain(text))
 
 
-def _plain_spaces(text: str) -> str:
-    """Narrow no-break spaces are for the page; terminals and grep want the plain kind."""
-    return text.replace("\u202f", " ")
+def _measure(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else _plain(formatting.decimal(float(value)))
+
+
+def _plain(text: str) -> str:
+    """Narrow spaces and long minuses are for the page; terminals, logs and grep want plain ones."""
+    return text.replace("\u202f", " ").replace("\u2212", "-")
 
 
 def _title(text: str) -> Text:

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import math
+import time
 
 import pytest
 from rich.console import Console
@@ -10,6 +11,7 @@ from t2g_jax.report.terminal import (
     PhaseProgress,
     calibration_table,
     class_score_table,
+    marked_line,
     result_table,
     token_line,
 )
@@ -81,6 +83,35 @@ def test_tokens_keep_their_text_and_take_their_colour():
         token_line(tokens, "reward")
 
 
+MARKED = [
+    TokenCell("1", 0.0),
+    TokenCell(" go", 0.9),
+    TokenCell("od\x1b", 0.3),
+    TokenCell(" poor", -0.9),
+    TokenCell(" little", -0.1),
+    TokenCell(" none"),
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "expected"),
+    [
+        ({}, {}, "1[+ good␛+][− poor−] little none"),
+        ({"force_terminal": True}, {"NO_COLOR": "1"}, "1[+ good␛+][− poor−] little none"),
+        ({"force_terminal": True}, {"TERM": "dumb"}, "1[+ good␛+][− poor−] little none"),
+        ({"force_terminal": True}, {"TERM": "xterm"}, "1 good␛ poor little none"),
+    ],
+)
+def test_tokens_are_marked_where_there_is_no_colour(options, environment, expected):
+    console = Console(file=io.StringIO(), _environ=environment, **options)
+    assert marked_line(console, MARKED).plain == expected
+
+
+def test_marks_where_the_encoding_has_no_minus():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    assert "[- poor-]" in marked_line(Console(file=file), MARKED).plain
+
+
 def test_model_text_can_neither_style_nor_steer_the_terminal():
     text = "[bold red]x[/] [/] \x1b]0;pwned\x07 \x1b[2J \x9b2J a\u202eb \ud83d [link=http://x]y"
     line = token_line([TokenCell(text, 1.0)])
@@ -136,14 +167,85 @@ def test_remaining_time_after_resuming_counts_this_run_only():
 
 def test_tokens_instead_of_steps():
     lines = run(total=2000, start=1000, step=250, seconds=10.0, every_steps=1, unit="tokens")
-    assert lines[0] == "rltf: 1,250/2,000 tokens (62.5 %)  reward 0.500  30.0 s left"
+    assert lines[0] == "rltf: 1,250/2,000 tokens (62.5 %)  reward 0.500"
+    assert lines[1] == "rltf: 1,500/2,000 tokens (75.0 %)  reward 0.500  20.0 s left"
     assert lines[-1] == "rltf: done at 2,000 tokens after 40.0 s"
 
 
 def test_more_tokens_than_the_budget():
     lines = run(total=2000, stop=2250, step=250, every_steps=1, unit="tokens")
-    assert lines[0] == "rltf: 250/2,000 tokens (12.5 %)  reward 0.500  21.0 s left"
+    assert lines[1] == "rltf: 500/2,000 tokens (25.0 %)  reward 0.500  18.0 s left"
     assert lines[-2] == "rltf: 2,250/2,000 tokens (112.5 %)  reward 0.500  0.0 s left"
+
+
+def timed(*moments, total=10, **options):
+    """The lines of a phase whose steps are done at these moments."""
+    clock, console = Steps(), Console(file=io.StringIO(), width=200)
+    with PhaseProgress("sft", total, console=console, every_steps=1, clock=clock, **options) as bar:
+        for step, moment in enumerate(moments, start=1):
+            clock.now = moment
+            bar.update(step)
+    return console.file.getvalue().splitlines()
+
+
+def test_the_time_of_the_first_step_is_not_expected_of_the_others():
+    """That compiles."""
+    lines = timed(100.0, 101.0, 102.0)
+    assert "left" not in lines[0]
+    assert lines[1].endswith("8.0 s left")
+    assert lines[2].endswith("7.0 s left")
+
+
+def test_another_step_that_compiles_is_soon_forgotten():
+    lines = timed(100.0, 150.0, *(150.0 + i for i in range(1, 9)), total=20)
+    assert lines[9].endswith("10.0 s left")
+
+
+def test_a_measure_says_in_which_step_it_was_measured():
+    console = Console(file=io.StringIO(), width=200)
+    with PhaseProgress("grpo", 40, console=console, every_steps=1) as bar:
+        bar.update(20, loss=-0.5, test_accuracy=0.25, quarantined=10)
+        bar.update(21, loss=-0.25)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0].startswith(
+        "grpo: 20/40 (50.0 %)  loss -0.500  test_accuracy 0.250  quarantined 10"
+    )
+    assert "loss -0.250  test_accuracy 0.250 (step 20)  quarantined 10 (step 20)" in lines[1]
+    assert all(line.isascii() for line in lines)
+
+
+def test_compiling_is_said_until_the_first_step_is_done():
+    console = Console(file=io.StringIO(), width=200)
+    with PhaseProgress("sft", 10, console=console, every_seconds=0.01) as bar:
+        deadline = time.monotonic() + 30
+        while "compiling" not in console.file.getvalue() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        bar.update(1)
+    assert console.file.getvalue().splitlines()[0] == "sft: 0/10 (0.0 %)  compiling …"
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    with PhaseProgress("sft", 10, console=terminal) as bar:
+        bar.update(1)
+    assert "compiling …" in terminal.file.getvalue()
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_tables_fit_80_columns(sample_report, tasks):
+    report = sample_report(0)
+    names = list(dict.fromkeys(row.task for row in report.results))[:tasks]
+    rows = tuple(
+        dataclasses.replace(row, method="rejection-sampling", before=-12.5, tokens_trained=10**12)
+        for row in report.results
+        if row.task in names
+    )
+    for options in ({}, {"force_terminal": True, "color_system": None}):
+        console = Console(file=io.StringIO(), width=80, **options)
+        console.print(result_table(dataclasses.replace(report, results=rows)))
+        console.print(class_score_table(report))
+        text = console.file.getvalue()
+        assert max(map(len, text.splitlines())) <= 80
+        assert text.count("rejection-sampling") == len(rows)
+        assert "…" not in text
+        assert "−" not in text.replace("(−1)", "")
 
 
 def test_unknown_total():
