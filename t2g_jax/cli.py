@@ -333,7 +333,7 @@ def _add_study(commands: Any) -> argparse.ArgumentParser:
 
 def _positive(word: str) -> int:
     if not (word.isascii() and word.isdigit() and int(word)):
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number of processes, e.g. 2")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number from 1, e.g. 2")
     return int(word)
 
 
@@ -414,7 +414,15 @@ def _evaluate(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> N
 def _generate(config: Config, workdir: pathlib.Path, known: argparse.Namespace) -> None:
     from t2g_jax.phases import generate
 
-    generate.run(config, workdir, known.method or config.methods[0], known.prompt)
+    generate.run(
+        config,
+        workdir,
+        known.method or config.methods[0],
+        known.prompt,
+        prompts_file=known.prompts_file,
+        samples=known.samples,
+        as_json=known.json,
+    )
 
 
 def _import(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
@@ -490,13 +498,30 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "t2g generate CONFIG [--method METHOD] [--prompt TEXT] [--workdir DIR] [--a.b …]"
+    parser.usage = (
+        "t2g generate CONFIG [--method METHOD] [--prompt TEXT | --prompts-file FILE] "
+        "[--samples N] [--json] [--workdir DIR] [--a.b …]"
+    )
     parser.add_argument(
         "--method",
         choices=("sft", *METHODS),
         help="whose policy answers (the first of the config's methods)",
     )
     parser.add_argument("--prompt", metavar="TEXT", help="what to answer (a few test examples)")
+    parser.add_argument(
+        "--prompts-file",
+        type=pathlib.Path,
+        metavar="FILE",
+        help='what to answer, one prompt a line; or JSON lines with "prompt" in each',
+    )
+    parser.add_argument(
+        "--samples", type=_positive, default=1, metavar="N", help="completions for each prompt (1)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object a completion: prompt, completion, tokens, their rewards, …",
+    )
 
 
 _COMMANDS = {

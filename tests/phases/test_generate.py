@@ -1,4 +1,5 @@
 import io
+import json
 
 import pytest
 import rich.console
@@ -8,6 +9,7 @@ from t2g_jax import cli
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases import generate
+from t2g_jax.phases.context import Context
 
 PROMPT = "Distance to the nearest 0 for each cell:\n0 1 1\n0 0 1\n1 0 0\nAnswer in \\boxed{}."
 
@@ -16,10 +18,12 @@ PROMPT = "Distance to the nearest 0 for each cell:\n0 1 1\n0 0 1\n1 0 0\nAnswer 
 def said(tiny_run):
     """said(method, prompt): what is printed, without colours."""
 
-    def said(method="text2grad", prompt=None, workdir=tiny_run.workdir, config=tiny_run.config):
+    def said(
+        method="text2grad", prompt=None, workdir=tiny_run.workdir, config=tiny_run.config, **options
+    ):
         text = io.StringIO()
         console = rich.console.Console(file=text, width=200)
-        generate.run(config, workdir, method, prompt, console)
+        generate.run(config, workdir, method, prompt, console, **options)
         return text.getvalue()
 
     return said
@@ -113,3 +117,92 @@ def test_nothing_is_written(said, tiny_run, tmp_path):
     before = sorted(workdir.rglob("*"))
     said("sft", PROMPT, workdir, config)
     assert sorted(workdir.rglob("*")) == before
+
+
+# --- Without a terminal, and for programs -----------------------------------------------------
+
+
+def objects(text):
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_tokens_are_marked_in_text(said):
+    text = said("sft")
+    assert "[+" in text or "[−" in text
+    assert "\x1b" not in text
+
+
+def test_json(tiny_run, said):
+    found = objects(said(as_json=True))
+    examples = Context.open(tiny_run.config, tiny_run.workdir).task.split("test")[:3]
+    assert [item["prompt"] for item in found] == [example.prompt for example in examples]
+    for item in found:
+        assert len(item["tokens"]) == len(item["token_ids"]) == len(item["rewards"])
+        assert "".join(item["tokens"]).startswith(item["completion"])
+        assert all(-1 <= reward <= 1 for reward in item["rewards"])
+        assert (type(item["correct"]), type(item["score"])) == (bool, float)
+        assert item["critique"]
+
+
+def test_json_of_a_prompt_without_a_reward_model(said, tiny_run, tmp_path):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    (found,) = objects(said("sft", PROMPT, workdir, config, as_json=True))
+    assert set(found) == {"prompt", "completion", "tokens", "token_ids"}
+    assert found["prompt"] == PROMPT
+
+
+def test_samples_and_a_file_of_prompts(said, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"0 1\r\n\n{json.dumps(PROMPT)}\n", "utf-8")
+    found = objects(said(prompts_file=file, samples=2, as_json=True))
+    first, second = "0 1", json.dumps(PROMPT)
+    assert [item["prompt"] for item in found] == [first, first, second, second]
+    assert found[0]["completion"] != found[1]["completion"]
+
+
+def test_prompts_of_a_file(tmp_path):
+    def read(content, name="prompts"):
+        file = tmp_path / name
+        file.write_bytes(content)
+        return [prompt for _, prompt in generate.read_prompts(file)]
+
+    assert read(b"a\nb c\n \nd") == ["a", "b c", "d"]
+    assert read(b"\xef\xbb\xbfa\n") == ["a"]
+    assert read(b'{"prompt": "a\\nb"}\n\n{"prompt": "c", "id": 7}\n') == ["a\nb", "c"]
+    assert read(b"{a}\n{b}\n") == ["{a}", "{b}"]
+
+    def error(content, name="prompts"):
+        with pytest.raises(T2GError) as caught:
+            read(content, name)
+        return str(caught.value)
+
+    for bad in (b'{"prompt": 3}', b"{}", b"[]", b"x", b"{", b'{"prompt": "\\ud800"}'):
+        message = error(b'{"prompt": "a"}\n\n' + bad + b"\n", "bad.jsonl")
+        assert message.startswith(f"{tmp_path / 'bad.jsonl'}, line 3: ")
+    assert "line 2: not UTF-8 text" in error(b"a\n\xff\n")
+    assert "holds no prompt" in error(b" \n\n")
+    with pytest.raises(T2GError, match="cannot be read: No such file"):
+        generate.read_prompts(tmp_path / "none")
+    with pytest.raises(T2GError, match="cannot be read: Is a directory"):
+        generate.read_prompts(tmp_path)
+
+
+def test_a_prompt_of_a_file_that_is_too_long_is_named(said, tmp_path):
+    file = tmp_path / "prompts"
+    file.write_text("0\n" + "0" * 2000 + "\n")
+    with pytest.raises(T2GError, match=r"prompts, line 2 has \d+ tokens, but"):
+        said(prompts_file=file)
+    with pytest.raises(T2GError, match="--prompt and --prompts-file are both given"):
+        said(prompt="0", prompts_file=file)
+
+
+def test_no_more_test_prompts_are_read_than_answered(tiny_context, monkeypatch):
+    read = []
+
+    def prompt(self, text):
+        read.append(text)
+        return [0]
+
+    monkeypatch.setattr(Context, "prompt", prompt)
+    assert len(generate._first_examples(tiny_context)) == 3
+    assert len(read) == 3

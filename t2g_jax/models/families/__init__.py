@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from t2g_jax.errors import T2GError
 from t2g_jax.models import formats
 from t2g_jax.models.decoder import DecoderConfig
@@ -55,6 +53,8 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
                 "tokenizer's files)"
             )
         )
+    from transformers import AutoConfig  # imports PyTorch, if that is there: seconds
+
     try:
         hf = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds: JSON, validation, unknown models
