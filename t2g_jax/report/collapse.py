@@ -8,9 +8,10 @@ medians, so that one odd step is no sign.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 WINDOW = 5
@@ -19,6 +20,8 @@ PLATEAU = 20
 """Steps that the accuracy has to stay at the floor before it is said to have ended up there."""
 ENTROPY, LENGTH = 0.1, 0.25
 """Shares of the first window's entropy and length; below them is a sign."""
+ALL = 0.999
+"""Share from which something holds of all."""
 SOLVED = 0.9
 """Accuracy from which low entropy is what one wants."""
 CUT_OFF = 0.5
@@ -51,7 +54,9 @@ def collapses(
       floor, floor_policy: the best accuracy of a policy that ignores the question, and that policy.
 
     Returns:
-      Signs of the kinds "entropy", "length", "cut off", "ratio", "sampler" and "floor".
+      Signs of the kinds "entropy", "length", "cut off", "ratio", "sampler" and "floor"; "equal"
+      and "nothing right", where there is nothing to compare or to reinforce; and, from the first
+      steps, "unformatted" and "cut off", where no reward can be earned.
     """
     watch = Watch(floor=floor, floor_policy=floor_policy)
     return tuple(sign for line in lines for sign in watch.look(line))
@@ -70,13 +75,16 @@ class Watch:
         """Adds a line; returns the signs that are new with it."""
         if len(self._first) < WINDOW:
             self._first.append(line)
-            return []
+            return self._new(line, itertools.chain(_equal(self._first), _never(self._first)))
         self._last = [*self._last, line][-PLATEAU:]
         if len(self._last) < WINDOW:
             return []
+        return self._new(line, itertools.chain(_equal(self._last[-WINDOW:]), self._signs()))
+
+    def _new(self, line: Line, signs: Iterable[tuple[str, str]]) -> list[Collapse]:
         new = [
             Collapse(kind, int(line["step"]), text)
-            for kind, text in self._signs()
+            for kind, text in signs
             if kind not in self._told
         ]
         self._told |= {sign.kind for sign in new}
@@ -126,6 +134,14 @@ class Watch:
                 f"the accuracy has stood at {accuracy:.1%} for {PLATEAU} steps, {self._at()}",
             )
 
+        if len(self._last) == PLATEAU and _always(self._last, "accuracy", lambda v: v == 0):
+            yield (
+                "nothing right",
+                f"no first attempt was right for {PLATEAU} steps: without feedback there is "
+                "nothing to reinforce. Choose an easier task (task.settings), train the warm start "
+                "longer (sft.steps), or begin with a better model",
+            )
+
     def _on_the_floor(self) -> bool:
         half = PLATEAU // 2
         halves = self._last[:half], self._last[half:]
@@ -136,6 +152,46 @@ class Watch:
     def _at(self) -> str:
         policy = f" ({self._policy})" if self._policy else ""
         return f"where the floor is: {self._floor:.1%} without reading the question{policy}"
+
+
+def _always(lines: Sequence[Line], name: str, holds: Callable[[float], bool]) -> bool:
+    """Whether something holds in each step of a window, and is known."""
+    values = _values(lines, name)
+    return WINDOW <= len(values) == len(lines) and all(map(holds, values))
+
+
+def _equal(window: Sequence[Line]) -> Iterator[tuple[str, str]]:
+    """No group whose rewards differ; where tokens have rewards of their own, that does not matter,
+    and where all is solved it is as it should be."""
+    of_tokens = any("span_reward" in line for line in window)
+    if of_tokens or _mean(window, "accuracy") >= SOLVED:
+        return
+    if _always(window, "equal_groups", lambda share: share >= ALL):
+        yield (
+            "equal",
+            f"in no group did rewards differ for {WINDOW} steps (equal_groups 1): first attempts "
+            "are compared with equal ones, which teaches nothing. Raise group_size or "
+            "sampling.temperature, choose an easier task (task.settings), or train the warm start "
+            "longer (sft.steps)",
+        )
+
+
+def _never(first: Sequence[Line]) -> Iterator[tuple[str, str]]:
+    """What has not been there from the first step on."""
+    if _always(first, "formatted", lambda share: share == 0):
+        yield (
+            "unformatted",
+            f"no completion of the first {WINDOW} steps has the form that is scored (\\boxed{{}}): "
+            "no reward can be earned. Teach the form with more sft.steps, or let the prompt ask "
+            "for it (task.prompt_style: full)",
+        )
+    if _always(first, "cut_off", lambda share: share >= ALL):
+        yield (
+            "cut off",
+            f"all completions of the first {WINDOW} steps are cut off at sampling.max_new_tokens: "
+            "an answer that does not end is never right. Raise sampling.max_new_tokens (and "
+            "model.context_length)",
+        )
 
 
 def _values(lines: Sequence[Line], name: str) -> list[float]:

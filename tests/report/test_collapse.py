@@ -54,6 +54,41 @@ def test_each_sign_is_told_once_when_most_of_a_window_shows_it(name, value, kind
     assert ("copy the input" in sign.text) == (kind == "floor")
 
 
+def bad(steps=40, **values):
+    """A log that shows something from the first step on."""
+    line = {**HEALTHY, "equal_groups": 0.5, **values}
+    return [{"step": step, **line} for step in range(1, 1 + steps)]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "step", "words"),
+    [
+        ({"equal_groups": 1.0}, "equal", WINDOW, "in no group did rewards differ"),
+        ({"formatted": 0.0}, "unformatted", WINDOW, "has the form that is scored"),
+        ({"cut_off": 1.0}, "cut off", WINDOW, "Raise sampling.max_new_tokens"),
+        ({"accuracy": 0.0}, "nothing right", WINDOW + PLATEAU, "no first attempt was right"),
+    ],
+)
+def test_what_teaches_nothing_is_said_early(values, kind, step, words):
+    (sign,) = collapses(bad(**values))
+    assert (sign.kind, sign.step) == (kind, step)
+    assert words in sign.text
+
+
+def test_groups_may_become_equal_later():
+    lines = bad()
+    for line in lines[1:20]:  # as in 19 of 20 steps
+        line["equal_groups"] = 1.0
+    assert [sign.step for sign in collapses(lines)] == [2 * WINDOW]
+    lines[3]["equal_groups"] = lines[7]["equal_groups"] = 0.9
+    assert [sign.step for sign in collapses(lines)] == [13]
+
+
+@pytest.mark.parametrize("values", [{"span_reward": 0.1}, {"accuracy": 0.95}])
+def test_equal_groups_do_not_matter_everywhere(values):
+    assert collapses(bad(equal_groups=1.0, **values)) == ()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
