@@ -414,15 +414,10 @@ def _evaluate(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> N
 def _generate(config: Config, workdir: pathlib.Path, known: argparse.Namespace) -> None:
     from t2g_jax.phases import generate
 
-    generate.run(
-        config,
-        workdir,
-        known.method or config.methods[0],
-        known.prompt,
-        prompts_file=known.prompts_file,
-        samples=known.samples,
-        as_json=known.json,
-    )
+    given = {"prompts_file": known.prompts_file, "samples": known.samples, "as_json": known.json}
+    options = {name: value for name, value in given.items() if value not in (None, False)}
+    method = known.method or config.methods[0]
+    generate.run(config, workdir, method, known.prompt, **options)
 
 
 def _import(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> None:
@@ -515,7 +510,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
         help='what to answer, one prompt a line; or JSON lines with "prompt" in each',
     )
     parser.add_argument(
-        "--samples", type=_positive, default=1, metavar="N", help="completions for each prompt (1)"
+        "--samples", type=_positive, metavar="N", help="completions for each prompt (1)"
     )
     parser.add_argument(
         "--json",

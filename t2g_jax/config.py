@@ -333,7 +333,9 @@ class SFTConfig(Section):
     repair_fraction: Fraction = 0.5
     """Share of rows that show a second attempt after feedback on the first."""
     critique_fraction: Fraction = 0.0
-    """Share of rows that show the judge's critique as the answer to a request for one (rltf-fm)."""
+    """Share of rows that show a critique as the answer to a request for one (rltf-fm)."""
+    critiques: Literal["task", "judge"] = "task"
+    """Whose critiques those rows show: the task's own program's, or the judge's, asked for each."""
 
     def __post_init__(self) -> None:
         require_multiple("batch_size", self.batch_size, "micro_batches", self.micro_batches)
@@ -619,6 +621,8 @@ class EvaluateConfig(Section):
     """Completions for each test prompt."""
     batch_size: PositiveInt = 200
     """Prompts sampled at once."""
+    second_turn: bool = True
+    """Try again after the judge's critique; it is asked about every wrong first attempt."""
     checkpoint: Literal["last", "best"] = "last"
     """Which of a method's checkpoints is evaluated, and answers; best: by checkpoint.keep_best."""
 

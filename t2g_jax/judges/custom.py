@@ -14,6 +14,9 @@ from t2g_jax.judges.base import MAX_DETAILS, CritiqueLevel, Judge, plain_text, s
 from t2g_jax.printing import one_line
 from t2g_jax.tasks.base import Task
 
+OWN_JUDGE = "task"
+"""Name of the task's own program: it costs nothing."""
+
 
 def make_judge(name: str, task: Task, level: CritiqueLevel) -> Judge:
     """The judge of a name.
@@ -27,7 +30,7 @@ def make_judge(name: str, task: Task, level: CritiqueLevel) -> Judge:
     Raises:
       T2GError: there is no such module or factory, it raises, or what it returns cannot judge.
     """
-    if name == "task":
+    if name == OWN_JUDGE:
         return task.judge(level)
     judge, critique = _call(name, _find(name), task, level)
     if not callable(critique):

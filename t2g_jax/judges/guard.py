@@ -23,6 +23,7 @@ from t2g_jax.judges.base import (
     plain_text,
     shown,
 )
+from t2g_jax.judges.cache import CritiqueCache
 from t2g_jax.printing import one_line
 from t2g_jax.spans.align import Alignment, Quote, align
 from t2g_jax.tasks.base import Example
@@ -52,6 +53,8 @@ class Guard:
         call that takes longer is left behind.
       max_failures_in_a_row: the run ends with this failure.
       workers: calls at the same time. With more than one the judge must be thread-safe.
+      cache: of critiques that were given before; the judge is asked only about what is not there.
+        None: it is asked each time.
     """
 
     def __init__(
@@ -60,21 +63,61 @@ class Guard:
         timeout_seconds: float = 60.0,
         max_failures_in_a_row: int = 50,
         workers: int = 1,
+        cache: CritiqueCache | None = None,
     ):
         self.timeout_seconds = timeout_seconds
         self.max_failures_in_a_row = max_failures_in_a_row
         self.workers = workers
+        self.cache = cache
         self._failures_in_a_row = 0
         self._hung: list[threading.Thread] = []
 
     def critiques(
-        self, judge: Judge, examples: Sequence[Example], completions: Sequence[str]
+        self,
+        judge: Judge,
+        examples: Sequence[Example],
+        completions: Sequence[str],
+        tally: collections.Counter[str] | None = None,
     ) -> Iterator[Critique | JudgeError]:
         """Yields one outcome for each completion, in their order, as soon as it is known.
+
+        With a cache, equal completions of a prompt are one question.
+
+        Args:
+          tally: counts "judge_calls", and "judge_cached", critiques without a call.
 
         Raises:
           T2GError: too many failures in a row; the last of them is named, and not yielded.
         """
+        tally = collections.Counter() if tally is None else tally
+        if self.cache is None:
+            for outcome in self._asked(judge, examples, completions):
+                tally["judge_calls"] += 1
+                yield outcome
+            return
+        pairs = list(zip(examples, completions, strict=True))
+        keys = [self.cache.key(*pair) for pair in pairs]
+        known: dict[str, Critique | JudgeError | None] = {}
+        for key, pair in zip(keys, pairs, strict=True):
+            if key not in known:
+                known[key] = self.cache.get(*pair)
+        new = {key: pair for key, pair in zip(keys, pairs, strict=True) if known[key] is None}
+        outcomes = self._asked(judge, [e for e, _ in new.values()], [c for _, c in new.values()])
+        for key, pair in zip(keys, pairs, strict=True):
+            outcome = known[key]
+            if outcome is None:  # the next of `new`
+                outcome = known[key] = next(outcomes)
+                tally["judge_calls"] += 1
+                if isinstance(outcome, Critique):
+                    self.cache.put(*pair, outcome)
+            else:
+                tally["judge_cached"] += 1
+            yield outcome
+
+    def _asked(
+        self, judge: Judge, examples: Sequence[Example], completions: Sequence[str]
+    ) -> Iterator[Critique | JudgeError]:
+        """What the judge says of each, in order."""
         waiting = collections.deque(enumerate(zip(examples, completions, strict=True)))
         answers: queue.SimpleQueue[tuple[int, Critique | JudgeError]] = queue.SimpleQueue()
         running: dict[int, tuple[float, threading.Thread]] = {}  # deadline first

@@ -26,13 +26,18 @@ from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, JudgeError
+from t2g_jax.judges.counts import FAILED, counted
 from t2g_jax.judges.guard import name_of
-from t2g_jax.phases.context import Context, once
+from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import Judgement, aligned
 from t2g_jax.phases.rollout import Turn, attempt, unbroken
 from t2g_jax.phases.workspace import ANNOTATE
+from t2g_jax.printing import one_line
 from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.tasks.base import Example
+
+EXAMPLES = 5
+"""Quotes that were not found and are shown in the report."""
 
 SHOWN = 300
 """Characters kept of a quote that was not found, and of the reason."""
@@ -70,15 +75,36 @@ def written(
             description=f"Completions of {context.config.name} with critiques and span rewards.",
             metadata={"judge": name_of(context.judge), "config": config_hash(context.config)},
         )
-    unaligned = sum(len(record.unaligned) for record in records)
+    unaligned = [quote for record in records for quote in record.unaligned]
+    quotes = sum(len(record.span_rewards) for record in records) + len(unaligned)
+    total = len(records) + sum(quarantined.values())
+    if quarantined:
+        reasons = counted({name.removeprefix("judge: "): n for name, n in quarantined.items()})
+        say(
+            f"{ANNOTATE}: {sum(quarantined.values())} of {total} critiques unusable: {reasons}; "
+            f"{context.workspace.phase(ANNOTATE) / 'quarantine.jsonl'} has them"
+        )
+    if unaligned:
+        say(
+            f"{ANNOTATE}: {len(unaligned)} of {quotes} quotes not found in the completion, the "
+            f"first: {one_line(unaligned[0], 200)}"
+        )
+    failed = {name[7:]: n for name, n in quarantined.items() if name.startswith("judge: ")}
     return {
         "seconds": time.monotonic() - began,
         "tokens_trained": 0,
         "tokens_generated": sum(record.completion_tokens.size for record in records),
         "records": {name: len(items) for name, items in splits.items()},
         "accuracy": sum(record.correct for record in records) / len(records),
-        "quotes": sum(len(record.span_rewards) for record in records) + unaligned,
-        "unaligned": unaligned,
+        "quotes": quotes,
+        "unaligned": len(unaligned),
+        "unaligned_examples": list(dict.fromkeys(unaligned))[:EXAMPLES],
+        "judge": {
+            "judge_calls": len(records) + sum(failed.values()) - context.tally["judge_cached"],
+            "judge_cached": context.tally["judge_cached"],
+            "judge_failures": sum(failed.values()),
+            **{f"{FAILED}{reason}": count for reason, count in failed.items()},
+        },
         "quarantined": quarantined,
         "prompts_too_long": context.tally["prompts_too_long"],
     }
@@ -145,7 +171,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                     if notes is not None:
                         notes.add(id, turn, critique)
             if notes is not None:
-                progress.update(len(notes), quarantined=len(notes.quarantine))
+                progress.update(len(notes), unusable=len(notes.quarantine))
         return notes.end() if notes is not None else ([], {})
 
 

@@ -22,12 +22,14 @@ from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.errors import T2GError, reason
 from t2g_jax.judges.base import Critique, CritiqueLevel, Judge, JudgeError
-from t2g_jax.judges.custom import make_judge
+from t2g_jax.judges.cache import CritiqueCache, identity_of
+from t2g_jax.judges.counts import failed_column
+from t2g_jax.judges.custom import OWN_JUDGE, make_judge
 from t2g_jax.judges.guard import Guard
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.phases import capacity, pretrained
-from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, claimed, command
+from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, claimed, command, is_claimed
 from t2g_jax.printing import one_line, tell
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
@@ -130,6 +132,7 @@ class Context:
                 timeout_seconds=config.judge.timeout_seconds,
                 max_failures_in_a_row=config.judge.max_failures_in_a_row,
                 workers=config.judge.workers,
+                cache=_cache(workspace, judge),
             ),
         )
 
@@ -229,13 +232,26 @@ class Context:
                 return
             beat()
             self.tally["judge_failures"] += isinstance(outcome, JudgeError)
+            if isinstance(outcome, JudgeError):
+                self.tally[failed_column(self.tally, outcome.reason)] += 1
             yield outcome
+
+    def with_own_judge(self) -> Context:
+        """The same, asking the task's own program, not the run's judge; that is not tallied."""
+        if self.config.judge.name == OWN_JUDGE:
+            return self
+        guard = Guard(
+            timeout_seconds=self.guard.timeout_seconds,
+            max_failures_in_a_row=self.guard.max_failures_in_a_row,
+        )
+        own = self.task.judge(CritiqueLevel(self.config.judge.level))
+        return dataclasses.replace(self, judge=own, guard=guard, tally=collections.Counter())
 
     def _outcomes(
         self, examples: Sequence[Example], texts: Sequence[str]
     ) -> Iterator[Critique | JudgeError]:
         """What the judge said. One of several processes asks, and tells the others every second."""
-        asked = self.guard.critiques(self.judge, examples, texts)
+        asked = self.guard.critiques(self.judge, examples, texts, self.tally)
         if not hosts.several():
             yield from asked
             return
@@ -409,6 +425,18 @@ def key_of(seed: int) -> jax.Array:
         seed, low = divmod(seed, 2**32)
         key = jax.random.fold_in(key, low)
     return key
+
+
+def _cache(workspace: Workspace, judge: Judge) -> CritiqueCache | None:
+    """Of a judge that is paid or waited for; the task's own program answers at once."""
+    config = workspace.config.judge
+    if config.name == OWN_JUDGE:
+        return None
+    return CritiqueCache(
+        workspace.critiques,
+        identity_of(judge, config.name, config.level),
+        writes=hosts.is_first() and is_claimed(workspace.root),
+    )
 
 
 def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,25 @@ import numpy as np
 from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config
 from t2g_jax.judges.base import JudgeError
+from t2g_jax.judges.counts import judge_columns
+from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context, say
-from t2g_jax.phases.rollout import attempt, unbroken
+from t2g_jax.phases.rollout import Turn, attempt, unbroken
 from t2g_jax.phases.workspace import SFT, Workspace, claimed, read_json, write_json
+from t2g_jax.report import learnability
 from t2g_jax.report.statistics import clustered_interval
 
+FEW = 16
+"""Test prompts of a first look."""
 
-def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+
+def run(
+    config: Config, workdir: str | os.PathLike[str], *, only: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Evaluates the warm start and every method that is complete; returns their scores by phase.
+
+    A policy that can hardly be learned from is pointed out. `only` some phases: early, as the
+    warm start before anything else; what is measured then is what a later call finds.
 
     What has its evaluation.json is not evaluated again.
 
@@ -28,15 +40,17 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
       T2GError: the warm start is not complete.
     """
     with claimed(workdir):
-        return _run(config, workdir)
+        return _run(config, workdir, only)
 
 
-def _run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def _run(
+    config: Config, workdir: str | os.PathLike[str], only: Sequence[str] | None
+) -> dict[str, Any]:
     Workspace(workdir, config).summary(SFT)
     context = Context.open(config, workdir)
     done = [name for name in METHODS if context.workspace.is_complete(name)]
     scores = {}
-    for phase in (SFT, *done):
+    for phase in (SFT, *done) if only is None else only:
         path = context.workspace.phase(phase) / "evaluation.json"
         before = _before(path)
         if before is not None:
@@ -45,6 +59,9 @@ def _run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
             scores[phase] = evaluate(context, phase)
             write_json(path, scores[phase])
         say(line(scores[phase]))
+        if phase == SFT:
+            for warning in learnability.of_warm_start(scores[phase]):
+                say(f"Warning: {phase}: {warning}")
     return scores
 
 
@@ -60,17 +77,21 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
 
     Returns:
       "step" of the checkpoint, if it is not the last, "accuracy" of first attempts with its 95 %
-      "interval" (samples of a prompt are a cluster),
-      "second_turn": share solved after at most one critique, "judge_failures": first attempts that
-      got none, "no_room": those with no room in the context for a second, "broken": completions
-      that end where the model gave no distribution, which count as wrong, "prompts_too_long":
-      test prompts with no room for a first, which count for nothing, "floor" and "floor_policy",
+      "interval" (samples of a prompt are a cluster), "formatted" and "cut_off": shares of them in
+      the form that is scored, and of those that reach sampling.max_new_tokens, "equal_groups":
+      share of prompts whose samples all have the same reward (None with one sample),
+      "second_turn": share solved after at most one critique (None without `evaluate.second_turn`),
+      "judge": calls, cached and failed, as in the log, "judge_failures": first attempts that got
+      none, "no_room": those with no room in the context for a second, "broken": completions that
+      end where the model gave no distribution, which count as wrong, "prompts_too_long": test
+      prompts with no room for a first, which count for nothing, "floor" and "floor_policy",
       "correct": [prompts][samples], "seconds".
 
     Raises:
       T2GError: all completions are broken.
     """
     began = time.monotonic()
+    before = context.tally.copy()
     settings = context.config.evaluate
     step = context.best_step(phase)
     params = context.params(phase, step=step)
@@ -85,7 +106,8 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
 
     again: dict[int, list[int]] = {}
     failures = no_room = 0
-    wrong = [i for i in np.flatnonzero(~correct).tolist() if not first[i].completion.broken]
+    wrong = np.flatnonzero(~correct).tolist() if settings.second_turn else []
+    wrong = [index for index in wrong if not first[index].completion.broken]
     said = context.critiques(
         [first[index].example for index in wrong], [first[index].text for index in wrong]
     )
@@ -116,7 +138,10 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
         "accuracy": float(correct.mean()),
         "interval": list(clustered_interval(by_prompt)),
         "formatted": float(np.mean([turn.score.formatted for turn in first])),
-        "second_turn": float(solved.mean()),
+        "cut_off": float(np.mean([not turn.completion.ended for turn in first])),
+        "equal_groups": _equal(first, settings.samples_per_prompt),
+        "second_turn": float(solved.mean()) if settings.second_turn else None,
+        "judge": judge_columns(context.tally - before),
         "judge_failures": failures,
         "no_room": no_room,
         "broken": sum(turn.completion.broken for turn in (*first, *second)),
@@ -128,11 +153,38 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     }
 
 
+def first_look(context: Context, params: Params, count: int = FEW) -> dict[str, Any]:
+    """How a policy answers a few test prompts, once each: in seconds, before anything is trained.
+
+    Returns:
+      "accuracy", "formatted" and "cut_off", as of `evaluate`, and "count".
+    """
+    examples = context.test_examples()[:count]
+    prompts = [context.prompt(example.prompt) for example in examples]
+    turns = attempt(
+        context, params, examples, prompts, context.key("first look"), batch_size=len(examples)
+    )
+    return {
+        "count": len(turns),
+        "accuracy": float(np.mean([turn.score.correct for turn in turns])),
+        "formatted": float(np.mean([turn.score.formatted for turn in turns])),
+        "cut_off": float(np.mean([not turn.completion.ended for turn in turns])),
+    }
+
+
 def line(score: dict[str, Any]) -> str:
     """The scores of a phase in words."""
     low, high = score["interval"]
+    second = score["second_turn"]
+    after = "" if second is None else f", {second:.1%} after one critique"
     return (
         f"{score['phase']}: {score['accuracy']:.1%} of first attempts right ({low:.1%} to "
-        f"{high:.1%}), {score['second_turn']:.1%} after one critique; floor {score['floor']:.1%}, "
-        f"{score['floor_policy']}"
+        f"{high:.1%}){after}; floor {score['floor']:.1%}, {score['floor_policy']}"
     )
+
+
+def _equal(turns: Sequence[Turn], samples: int) -> float | None:
+    if samples < 2:
+        return None
+    rewards = np.array([turn.score.reward for turn in turns]).reshape(-1, samples)
+    return float(np.mean(np.ptp(rewards, axis=1) == 0))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 from t2g_jax.config import Config
-from t2g_jax.phases import annotate, evaluate, policy, reporting, reward_model, sft
+from t2g_jax.phases import annotate, evaluate, judge_calls, policy, reporting, reward_model, sft
+from t2g_jax.phases.context import say
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, claimed
 from t2g_jax.report.contents import Report
+from t2g_jax.report.terminal import took
 
 
 def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:
@@ -23,9 +26,26 @@ def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
-    """Runs the phases that are not complete, evaluates, and writes the report, see `reporting`."""
+    """Runs the phases that are not complete, evaluates, and writes the report, see `reporting`.
+
+    The warm start is evaluated at once: nobody should wait for methods that it is no start for.
+    """
+    todo = phases(config)
+    count, began = len(todo) + 1, time.monotonic()
+
+    def announce(number: int, name: str) -> None:
+        since = f", {took(time.monotonic() - began)} after the start" if number > 1 else ""
+        say(f"phase {number} of {count}: {name}{since}")
+
     with claimed(workdir):
-        for phase in phases(config).values():
+        say(judge_calls.announcement(config))
+        for number, (name, phase) in enumerate(todo.items(), start=1):
+            announce(number, name)
             phase(config, workdir)
+            if name == SFT:
+                evaluate.run(config, workdir, only=(SFT,))
+        announce(count, judge_calls.EVALUATE)
         evaluate.run(config, workdir)
-        return reporting.run(config, workdir)
+        report = reporting.run(config, workdir)
+        say(f"all {count} phases done after {took(time.monotonic() - began)}")
+        return report

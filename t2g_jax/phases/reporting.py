@@ -9,7 +9,7 @@ import pathlib
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,15 +20,17 @@ from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
+from t2g_jax.judges.counts import FAILED
 from t2g_jax.phases.samples import read_samples
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, read_json
 from t2g_jax.printing import one_line
-from t2g_jax.report import html, terminal
+from t2g_jax.report import html, learnability, terminal
 from t2g_jax.report.collapse import collapses
 from t2g_jax.report.contents import (
     Calibration,
     ClassScore,
     Curve,
+    JudgeUse,
     PhaseTime,
     ReliabilityBin,
     Report,
@@ -124,19 +126,23 @@ def contents(workspace: Workspace) -> Report:
         ]
         samples += read_samples(workspace.phase(name))
     about_spans = summaries.get(REWARD_MODEL, {})
+    scores = about_spans.get("class_scores", ())
+    begins = [f"{SFT}: {text}" for text in learnability.of_warm_start(before)]
+    begins += [f"{REWARD_MODEL}: {text}" for text in learnability.of_reward_model(scores)]
+    second = before.get("second_turn")
+    after_critique = "" if second is None else f", {second:.0%} after one critique"
     return Report(
         title=f"t2g_jax: {config.name}",
         subtitle=(
             f"{config.task.name}, seed {config.seed}. After the warm start "
-            f"{before['accuracy']:.0%} of first attempts are right, "
-            f"{before['second_turn']:.0%} after one critique."
+            f"{before['accuracy']:.0%} of first attempts are right{after_critique}."
         ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        warnings=tuple(warnings),
+        warnings=(*begins, *warnings),
         results=tuple(results),
         curves=tuple(curves),
         phases=tuple(PhaseTime(name, summaries[name]["seconds"]) for name in phases),
-        class_scores=tuple(ClassScore(**found) for found in about_spans.get("class_scores", ())),
+        class_scores=tuple(ClassScore(**found) for found in scores),
         calibration=tuple(
             Calibration(
                 found["label"],
@@ -145,6 +151,7 @@ def contents(workspace: Workspace) -> Report:
             )
             for found in about_spans.get("calibration", ())
         ),
+        judge=tuple(judge_uses(workspace, summaries)),
         samples=tuple(samples),
         config_yaml=to_yaml(config),
         environment=environment(config.seed),
@@ -168,6 +175,35 @@ def _devices() -> str:
     """Those of the process that writes the report: "8 × TPU v5 lite"."""
     kinds = collections.Counter(device.device_kind for device in jax.devices())
     return ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
+
+
+def judge_uses(workspace: Workspace, summaries: Mapping[str, Any]) -> Iterator[JudgeUse]:
+    """What each phase asked the judge; evaluations by themselves."""
+
+    def use(phase: str, columns: Mapping[str, int], **about: Any) -> Iterator[JudgeUse]:
+        if columns.get("judge_calls") or columns.get("judge_cached"):
+            yield JudgeUse(
+                phase,
+                calls=columns.get("judge_calls", 0),
+                cached=columns.get("judge_cached", 0),
+                failures={
+                    name.removeprefix(FAILED): count
+                    for name, count in columns.items()
+                    if name.startswith(FAILED)
+                },
+                **about,
+            )
+
+    for phase, summary in summaries.items():
+        about = {name: summary.get(name) for name in ("quotes", "unaligned")}
+        examples = tuple(summary.get("unaligned_examples", ()))
+        yield from use(phase, summary.get("judge", {}), **about, examples=examples)
+    evaluated: collections.Counter[str] = collections.Counter()
+    for phase in summaries:
+        path = workspace.phase(phase) / "evaluation.json"
+        if path.exists():
+            evaluated.update(read_json(path, made_by="t2g evaluate").get("judge", {}))
+    yield from use("evaluate", evaluated)
 
 
 def drawn(

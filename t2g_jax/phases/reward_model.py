@@ -31,6 +31,7 @@ from t2g_jax.phases.reading import Answer, reader, translated
 from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
 from t2g_jax.phases.training import Collected, Learning, run_training
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
+from t2g_jax.report import learnability
 from t2g_jax.spans import TokenSpan, carry_spans
 from t2g_jax.training.batch import Row, from_arrays, to_arrays
 from t2g_jax.training.objective import Objective
@@ -98,6 +99,8 @@ def train(context: Context) -> dict[str, Any]:
         about = ", ".join(f"{name} {score[name]:.3g}" for name in ("precision", "recall", "f1"))
         about += f", calibration error {trust['error']:.3g}"
         say(f"{REWARD_MODEL}: {score['label']} tokens: {about}, of {score['support']} held out")
+    for warning in learnability.of_reward_model(scores):
+        say(f"Warning: {REWARD_MODEL}: {warning}")
     return summary | {
         "class_scores": scores,
         "calibration": reliability,

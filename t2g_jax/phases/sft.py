@@ -1,8 +1,9 @@
 """Warm start: a careless solver's attempts teach the format, repaired ones the use of feedback.
 
 Reads the task; writes the initial policy. Each row is a conversation x₀, y₀ or x₀, y₀, critique, y₁
-with y₀ from the careless solver, the critique from the judge and y₁ right; the policy learns the
-assistant's turns. In some, if the config says so, it is asked for the critique and learns that.
+with y₀ from the careless solver, a critique by the task's own program (see `sft.critiques`) and y₁
+right; the policy learns the assistant's turns. In some, if the config says so, it is asked for the
+critique and learns that.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ from typing import Any
 
 from t2g_jax.config import Config
 from t2g_jax.judges.base import Critique, JudgeError
-from t2g_jax.phases.context import Context, once
+from t2g_jax.phases.context import Context, once, say
+from t2g_jax.phases.evaluate import first_look
 from t2g_jax.phases.span_rewards import critique_request
 from t2g_jax.phases.training import Collected, Learning, run_training
 from t2g_jax.phases.workspace import SFT
+from t2g_jax.report import learnability
 from t2g_jax.tasks.base import Example
 from t2g_jax.training.batch import Row, row
 from t2g_jax.training.objective import Objective
@@ -35,12 +38,24 @@ def train(context: Context) -> dict[str, Any]:
         del state
         return Collected(demonstrations(context, step))
 
+    params = context.initial_params()
+    if context.config.model.pretrained is not None:
+        tell_first_look(first_look(context, params), trains=sft.steps > 0)
     if sft.steps == 0:  # the pretrained model is the warm start
         return {"lora_rank": 0, "seconds": 0.0, "tokens_trained": 0, "tokens_generated": 0}
-    _, summary = run_training(
-        context, SFT, context.initial_params(), collect, learning(context.config)
-    )
+    _, summary = run_training(context, SFT, params, collect, learning(context.config))
     return summary
+
+
+def tell_first_look(found: dict[str, Any], *, trains: bool) -> None:
+    """What the pretrained model is like; with nothing to train, what is amiss with it, too."""
+    say(
+        f"{SFT}: the pretrained model answers {found['accuracy']:.0%} of {found['count']} test "
+        f"prompts rightly; {found['formatted']:.0%} have the form that is scored, "
+        f"{found['cut_off']:.0%} are cut off"
+    )
+    for warning in () if trains else learnability.of_warm_start(found):
+        say(f"Warning: {SFT}: {warning}")
 
 
 def learning(config: Config) -> Learning:
@@ -71,7 +86,8 @@ def demonstrations(context: Context, step: int) -> list[Row]:
         for i, (example, first, repair) in enumerate(drafts)
         if i in critics or (repair and not task.score(example, first).correct)
     ]
-    said = context.critiques([drafts[i][0] for i in asked], [drafts[i][1] for i in asked])
+    critic = context if sft.critiques == "judge" else context.with_own_judge()
+    said = critic.critiques([drafts[i][0] for i in asked], [drafts[i][1] for i in asked])
     feedback = dict(zip(asked, said, strict=True))
     return [
         demonstration(context, example, first, feedback.get(i), as_critic=i in critics)

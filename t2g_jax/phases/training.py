@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import operator
@@ -15,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from t2g_jax import hosts
 from t2g_jax.config import OptimizerConfig, config_hash
 from t2g_jax.errors import T2GError
+from t2g_jax.judges.counts import failures_in_words, judge_columns
 from t2g_jax.models import lora
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context, best_by, say
@@ -224,6 +226,11 @@ def summary(context: Context, phase: str) -> dict[str, Any]:
       T2GError: no row was short enough to be learned from.
     """
     lines = read_metrics(context.workspace.phase(phase))
+    judge: collections.Counter[str] = collections.Counter()
+    for line in lines:
+        judge.update(judge_columns(line))
+    if failures := failures_in_words(judge):
+        say(f"{phase}: {failures}")
     too_long = sum(line.get("rows_too_long", 0) for line in lines)
     if too_long and not any(line["tokens_trained"] for line in lines):
         raise T2GError(
@@ -235,6 +242,7 @@ def summary(context: Context, phase: str) -> dict[str, Any]:
         "seconds": lines[-1]["seconds"],
         "tokens_trained": int(sum(line["tokens_trained"] for line in lines)),
         "tokens_generated": int(sum(line.get("tokens_generated", 0) for line in lines)),
+        "judge": dict(judge),
         "last": {
             k: v for k, v in lines[-1].items() if isinstance(v, int | float) and np.isfinite(v)
         },

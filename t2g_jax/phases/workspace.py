@@ -35,6 +35,7 @@ class Workspace:
         workdir/<phase>/metrics.jsonl
         workdir/<phase>/samples/        completions for the report, if the method keeps any
         workdir/<phase>/complete.json   there when the phase is done: its summary
+        workdir/critiques.jsonl         what a judge said that is not the task's own program
         workdir/annotate/dataset/       TFDS dataset; journal.jsonl and quarantine.jsonl beside it
         workdir/<phase>/evaluation.json
         workdir/report.html
@@ -84,6 +85,10 @@ class Workspace:
     @property
     def dataset(self) -> Path:
         return self.phase(ANNOTATE) / "dataset"
+
+    @property
+    def critiques(self) -> Path:
+        return self.root / "critiques.jsonl"
 
     @property
     def report(self) -> Path:
@@ -179,6 +184,11 @@ def claimed(root: str | os.PathLike[str]) -> Iterator[None]:
             _claims[root] = file, times - 1
         else:
             file.close()
+
+
+def is_claimed(root: str | os.PathLike[str]) -> bool:
+    """Whether this process has claimed a work directory."""
+    return Path(root).resolve() in _claims
 
 
 def _claim(root: Path) -> IO[bytes]:

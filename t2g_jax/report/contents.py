@@ -127,6 +127,27 @@ class Calibration(_Strict):
 
 
 @dataclasses.dataclass(frozen=True)
+class JudgeUse(_Strict):
+    """What a phase asked the judge, and what became of it.
+
+    Attributes:
+      calls, cached: critiques asked for, and those that had been given before.
+      failures: of the calls, by reason.
+      quotes, unaligned: of the critiques, and those not found in their completion; None where they
+        are not looked for.
+      examples: some of those not found, "quote: why".
+    """
+
+    phase: str
+    calls: int
+    cached: int = 0
+    failures: dict[str, int] = dataclasses.field(default_factory=dict)
+    quotes: int | None = None
+    unaligned: int | None = None
+    examples: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class TokenCell(_Strict):
     """One token of a completion. None where there is no such value.
 
@@ -207,6 +228,7 @@ class Report(_Strict):
     phases: tuple[PhaseTime, ...] = ()
     class_scores: tuple[ClassScore, ...] = ()
     calibration: tuple[Calibration, ...] = ()
+    judge: tuple[JudgeUse, ...] = ()
     samples: tuple[Sample, ...] = ()
     config_yaml: str = ""
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -248,7 +270,7 @@ def reliability_rows(
 
 _RECORDS = (
     *(Curve, ResultRow, PhaseTime, ClassScore, ReliabilityBin, Calibration),
-    *(TokenCell, Retry, Sample, Report),
+    *(JudgeUse, TokenCell, Retry, Sample, Report),
 )
 
 

@@ -159,8 +159,9 @@ class TaskOutcome:
         return first["floor"], first["floor_policy"]
 
     def warm(self, key: str) -> float:
-        """Mean over seeds of a score of the warm start."""
-        return float(np.mean([scores[key] for scores in self.warm_start.values()]))
+        """Mean over seeds of a score of the warm start; NaN where it was not measured."""
+        found = [scores[key] for scores in self.warm_start.values()]
+        return float("nan") if None in found else float(np.mean(found))
 
 
 def measure(study: Study, root: Path) -> tuple[TaskOutcome, ...]:

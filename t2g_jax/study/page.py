@@ -6,6 +6,7 @@ The same cells give the same page, byte for byte.
 from __future__ import annotations
 
 import collections
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -134,11 +135,12 @@ def _task(task: TaskOutcome, figures: str, seeds: int) -> list[str]:
         ]
         for name, summary in task.arms.items()
     ]
+    second = task.warm("second_turn")
+    after = "" if math.isnan(second) else f", {percent(second)} after one critique"
     parts = [
         f"## {task.task}",
         f"Floor: {percent(floor)}, a policy that {policy}. Warm start: "
-        f"{percent(task.warm('accuracy'))} of first attempts right, "
-        f"{percent(task.warm('second_turn'))} after one critique.",
+        f"{percent(task.warm('accuracy'))} of first attempts right{after}.",
         table(head, rows),
         f"![Learning curves of {task.task}]({figures}/{task.task}.svg)",
         "Lines: mean over seeds; bands: from the worst seed to the best.",

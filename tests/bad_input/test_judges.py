@@ -126,7 +126,9 @@ def test_failures_are_in_the_log_of_every_method(t2g, branch, method):
 
 
 def test_failures_are_counted_in_the_warm_start_and_the_evaluation(t2g, branch):
-    workdir, config = branch("sft", judge="raises", sft__steps=2, sft__repair_fraction=1.0)
+    values = {"steps": 2, "repair_fraction": 1.0, "critiques": "judge"}
+    values = {f"sft__{name}": value for name, value in values.items()}
+    workdir, config = branch("sft", judge="raises", **values)
     (workdir / "sft").rename(workdir / "before")
     assert t2g("sft", workdir, config).status == 0
     assert sum(line["judge_failures"] for line in read_metrics(workdir / "sft")) > 0

@@ -1,6 +1,8 @@
 import dataclasses
 import itertools
 import json
+import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +55,49 @@ def test_tokens_are_those_that_were_sampled(tiny_run, tiny_context):
         assert len(record.completion_logprobs) == len(tokens)
         assert record.prompt_tokens.tolist() == tiny_context.prompt(record.prompt)
         assert record.judge == "binary_matrix"
+
+
+class Fickle:
+    """Never says the same twice."""
+
+    name = "fickle"
+    calls = 0
+
+    def __init__(self, task, level):
+        pass
+
+    def critique(self, example, completion):
+        Fickle.calls += 1
+        if Fickle.calls == 3:
+            raise JudgeError("timeout", OSError("\x1b[2J"))
+        return Critique(f"Number {Fickle.calls}.", (Quote("nowhere\x1b", -1.0),))
+
+
+def test_a_judge_is_asked_once_about_a_completion(tiny_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "fickle", sys.modules[__name__])
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", judge__name="fickle:Fickle")
+    first = annotate.run(config, workdir)
+    said = capsys.readouterr().err
+    assert "annotate: 1 of 16 critiques unusable: 1 timeout;" in said
+    assert "15 of 15 quotes not found in the completion, the first: nowhere␛" in said
+    assert "\x1b" not in said
+    assert first["judge"]["judge_failed/timeout"] == 1
+    assert first["unaligned_examples"]
+    asked, journal = Fickle.calls, (workdir / "annotate" / "journal.jsonl").read_text()
+    assert first["judge"]["judge_calls"] == asked
+    shutil.rmtree(workdir / "annotate")
+    again = annotate.run(config, workdir)
+    assert Fickle.calls == asked + 1  # about what failed
+    assert again["judge"]["judge_cached"] == 15
+    lines = (workdir / "annotate" / "journal.jsonl").read_text().splitlines()
+    assert set(journal.splitlines()) < set(lines)
+
+    values = {"judge__name": "fickle:Fickle", "judge__level": "what"}
+    other, config = tiny_run.branch(tmp_path / "other", "sft", **values)
+    shutil.copy(workdir / "critiques.jsonl", other)
+    before = Fickle.calls
+    annotate.run(config, other)
+    assert Fickle.calls == before + asked
 
 
 def test_judge_failures_are_quarantined_and_never_praise(tiny_run, tmp_path, monkeypatch):

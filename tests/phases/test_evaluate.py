@@ -62,6 +62,42 @@ def test_without_a_critique_there_is_no_second_attempt(play, tiny_context, monke
     assert score["judge_failures"] == 7
 
 
+def test_without_second_turns_nobody_is_asked(play, tiny_context, monkeypatch):
+    monkeypatch.setattr(type(tiny_context.judge), "critique", None)
+    score, _ = play([1, 0, 0, 0, 0, 0, 0, 0], [], evaluate__second_turn=False)
+    assert (score["accuracy"], score["second_turn"]) == (1 / 8, None)
+    assert score["judge"] == {}
+    assert "after one critique" not in evaluate.line(score)
+
+
+def test_what_can_be_learned_from(play):
+    score, _ = play([1, 0, 1, 1, 0, 0, 0, 0], [0] * 5)
+    assert (score["formatted"], score["cut_off"], score["equal_groups"]) == (1, 0, 3 / 4)
+    assert score["judge"] == {"judge_calls": 5}
+    score, _ = play([0] * 4, [0] * 4, evaluate__samples_per_prompt=1)
+    assert score["equal_groups"] is None
+
+
+def test_the_warm_start_is_measured_early_and_once(tiny_run, tmp_path, monkeypatch, capsys):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    before = tiny.contents(workdir / "sft" / "evaluation.json")
+    for phase in ("sft", "grpo"):
+        (workdir / phase / "evaluation.json").unlink()
+    scores = evaluate.run(config, workdir, only=("sft",))
+    assert list(scores) == ["sft"]
+    assert tiny.contents(workdir / "sft" / "evaluation.json") == before
+    assert "Warning: sft: 0.0% of first attempts are right" in capsys.readouterr().err
+    assert not (workdir / "grpo" / "evaluation.json").exists()
+    kept = (workdir / "sft" / "evaluation.json").stat().st_mtime_ns
+    real, measured = evaluate.evaluate, []
+    monkeypatch.setattr(
+        evaluate, "evaluate", lambda *given: measured.append(given[1]) or real(*given)
+    )
+    assert list(evaluate.run(config, workdir)) == ["sft", "grpo"]
+    assert measured == ["grpo"]
+    assert (workdir / "sft" / "evaluation.json").stat().st_mtime_ns == kept
+
+
 def test_without_room_there_is_no_second_attempt(play, tiny_context):
     longest = max(len(tiny_context.prompt(e.prompt)) for e in tiny_context.task.split("test"))
     new = tiny_context.config.sampling.max_new_tokens

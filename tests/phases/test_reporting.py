@@ -142,7 +142,8 @@ def test_a_collapse_is_in_the_report_and_on_the_terminal(tiny_run, tmp_path, cap
     log = [line(step, entropy=1.0 if step < 6 else 0.01, reward=0.0) for step in range(1, 13)]
     text = "".join(json.dumps(entry) + "\n" for entry in log)
     (workdir / "grpo" / "metrics.jsonl").write_text(text, "utf-8")
-    (warning,) = reporting.run(config, workdir).warnings
+    (start, warning) = reporting.run(config, workdir).warnings
+    assert start.startswith("sft: 0.0% of first attempts are right")
     assert warning.startswith("grpo, step 10: entropy fell from 1 to 0.01 nats")
     assert warning in html.unescape((workdir / "report.html").read_text("utf-8"))
     assert f"Warning: {warning}" in capsys.readouterr().out

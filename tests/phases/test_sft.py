@@ -1,11 +1,15 @@
+import dataclasses
 import itertools
 import re
 
+import bad_judges
 import pytest
 import tiny
 
-from t2g_jax.judges.base import JudgeError
-from t2g_jax.phases import sft
+from t2g_jax.config import SHAPE, TokenizerConfig
+from t2g_jax.judges.base import CritiqueLevel, JudgeError
+from t2g_jax.phases import evaluate, sft
+from t2g_jax.phases.context import Context
 from t2g_jax.phases.sft import demonstrations
 
 
@@ -80,6 +84,39 @@ def test_a_judge_that_fails_leaves_the_first_attempt(tiny_context, monkeypatch):
     monkeypatch.setattr(type(tiny_context.judge), "critique", fail)
     context = tiny.changed(tiny_context, sft__repair_fraction=1.0)
     assert {len(pieces) for pieces in conversations(context)} == {2}
+
+
+@pytest.mark.parametrize("share", ["repair_fraction", "critique_fraction"])
+def test_another_judge_is_asked_only_if_it_is_told_to(tiny_context, share):
+    own = tiny.changed(tiny_context, **{f"sft__{share}": 1.0})
+    judge = bad_judges.all_is_well(own.task, CritiqueLevel.WHERE)
+    config = tiny.with_values(own.config, judge__name="bad_judges:all_is_well")
+    context = dataclasses.replace(own, config=config, judge=judge)
+    assert list(conversations(context)) == list(conversations(own))
+    assert judge.calls == 0
+    told = tiny.changed(context, sft__critiques="judge")
+    assert list(conversations(told)) == list(conversations(own))
+    assert judge.calls > 0
+
+
+def test_a_pretrained_model_is_looked_at_first(tiny_context, monkeypatch, capsys):
+    turns = [tiny.turn(tiny_context, "0", ended=False) for _ in range(4)]
+    monkeypatch.setattr(evaluate, "attempt", lambda *_, **__: turns)
+    monkeypatch.setattr(Context, "initial_params", lambda _: {})
+    monkeypatch.setattr(sft, "run_training", lambda *_: ({}, {}))
+    for steps, warned in ((0, True), (3, False)):
+        config = tiny.with_values(tiny_context.config, sft__steps=3)
+        config = dataclasses.replace(
+            config,
+            model=dataclasses.replace(config.model, **SHAPE, pretrained="models/x"),
+            tokenizer=TokenizerConfig(),
+            sft=dataclasses.replace(config.sft, steps=steps),
+        )
+        sft.train(dataclasses.replace(tiny_context, config=config))
+        said = capsys.readouterr().err
+        assert "the pretrained model answers 0% of 4 test prompts rightly" in said
+        assert "100% are cut off" in said
+        assert ("Raise sampling.max_new_tokens" in said) == warned
 
 
 def test_examples_are_the_only_ones_demonstrated(tiny_context):

@@ -10,7 +10,7 @@ import re
 import numpy as np
 import pytest
 
-from t2g_jax.report.contents import Curve, Report, ResultRow, Retry, Sample, TokenCell
+from t2g_jax.report.contents import Curve, JudgeUse, Report, ResultRow, Retry, Sample, TokenCell
 from t2g_jax.report.html import advantage_scale, render, write
 
 ASSETS = importlib.resources.files("t2g_jax.report") / "assets"
@@ -308,3 +308,23 @@ def test_the_reliability_table_has_a_row_for_each_bin(sample_report):
     assert "46.0\u202f%" in rows[1][1]
     plain = dataclasses.replace(sample_report(0), calibration=())
     assert "Calibration table" not in render(plain)
+
+
+def test_what_was_asked_of_the_judge():
+    asked = JudgeUse(
+        "annotate",
+        calls=40,
+        cached=3,
+        failures={"timeout": 7, "<b>no answer</b>": 3},
+        quotes=80,
+        unaligned=20,
+        examples=("<script>1</script>: not found",),
+    )
+    report = Report("r", judge=(asked, JudgeUse("evaluate", calls=8)))
+    assert Report.from_json(report.to_json()) == report
+    page = render(report)
+    assert '<a href="#judge">Judge</a>' in page
+    for piece in ("7 timeout, 3 &lt;b&gt;no answer", "25.0", "&lt;script&gt;1", "annotate"):
+        assert piece in page
+    assert "<script>1" not in page
+    assert "#judge" not in render(Report("r"))

@@ -1,0 +1,144 @@
+"""Critiques on disk: a judge that is paid or waited for is asked once about a completion.
+
+A run that goes on after it was stopped meets the same completions again, and a policy repeats
+itself; both then get the critique that was given before, bit for bit, though the judge might say
+something else today.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from t2g_jax.judges.base import Critique, Judge, plain_text
+from t2g_jax.tasks.base import Example
+
+MAX_LINE = 1_000_000
+"""Bytes of a line: JSON of the longest critique. Longer ones are neither written nor read."""
+
+
+class CritiqueCache:
+    """Append-only JSON lines, {"key", "critique", "check"}, one for each critique.
+
+    The key is a hash of who was asked (`identity_of`), prompt, answer, metadata and completion.
+    Failures are not kept: they are asked about again. A line that was cut short by a kill, or whose
+    checksum does not fit, counts as not there. One process writes; what it wrote is with the
+    operating system before `put` returns, and on disk within a second or so.
+
+    Args:
+      path: the file; made with the first critique.
+      identity: of the judge. Critiques of another are in the same file, and are not found.
+      writes: whether anything may be written; else what is there is read alone.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], identity: str, *, writes: bool = True):
+        self.path, self.identity = Path(path), identity
+        self._writes = writes
+        self._where: dict[str, int] = {}
+        self._read_to = 0
+        self._synced = time.monotonic()
+
+    def get(self, example: Example, completion: str) -> Critique | None:
+        """The critique that was given of a completion, if one was."""
+        key = self.key(example, completion)
+        self._look()
+        if key not in self._where:
+            return None
+        with open(self.path, "rb") as file:
+            file.seek(self._where[key])
+            entry = _entry(file.readline(MAX_LINE + 1))
+        if entry is None or entry.get("key") != key:  # it was changed since
+            return None
+        return Critique.from_dict(entry["critique"])
+
+    def put(self, example: Example, completion: str, critique: Critique) -> None:
+        """Keeps a critique, unless there is one."""
+        key = self.key(example, completion)
+        self._look()
+        line = _line({"key": key, "critique": critique.to_dict()})
+        if not self._writes or key in self._where or len(line) > MAX_LINE:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "ab") as file:
+            # After a line that was cut short, ours begins anew.
+            gap = b"\n" if file.tell() > self._read_to else b""
+            self._where[key] = file.tell() + len(gap)
+            file.write(gap + line)
+            file.flush()
+            self._read_to = file.tell()
+            if time.monotonic() - self._synced > 1:
+                os.fsync(file.fileno())
+                self._synced = time.monotonic()
+
+    def key(self, example: Example, completion: str) -> str:
+        """What a critique is found by."""
+        about = [self.identity, example.prompt, example.answer, example.metadata, completion]
+        text = json.dumps(about, sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        self._look()
+        return len(self._where)
+
+    def _look(self) -> None:
+        """Reads the lines that were added since the last look; other phases write there too."""
+        if not self.path.exists() or self.path.stat().st_size <= self._read_to:
+            return
+        with open(self.path, "rb") as file:
+            file.seek(self._read_to)
+            while line := file.readline(MAX_LINE + 1):
+                if not line.endswith(b"\n"):
+                    if len(line) <= MAX_LINE:  # the last one, cut short
+                        break
+                    while line and not line.endswith(b"\n"):  # no line of ours
+                        line = file.readline(MAX_LINE + 1)
+                elif (key := _key(line)) is not None:
+                    self._where.setdefault(key, self._read_to)
+                self._read_to = file.tell()
+
+
+def identity_of(judge: Judge, name: str, level: str) -> str:
+    """Who is asked: the name that the config gives it, how much it is to say, its own name, the
+    text of the file that it is defined in, and its `settings`, if it has any.
+
+    A judge whose critiques depend on more (a model, a prompt, a temperature) says so in
+    `settings`, anything that `repr` shows; when that changes, it is asked anew.
+    """
+    try:
+        code = Path(inspect.getfile(type(judge))).read_bytes()
+    except (OSError, TypeError):  # it has no file
+        code = b""
+    settings = plain_text(repr(getattr(judge, "settings", None)), 100_000)
+    own = plain_text(getattr(judge, "name", ""), 1000)
+    return json.dumps([name, level, own, hashlib.sha256(code).hexdigest(), settings])
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    text = json.dumps(entry, sort_keys=True, allow_nan=False)
+    return (json.dumps(entry | {"check": _check(text)}, sort_keys=True) + "\n").encode("ascii")
+
+
+def _check(text: str) -> int:
+    return zlib.crc32(text.encode("ascii"))
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """What a line says, if it is whole and says what was written."""
+    try:
+        entry = json.loads(line)
+        found = entry.pop("check")
+        whole = found == _check(json.dumps(entry, sort_keys=True, allow_nan=False))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+    return entry if whole else None
+
+
+def _key(line: bytes) -> str | None:
+    entry = _entry(line)
+    return None if entry is None or not isinstance(entry.get("key"), str) else entry["key"]

@@ -1,0 +1,61 @@
+"""How often a run asks its judge: said before it begins, as a judge may cost money and hours."""
+
+from __future__ import annotations
+
+from t2g_jax.config import Config
+from t2g_jax.judges.custom import OWN_JUDGE
+from t2g_jax.phases.samples import chosen
+from t2g_jax.phases.workspace import ANNOTATE, SFT
+
+EVALUATE = "evaluate"
+
+
+def judge_calls(config: Config) -> dict[str, int]:
+    """Questions to the run's judge by phase, of `t2g run`; phases that ask nothing are left out.
+
+    As many as there are if every attempt is wrong: right ones are criticised by few methods. With a
+    cache (see `judges.cache`) equal completions of a prompt are asked about once, so that calls may
+    be fewer. With a token budget, what `steps` ask.
+    """
+    calls = {SFT: _warm_start(config)}
+    if "text2grad" in config.methods and config.text2grad.span_source == "reward_model":
+        calls[ANNOTATE] = config.annotate.prompts * config.annotate.samples_per_prompt
+    calls |= {method: _method(config, method) for method in config.methods}
+    if config.evaluate.second_turn:
+        samples = config.task.test_size * config.evaluate.samples_per_prompt
+        calls[EVALUATE] = (1 + len(config.methods)) * samples
+    return {phase: count for phase, count in calls.items() if count}
+
+
+def announcement(config: Config) -> str:
+    """The numbers in a line."""
+    calls = judge_calls(config)
+    each = ", ".join(f"{phase} {count:,}" for phase, count in calls.items())
+    total = sum(calls.values())
+    return f"this run asks the judge ({config.judge.name}) about {total:,} times" + (
+        f" at most: {each}" if total else ""
+    )
+
+
+def _warm_start(config: Config) -> int:
+    """Rows whose first attempt is shown with a critique."""
+    sft = config.sft
+    if sft.critiques == "task" and config.judge.name != OWN_JUDGE:
+        return 0
+    share = 1 - (1 - sft.repair_fraction) * (1 - sft.critique_fraction)
+    return round(sft.steps * sft.batch_size * share)
+
+
+def _method(config: Config, method: str) -> int:
+    match method:
+        case "text2grad":
+            section = config.text2grad
+            rows = section.prompts_per_step * section.group_size
+            shown = sum(len(chosen(section, step, rows)) for step in range(section.steps))
+            return shown + (section.steps * rows if section.span_source == "judge" else 0)
+        case "rltf-sd" | "rltf-fm" | "grpo-multiturn" | "rejection-sampling":
+            section = getattr(config, method.replace("-", "_"))
+            turns = section.turns - 1
+            rows = section.prompts_per_step * section.group_size
+            return section.steps * rows * turns
+    return 0
