@@ -108,6 +108,8 @@ def test_by_the_command_line(tiny_run, capsys):
     words = ["generate", str(tiny.CONFIG), "--workdir", str(tiny_run.workdir)]
     assert cli.main([*words, "--method", "sft", "--prompt", PROMPT]) == 0
     assert "Answer, marked by the reward model" in capsys.readouterr().out
+    assert cli.main([*words, "--prompt", PROMPT, "--json", "--samples", "2"]) == 0
+    assert [item["prompt"] for item in objects(capsys.readouterr().out)] == [PROMPT] * 2
     assert cli.main([*words, "--prompt", " "]) == 2
     assert capsys.readouterr().err.startswith("t2g: --prompt is empty")
 
