@@ -14,6 +14,7 @@ from typing import Any
 
 from t2g_jax.config import Config
 from t2g_jax.judges.base import Critique, JudgeError
+from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.evaluate import first_look
 from t2g_jax.phases.span_rewards import critique_request
@@ -38,12 +39,17 @@ def train(context: Context) -> dict[str, Any]:
         del state
         return Collected(demonstrations(context, step))
 
-    params = context.initial_params()
-    if context.config.model.pretrained is not None:
-        tell_first_look(first_look(context, params), trains=sft.steps > 0)
+    def start() -> Params:
+        """What learns; nobody else keeps it, so that it is in memory once."""
+        params = context.initial_params()
+        if context.config.model.pretrained is not None:
+            tell_first_look(first_look(context, params), trains=sft.steps > 0)
+        return params
+
     if sft.steps == 0:  # the pretrained model is the warm start
+        start()
         return {"lora_rank": 0, "seconds": 0.0, "tokens_trained": 0, "tokens_generated": 0}
-    _, summary = run_training(context, SFT, params, collect, learning(context.config))
+    _, summary = run_training(context, SFT, start(), collect, learning(context.config))
     return summary
 
 
