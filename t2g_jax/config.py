@@ -74,6 +74,8 @@ Method = Literal[
 ]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
 Labels = Literal["sign", "severity"]
+Divergence = Literal["k1", "k2", "k3", "abs", "full"]
+Place = Literal["reward", "loss"]
 Counted = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"]
 
 
@@ -397,9 +399,9 @@ class RolloutConfig(Section):
 
     optimizer: OptimizerConfig = OptimizerConfig()
     steps: PositiveInt = 100
-    """Rounds of sampling and learning."""
+    """Rounds of sampling and learning; with a `token_budget` not looked at."""
     token_budget: Tokens | None = None
-    """End once so many tokens were generated, whatever `steps`; None: when `steps` are done."""
+    """End, and let schedules run, by tokens generated, whatever `steps`. None: by `steps`."""
     prompts_per_step: PositiveInt = 16
     """Prompts a round."""
     group_size: PositiveInt = 8
@@ -424,6 +426,19 @@ class RolloutConfig(Section):
         )
 
 
+IN_REWARD: tuple[Divergence, ...] = ("k1", "full")
+"""Charged as a reward these pull back to the reference; the place of the others is the loss."""
+
+
+def charged(
+    kl: Divergence | None, kl_in: Place | None, by_default: Place
+) -> tuple[Divergence, Place]:
+    """`kl` and `kl_in`, each filled in from the other where it is None, or both by default."""
+    if kl_in is None:
+        kl_in = by_default if kl is None else "reward" if kl in IN_REWARD else "loss"
+    return kl or ("k1" if kl_in == "reward" else "k3"), kl_in
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig(RolloutConfig):
     """What policy-gradient methods share: the surrogate loss, and a price for moving away."""
@@ -436,29 +451,49 @@ class PolicyConfig(RolloutConfig):
     """The ratio is clipped above at 1 + epsilon_high (DAPO: 0.28; gspo's authors: 4e-4)."""
     reduction: Counted = "token_mean"
     """What counts the same: each token (DAPO), each sequence (GRPO), or its sum (Dr. GRPO)."""
-    kl: Literal["k1", "k2", "k3", "abs", "full"] = "k3"
-    """Divergence from the SFT policy. In rewards, `full` blames a state, k1 the token chosen."""
-    kl_in: Literal["reward", "loss"] = "reward"
-    """Whether the divergence costs reward, or is a term of the loss."""
+    kl: Divergence | None = None
+    """Divergence from the SFT policy: rewards take k1, full, the loss k2, k3, abs. None: k1, k3."""
+    kl_in: Place | None = None
+    """Where it is charged. None: where `kl` belongs; else in the loss (ppo, text2grad: reward)."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """What one nat of divergence costs; where the adaptive controller starts."""
-    adaptive_kl_target: PositiveFloat | None = None
-    """Divergence that an adaptive controller steers to. None: the coefficient is fixed."""
+    """What one nat of divergence costs; where the adaptive controller starts. 0: only logged."""
+    adaptive_kl_target_per_sequence: PositiveFloat | None = None
+    """Nats a completion that an adaptive controller steers to (TRL: 6). None: no controller."""
+    adaptive_kl_horizon: PositiveInt = 10_000
+    """Completions in which a divergence that is 20 % off moves the coefficient by 20 %."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        kl, kl_in = charged(self.kl, self.kl_in, self.default_kl_in)
         require(
-            self.kl_in == "reward" or self.kl in ("k2", "k3", "abs"),
-            f"kl ({self.kl}) cannot be a term of the loss: k1 has no gradient on average, full "
-            "would run the reference in every update; use k2, k3 or abs, or kl_in: reward",
+            kl in IN_REWARD or kl_in == "loss",
+            f"kl ({kl}) cannot be a reward: k2, k3 and abs do not pull back to the "
+            "reference then; use k1 or full, or kl_in: loss",
         )
         require(
-            self.kl_in == "reward" or self.kl_coefficient > 0,
+            kl not in IN_REWARD or kl_in == "reward",
+            f"kl ({kl}) cannot be a term of the loss: k1 has no gradient on average, "
+            "full would run the reference in every update; use k2, k3 or abs, or kl_in: reward",
+        )
+        require(
+            self.kl_in != "loss" or self.kl_coefficient > 0,
             "kl_in: loss needs a kl_coefficient above 0: the term has no weight otherwise",
         )
+        adaptive = self.adaptive_kl_target_per_sequence is not None
         require(
-            self.adaptive_kl_target is None or self.kl_coefficient > 0,
-            "adaptive_kl_target needs a kl_coefficient above 0 to start from",
+            not adaptive or self.kl_coefficient > 0,
+            "adaptive_kl_target_per_sequence needs a kl_coefficient above 0 to start from",
+        )
+        require(
+            adaptive or self.adaptive_kl_horizon == type(self).adaptive_kl_horizon,
+            f"adaptive_kl_horizon ({self.adaptive_kl_horizon}) has no effect without "
+            "adaptive_kl_target_per_sequence",
+        )
+        require(
+            not adaptive or self.completions_per_step < 5 * self.adaptive_kl_horizon,
+            f"adaptive_kl_horizon ({self.adaptive_kl_horizon}) must be more than a fifth of the "
+            f"completions of a round ({self.completions_per_step}), or the coefficient could "
+            "become negative",
         )
         default = type(self)
         require(
@@ -467,6 +502,16 @@ class PolicyConfig(RolloutConfig):
             "epsilon_low and epsilon_high have no effect with surrogate: reinforce, which clips "
             "nothing; leave them out, or choose another surrogate",
         )
+
+    @property
+    def default_kl_in(self) -> Place:
+        """Where the divergence is charged if neither `kl` nor `kl_in` says so."""
+        return "loss"
+
+    @property
+    def completions_per_step(self) -> int:
+        """The most that a round has."""
+        return self.prompts_per_step * self.group_size
 
     @property
     def clips(self) -> bool:
@@ -484,10 +529,8 @@ class PPOConfig(PolicyConfig):
     """Optimizer steps that one pass over a round's rows is split into."""
     epochs: PositiveInt = 2
     """Passes over a round's rows (PPO epochs)."""
-    kl: Literal["k1", "k2", "k3", "abs", "full"] = "k1"
-    """Divergence from the SFT policy. In rewards, `full` blames a state, k1 the token chosen."""
     kl_coefficient: NonNegativeFloat = 0.05
-    """What one nat of divergence costs; where the adaptive controller starts."""
+    """What one nat of divergence costs; where the adaptive controller starts. 0: only logged."""
     gamma: Fraction = 1.0
     """Discount from token to token."""
     gae_lambda: Fraction = 0.95
@@ -499,13 +542,17 @@ class PPOConfig(PolicyConfig):
     whiten: bool = True
     """Scale advantages to mean 0 and variance 1 over a round."""
 
+    @property
+    def default_kl_in(self) -> Place:
+        return "reward"
+
 
 @dataclasses.dataclass(frozen=True)
 class Text2GradConfig(PPOConfig):
     """Text2Grad (arXiv 2505.22338): PPO on span rewards that come from critiques."""
 
-    kl: Literal["k1", "k2", "k3", "abs", "full"] = "full"
-    """Divergence from the SFT policy: `full` (the paper's) blames a state, k1 the token chosen."""
+    kl: Divergence | None = None
+    """As in ppo. The paper's is `full`: each token costs 0 or more, which pays for ending early."""
     span_source: Literal["reward_model", "judge"] = "reward_model"
     """Who marks the spans during training: the trained reward model, or the judge itself."""
     reward: Literal["expected", "hard"] = "expected"
@@ -562,6 +609,10 @@ class EpisodeConfig(GroupConfig):
     turns: typing.Annotated[int, annotated_types.Ge(2)] = 2
     """Attempts a conversation may have; a correct one ends it."""
 
+    @property
+    def completions_per_step(self) -> int:
+        return super().completions_per_step * self.turns
+
 
 @dataclasses.dataclass(frozen=True)
 class GRPOMultiTurnConfig(EpisodeConfig):
@@ -575,7 +626,7 @@ class RLTFSDConfig(EpisodeConfig):
     distill_coefficient: NonNegativeFloat = 0.1
     """Weight of the rows that teach the first prompt the repaired answer."""
     distill_schedule: Literal["constant", "linear"] = "constant"
-    """Whether that weight is there from the start, or grows from 0 and reaches it at the end."""
+    """Whether that weight is there from the start, or grows from 0 to it by the last round."""
     correction: Literal["none", "importance", "sequence_importance", "ppo", "cispo"] = "none"
     """How those rows allow for having been sampled after feedback."""
     logprob_floor: Float | None = -5.0

@@ -4,6 +4,16 @@ The estimators take log-probabilities of tokens sampled from the policy; k1 and 
 the KL, k2 for half its second-order expansion. J. Schulman, "Approximating KL Divergence",
 http://joschu.net/blog/kl-approx.html. No gradient flows to the reference. A token with a non-finite
 log-probability gets NaN and no gradient.
+
+An estimator of the value is not one of the gradient. There are two places to charge it:
+
+  reward  taken off the reward, as a number. The policy gradient of E[k] is E[k ∇log π], which for
+          k1 is ∇KL(π ‖ ref). For k3 it is ∇KL(π ‖ ref) − ∇KL(ref ‖ π), and for k2 and abs it does
+          not point to the reference either: at the reference all three lack a restoring force.
+  loss    added to the loss and differentiated. E[∇k2] is ∇KL(π ‖ ref), E[∇k3] is ∇KL(ref ‖ π), and
+          abs pulls each token back with equal force. E[∇k1] = E[∇log π] is 0.
+
+So k1 (or `full`) belongs in the reward, and k2, k3 or abs in the loss.
 """
 
 import jax
@@ -18,7 +28,7 @@ MAX_EXPONENT = 80.0
 
 
 def k1(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
-    """d = log π(yₜ) − log π_ref(yₜ), unreduced.
+    """d = log π(yₜ) − log π_ref(yₜ), unreduced. For the reward: in a loss its gradient is noise.
 
     Args:
       logprobs, ref_logprobs: [B, T] float.
@@ -34,26 +44,29 @@ def k1(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
 
 
 def k2(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
-    """½ d², d = log π(yₜ) − log π_ref(yₜ). Its gradient is an unbiased one of the KL. See `k1`."""
+    """½ d², d = log π(yₜ) − log π_ref(yₜ). For the loss: its gradient is unbiased. See `k1`."""
     ok, difference = _log_ratio(logprobs, ref_logprobs)
     return jnp.where(ok, 0.5 * jnp.square(difference), jnp.nan)
 
 
 def k3(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
-    """exp(−d) − 1 + d, d = log π(yₜ) − log π_ref(yₜ); never negative. See `k1`."""
+    """exp(−d) − 1 + d, d = log π(yₜ) − log π_ref(yₜ); never negative. For the loss. See `k1`."""
     ok, difference = _log_ratio(logprobs, ref_logprobs)
     difference = jnp.maximum(difference, -MAX_EXPONENT)
     return jnp.where(ok, jnp.expm1(-difference) + difference, jnp.nan)
 
 
 def absolute(logprobs: ArrayLike, ref_logprobs: ArrayLike) -> jax.Array:
-    """|d|, d = log π(yₜ) − log π_ref(yₜ). See `k1`."""
+    """|d|, d = log π(yₜ) − log π_ref(yₜ). For the loss. See `k1`."""
     ok, difference = _log_ratio(logprobs, ref_logprobs)
     return jnp.where(ok, jnp.abs(difference), jnp.nan)
 
 
 def full(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> jax.Array:
     """Σᵥ π(v) (log π(v) − log π_ref(v)) over the last axis, exact.
+
+    Differentiated, it is the exact gradient where the token was chosen. As a reward it blames the
+    state and not the token: a charge of 0 or more for every token, which pays for ending early.
 
     Entries that the policy excludes (log π = −∞) contribute 0.
     `logprobs.full_kl_from_hidden` gives the same from hidden states, without [B, T, V] in memory.

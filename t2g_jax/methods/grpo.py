@@ -17,6 +17,7 @@ from t2g_jax.methods.base import (
     completion_row,
     first_attempts,
     policy_learning,
+    scored_before,
     tokens_generated,
 )
 from t2g_jax.methods.reference import Reference
@@ -43,7 +44,8 @@ class GRPO:
         context, config = self.context, self.config
         turns, metrics = self.attempts(state.params, step)
         rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
-        charge = self.reference.charge(state, rows)
+        before = scored_before(context, config, state, rows)
+        charge = self.reference.charge(state, rows, before)
         rewards = np.array(
             [
                 turn.score.reward - self.overlong(turn) - cost.sum()

@@ -18,7 +18,7 @@ from t2g_jax.methods.base import (
     completion_row,
     first_attempts,
     policy_learning,
-    scored,
+    scored_before,
     tokens_generated,
 )
 from t2g_jax.methods.reference import Reference
@@ -63,11 +63,12 @@ class PPO:
         turns = first_attempts(self.context, state.params, config, self.name, step)
         earned, metrics = self.token_rewards(turns)
         rows = [completion_row(self.context, turn, policy_weight=1.0) for turn in turns]
-        charge = self.reference.charge(state, rows)
+        found = scored_before(self.context, config, state, rows)
+        assert found is not None  # there is a value head
+        charge = self.reference.charge(state, rows, found)
         rewards = [-cost for cost in charge.costs]
         for reward, given, turn in zip(rewards, earned, turns, strict=True):
             reward[len(turn.prompt) :] += given
-        found = scored(self.context, state.params, rows, config.rows_at_once)
         values = [about["values"] for about in found]
         estimate(rows, rewards, values, config)
         samples: Sequence[Sample] = ()

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from t2g_jax import kl
 from t2g_jax.config import PolicyConfig
-from t2g_jax.methods.base import about_tokens, scored
+from t2g_jax.kl import absolute, k1, k2, k3
+from t2g_jax.methods.base import Scored, about_tokens, divergence, has_kl_term, scored
 from t2g_jax.models.heads import Params
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.training import about_rows
@@ -18,7 +18,7 @@ from t2g_jax.training.batch import Batch, Row, round_up
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl
 
-ESTIMATORS = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3, "abs": kl.absolute}
+ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 
 
 @dataclasses.dataclass
@@ -43,31 +43,46 @@ class Reference:
     def __init__(self, context: Context, config: PolicyConfig, params: Params):
         self.context, self.config, self.params = context, config, context.frozen(params)
 
-    def charge(self, state: TrainState, rows: Sequence[Row]) -> Charge:
+    def charge(
+        self, state: TrainState, rows: Sequence[Row], policy: Scored | None = None
+    ) -> Charge:
         """The costs of rows whose `policy_weight` says which tokens were sampled.
 
-        If the loss has the term, the rows get the fields that it needs.
+        Policy and reference are compared at the sampler's temperature, neither truncated. If the
+        loss has the term, the rows get the fields that it needs.
+
+        Args:
+          policy: what the state's policy makes of the rows (`scored_before`), if that is known.
         """
         config, beta = self.config, float(state.carry["kl_coefficient"])
+        kl, kl_in = divergence(config)
+        in_reward = kl_in == "reward"
         reference: list[np.ndarray] = []
-        if config.kl == "full":
+        if kl == "full":
             divergences = self.full(state.params, rows)
         else:
-            # The reference is not truncated: the KL of the sampled distribution to it stays finite.
             found = scored(self.context, self.params, rows, config.rows_at_once)
             reference = [about["logprobs"] for about in found]
-            divergences = estimated(config.kl, rows, reference)
+            if policy is None and (self.context.sampling.truncates or (in_reward and beta > 0)):
+                policy = scored(self.context, state.params, rows, config.rows_at_once)
+            divergences = estimated(kl, rows, reference, policy)
         weights = [item.fields["policy_weight"] for item in rows]
         spent = [d * w for d, w in zip(divergences, weights, strict=True)]
-        mean = float(np.concatenate(spent).sum() / max(np.concatenate(weights).sum(), 1.0))
-        if config.kl_in == "loss":
+        total, tokens = (float(sum(map(np.sum, arrays))) for arrays in (spent, weights))
+        completions = sum(map(stretches, weights))
+        per_sequence = total / max(completions, 1)
+        if has_kl_term(config):
             for item, logprobs, weight in zip(rows, reference, weights, strict=True):
                 item.fields |= {"ref_logprobs": logprobs, "kl_weight": beta * weight}
-        price = beta if config.kl_in == "reward" else 0.0
+        price = beta if in_reward else 0.0
         return Charge(
             costs=[price * s for s in spent],
-            metrics={"kl": mean, "kl_coefficient": beta},
-            carry={"kl_coefficient": adapted(beta, mean, config.adaptive_kl_target)},
+            metrics={
+                "kl": total / max(tokens, 1.0),
+                "kl_per_sequence": per_sequence,
+                "kl_coefficient": beta,
+            },
+            carry={"kl_coefficient": adapted(beta, per_sequence, completions, config)},
         )
 
     def full(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
@@ -89,21 +104,47 @@ class Reference:
         return [about_tokens(values) for values in found]
 
 
-def estimated(kind: str, rows: Sequence[Row], reference: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """An estimate of the KL for each token of each row: arrays [n]."""
+def estimated(
+    kind: str,
+    rows: Sequence[Row],
+    reference: Sequence[np.ndarray],
+    policy: Scored | None = None,
+) -> list[np.ndarray]:
+    """An estimate of the KL for each token of each row: arrays [n].
+
+    Args:
+      reference: log-probabilities [n] of the rows' tokens.
+      policy: what it makes of the rows; None: the sampler's log-probabilities, not truncated.
+    """
+    if policy is None:
+        mine = [item.fields["old_logprobs"] for item in rows]
+    else:
+        mine = [about.get("untruncated", about["logprobs"]) for about in policy]
     lengths = [len(item) for item in rows]
     # All rows in one array, whose length is rounded up: each length is compiled, and kept.
     pair = np.zeros((2, round_up(sum(lengths))), np.float32)
-    pair[:, : sum(lengths)] = (
-        np.concatenate([item.fields["old_logprobs"] for item in rows]),
-        np.concatenate(reference),
-    )
+    pair[:, : sum(lengths)] = np.concatenate(mine), np.concatenate(reference)
     found = np.asarray(ESTIMATORS[kind](*pair))
     return np.split(found[: sum(lengths)], np.cumsum(lengths)[:-1])
 
 
-def adapted(coefficient: float, observed: float, target: float | None) -> float:
-    """Ziegler's controller: β ← β (1 + 0.1 · clip(KL / target − 1, ±0.2)). arXiv 1909.08593."""
+def stretches(weight: np.ndarray) -> int:
+    """How many completions a row has: runs of tokens whose weight is not 0."""
+    return int(np.count_nonzero(np.diff((weight != 0).astype(int), prepend=0) > 0))
+
+
+def adapted(coefficient: float, kl: float, completions: int, config: PolicyConfig) -> float:
+    """The coefficient after a round: β ← β (1 + clip(KL / target − 1, ±0.2) · n / horizon).
+
+    "Fine-Tuning Language Models from Human Preferences", Ziegler et al., arXiv 1909.08593, Sec.
+    2.2, with the names and the horizon of TRL.
+
+    Args:
+      kl: of the round, in nats per completion.
+      completions: n, of the round.
+    """
+    target, horizon = config.adaptive_kl_target_per_sequence, config.adaptive_kl_horizon
     if target is None:
         return coefficient
-    return coefficient * (1 + 0.1 * float(np.clip(observed / target - 1, -0.2, 0.2)))
+    error = float(np.clip(kl / target - 1, -0.2, 0.2))
+    return coefficient * (1 + error * completions / horizon)

@@ -17,7 +17,7 @@ from jax.typing import ArrayLike
 from t2g_jax.advantages import first_turn, group_centered
 from t2g_jax.config import EpisodeConfig, RLTFFMConfig, RLTFSDConfig
 from t2g_jax.judges.base import Critique, JudgeError
-from t2g_jax.methods.base import policy_learning, scored
+from t2g_jax.methods.base import policy_learning, scored, scored_before, tokens_generated
 from t2g_jax.methods.episodes import (
     Episode,
     criticised,
@@ -57,7 +57,8 @@ class GRPOMultiTurn:
         context, config = self.context, self.config
         episodes, metrics = play(context, state.params, config, self.name, step, turns=config.turns)
         rows = [episode.row(truncates=context.sampling.truncates) for episode in episodes]
-        charge = self.reference.charge(state, rows)
+        before = scored_before(context, config, state, rows)
+        charge = self.reference.charge(state, rows, before)
         rewards, took_place = turn_rewards(episodes, config.turns)
         for i, (episode, cost) in enumerate(zip(episodes, charge.costs, strict=True)):
             for h, where in enumerate(episode.completions()):
@@ -102,7 +103,7 @@ class RLTFSelfDistillation(GRPOMultiTurn):
         config = self.config
         coefficient = config.distill_coefficient
         if config.distill_schedule == "linear":
-            coefficient *= progress(step, config.steps)
+            coefficient *= grown(config, state, step, episodes)
         rows = distilled_rows(episodes, config, coefficient)
         if rows:
             # log π(y_last|x₀) before the update: what the floor looks at.
@@ -110,6 +111,19 @@ class RLTFSelfDistillation(GRPOMultiTurn):
             for item, about in zip(rows, before, strict=True):
                 item.fields["old_logprobs"] = about["logprobs"]
         return rows, {"distilled": len(rows), "distill_coefficient": coefficient}
+
+
+def grown(config: RLTFSDConfig, state: TrainState, step: int, episodes: Sequence[Episode]) -> float:
+    """How far `distill_schedule: linear` has come: from 0 in the first round to 1 in the last.
+
+    i / (N − 1) in round i of N; with a budget of b tokens, of which t were generated before this
+    round and n in it, t / (b − n), which is the same if rounds are equally long.
+    """
+    if config.token_budget is None:
+        return progress(step, config.steps)
+    before = float(state.carry["progress"]) * config.token_budget
+    rest = config.token_budget - sum(tokens_generated(e.turns) for e in episodes)
+    return min(before / rest, 1.0) if rest > 0 else 1.0
 
 
 def progress(step: int, steps: int) -> float:

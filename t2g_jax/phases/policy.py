@@ -14,7 +14,7 @@ import numpy as np
 from t2g_jax.config import Config, Method
 from t2g_jax.methods import make_method
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context, once
+from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.rollout import attempt
 from t2g_jax.phases.samples import write_samples
 from t2g_jax.phases.training import Collected, run_training
@@ -55,6 +55,9 @@ def train(context: Context, method: Method) -> dict[str, Any]:
         del chosen.params
         return params
 
+    budget, steps = chosen.config.token_budget, chosen.config.steps
+    if budget is not None and steps != type(chosen.config).steps:
+        say(f"{method}: ends after {budget:,} generated tokens; steps ({steps}) is not looked at")
     floor = context.task.floor(context.test_examples())
     _, summary = run_training(
         context, method, start(), collect, chosen.learning, measure=measure, floor=floor

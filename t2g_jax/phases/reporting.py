@@ -46,9 +46,9 @@ CURVES = {
     "reward": "Reward",
     "span_reward": "Span reward (mean of a token)",
     "equal_groups": "Groups with equal rewards (share)",
-    "entropy": "Entropy (nats)",
-    "kl": "KL to the warm start (nats)",
-    "kl_sampler_trainer": "KL of sampler and trainer (nats)",
+    "entropy": "Entropy (nats a token)",
+    "kl": "KL to the warm start (nats a token)",
+    "kl_sampler_trainer": "KL of sampler and trainer (nats a token)",
     "clip_fraction": "Clip fraction",
     "completion_tokens": "Completion length (tokens)",
 }

@@ -47,7 +47,7 @@ compiled."""
 class Learning:
     """How a phase learns from the rows that it collects at each step.
 
-    steps: how often rows are collected, unless token_budget tokens were generated before.
+    steps: how often rows are collected; with a token_budget, until so many tokens were generated.
     epochs, minibatches: passes over the rows of a step, and optimizer updates of a pass.
     micro_batches: parts of a minibatch, to save memory.
     fields: of `Batch`, that the rows fill. carry: see `TrainState`.
@@ -108,21 +108,35 @@ def run_training(
       last metrics.
     """
     config, workspace = context.config, context.workspace
-    updates = learning.steps * learning.epochs * learning.minibatches
+    updates = None
+    if learning.token_budget is None:
+        updates = learning.steps * learning.epochs * learning.minibatches
     optimizer = make_optimizer(learning.optimizer, updates)
     replicated = NamedSharding(context.mesh, PartitionSpec())
 
-    def carried(values: dict[str, float]) -> dict[str, jax.Array]:
+    def scalar(value: float) -> jax.Array:
         # Placed as the update leaves it, or the update would be compiled for either place.
-        return hosts.place({k: np.float32(v) for k, v in values.items()}, replicated)
+        return hosts.place(np.float32(value), replicated)
+
+    def carried(values: dict[str, float]) -> dict[str, jax.Array]:
+        return {name: scalar(value) for name, value in values.items()}
 
     rank = lora.rank(params)
     trained, frozen = lora.split(params)
     # A copy: the first update donates its state, and the caller may keep `params` as a reference.
     trained = jax.tree.map(jax.numpy.copy, trained)
     del params  # if the caller does not, they need not take memory
-    state = TrainState.create(trained, optimizer, carried(learning.carry))
-    update = make_update(context.model, learning.objective, optimizer, context.mesh, state, frozen)
+    carry = learning.carry if updates is not None else learning.carry | {"progress": 0.0}
+    state = TrainState.create(trained, optimizer, carried(carry))
+    update = make_update(
+        context.model,
+        learning.objective,
+        optimizer,
+        context.mesh,
+        state,
+        frozen,
+        one_update=learning.epochs * learning.minibatches == 1,
+    )
     sharding = batch_sharding(context.mesh, micro_batched=True)
     first = hosts.is_first()
 
@@ -130,18 +144,26 @@ def run_training(
 
     def advance(state: TrainState, step: int):
         context.tally.clear()  # of what was counted before: a resumed run has another before
-        began_with = {"learning_rate": float(rate(int(state.step)))}
+        spent = [] if learning.token_budget is None else [float(state.carry["progress"])]
+        began_with = {"learning_rate": np.asarray(rate(int(state.step), *spent)).item()}
         collected = collect(state.replace(params=lora.join(state.params, frozen)), step)
         if collected.carry is not None:
-            state = state.replace(carry=carried(collected.carry))
+            state = state.replace(carry=state.carry | carried(collected.carry))
         fitting = [item for item in collected.rows if context.has_room(item.tokens, 0)]
         context.tally["rows_too_long"] += len(collected.rows) - len(fitting)
         rows = [item for item in fitting if weighed(item)]
         if not rows:  # then everything stays as it is
             say(f"{phase}: step {step + 1} has nothing to learn from")
         reports = []
+        generated = int(collected.metrics.get("tokens_generated", 0))
+        passes = learning.epochs * min(learning.minibatches, len(rows))
         with context.watch.stage("update"):
-            for batch in minibatches(context, phase, learning, rows, step):
+            for i, batch in enumerate(minibatches(context, phase, learning, rows, step)):
+                if learning.token_budget is not None:
+                    # From update to update, as with steps: each is an equal part of the round.
+                    now = spent[0] + i / passes * generated / learning.token_budget
+                    carry = state.carry | {"progress": scalar(min(now, 1.0))}
+                    state = state.replace(carry=carry)
                 placed = hosts.place(batch, sharding)
                 state, report = update(state, placed, frozen) if frozen else update(state, placed)
                 reports.append(report)
@@ -150,7 +172,6 @@ def run_training(
         metrics |= collected.metrics | device_memory()
         metrics["tokens_trained"] = learning.epochs * sum(map(weighed, rows))
         read = sum(len(row) for row in rows)
-        generated = int(collected.metrics.get("tokens_generated", 0))
         return state, metrics | speed(
             context.watch.lap(),
             {
@@ -276,22 +297,25 @@ def about_rows(
     rows: Sequence[Row],
     compute: Callable[[Batch], Any],
     at_once: int | None = None,
+    *,
+    fields: Sequence[str] = (),
 ) -> list[Any]:
     """What a function of packed rows says about the tokens of each.
 
     Args:
       compute: from tokens on the mesh to arrays [B, T, ...], in any structure.
       at_once: rows that are packed and computed at once; None: all.
+      fields: of the rows, which the function reads too.
 
     Returns:
       For each row the same structure, with arrays [n, ...].
     """
     found: list[Any] = []
-    rows = [Row(item.tokens, {}) for item in rows]
+    rows = [Row(item.tokens, {name: item.fields[name] for name in fields}) for item in rows]
     size = at_once or max(len(rows), 1)
     for some in (rows[start : start + size] for start in range(0, len(rows), size)):
         length = bucket(some, parts(context.mesh, "context"))
-        batch = pack(some, length=length, multiple=parts(context.mesh, *ROWS))
+        batch = pack(some, length=length, fields=fields, multiple=parts(context.mesh, *ROWS))
         computed = hosts.fetch(compute(hosts.place(batch, batch_sharding(context.mesh))))
         for place in places(some, length):
             found.append(jax.tree.map(operator.itemgetter(place), computed))

@@ -17,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from t2g_jax.config import Config
+from t2g_jax.config import Config, PolicyConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.methods import make_method
+from t2g_jax.methods.base import divergence, reads_before
 from t2g_jax.models import heads, lora
 from t2g_jax.phases import pretrained, reward_model, sft
 from t2g_jax.phases.context import Context
@@ -189,14 +190,16 @@ def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
         kept.append(model.params)
     yield _sample(context, name, policy, at_once, kept)
     if reference is not None:
-        if reference.config.kl == "full":
+        if divergence(reference.config)[0] == "full":
             yield _full_kl(context, name, policy, reference.params, at_once, kept)
         else:
             yield _score(
                 context, name, "score (reference)", reference.params, at_once, kept + [policy]
             )
-    if "value_head" in policy or name == "rltf-sd":
-        yield _score(context, name, "score (policy)", policy, at_once, kept)
+    read = isinstance(config, PolicyConfig) and reads_before(context, config)
+    if "value_head" in policy or name == "rltf-sd" or read:
+        fields = ("cutoffs",) if context.sampling.truncates else ()
+        yield _score(context, name, "score (policy)", policy, at_once, kept, fields)
     if model is not None:
         yield _spans(context, name, model.params, at_once, kept + [policy])
     # RLTF-SD learns from a second attempt twice, RLTF-FM from a critique of each first one.
@@ -272,8 +275,9 @@ def _score(
     params: heads.Params,
     rows: int,
     kept: list[Any],
+    fields: Sequence[str] = (),
 ) -> Program:
-    batch, shape, rows, length = _scored(context, rows)
+    batch, shape, rows, length = _scored(context, rows, fields)
     settings = {"model": context.model, "temperature": context.config.sampling.temperature}
     return Program(
         phase,
@@ -387,9 +391,9 @@ def _length(context: Context) -> int:
     return round_up(context.config.model.context_length, int(multiple))
 
 
-def _scored(context: Context, rows: int) -> tuple[Batch, str, int, int]:
+def _scored(context: Context, rows: int, fields: Sequence[str] = ()) -> tuple[Batch, str, int, int]:
     rows, length = round_up(rows, parts(context.mesh, *ROWS)), _length(context)
-    batch = _batch((rows, length), (), batch_sharding(context.mesh))
+    batch = _batch((rows, length), fields, batch_sharding(context.mesh))
     return batch, f"[{rows}, {length}]", rows, length
 
 

@@ -26,6 +26,7 @@ PREDICTION_FIELDS = {
     "nll_weight": 0.0,
     "advantages": 0.0,
     "old_logprobs": 0.0,
+    "sampler_logprobs": np.nan,
     "cutoffs": -np.inf,
     "teacher_logprobs": 0.0,
     "ref_logprobs": 0.0,
@@ -48,7 +49,8 @@ class Batch(struct.PyTreeNode):
     distill_weight: weight in the self-distillation term.
     nll_weight: weight in the negative log-likelihood (SFT, critiques, feedback modelling).
     advantages: of the policy-gradient and self-distillation terms.
-    old_logprobs, cutoffs: log-probability when sampled, and the truncation of the sampler.
+    old_logprobs: log-probability before the round's updates, what ratios compare with.
+    sampler_logprobs, cutoffs: when sampled (NaN: old_logprobs are), and the sampler's truncation.
     teacher_logprobs: log π(y₁|x₁) of self-distillation tokens.
     ref_logprobs, kl_weight: under the reference policy, for a KL term in the loss, and its weight.
     returns, old_values: targets and old predictions of the value head.
@@ -64,6 +66,7 @@ class Batch(struct.PyTreeNode):
     nll_weight: jax.Array | None = None
     advantages: jax.Array | None = None
     old_logprobs: jax.Array | None = None
+    sampler_logprobs: jax.Array | None = None
     cutoffs: jax.Array | None = None
     teacher_logprobs: jax.Array | None = None
     ref_logprobs: jax.Array | None = None

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t2g_jax import hosts, preemption
 from t2g_jax.errors import T2GError
@@ -38,9 +39,10 @@ def train(
     """Takes `state` to step `steps`, from the last checkpoint if there is one.
 
     `advance(state, i)` makes step i (from 0) and must depend on its arguments alone: data and
-    random keys are functions of i. So a run that was stopped and started again equals one that was
-    not. After SIGTERM the step under way is the last one, and is saved; before a T2GError of
-    `advance` leaves here, the step before is.
+    random keys are functions of i. With a budget, "progress" in `state.carry` is the share of it
+    that is spent. So a run that was stopped and started again equals one that was not. After
+    SIGTERM the step under way is the last one, and is saved; before a T2GError of `advance` leaves
+    here, the step before is.
 
     A state whose last update was skipped (see `make_update`) is not saved before the end: the last
     checkpoint is a good one, and those before it are not pushed out. One that has seen no update
@@ -49,12 +51,12 @@ def train(
     Args:
       state: at step 0.
       advance: one step; it may donate the state.
-      steps: total.
+      steps: total, unless there is a budget.
       checkpoints, every: where, and after how many steps, the state is saved.
       meta: saved beside the state, with the data cursor "step" and, if tokens were,
         "tokens_generated" so far.
       token_budget: ends after the first step at which the sum of the metric "tokens_generated"
-        reaches it; the log has the sum as "tokens_generated_total".
+        reaches it, whatever `steps`; the log has the sum as "tokens_generated_total".
       max_skipped_updates: so many updates skipped in a row end the run.
       measure: metrics of a state that is about to be saved, with those of its step what the best
         checkpoint is chosen by.
@@ -62,10 +64,12 @@ def train(
 
     Raises:
       T2GError: too many updates were skipped in a row, or all there were; the last checkpoint is of
-        another phase; the metric to keep the best checkpoint by is never measured.
+        another phase; the metric to keep the best checkpoint by is never measured; there is a
+        budget, and a step generated nothing.
       Preempted: SIGTERM came.
     """
     state = hosts.place(state, state_shardings(state, mesh))
+    replicated = NamedSharding(mesh, PartitionSpec())
     step, generated = checkpoints.latest_step or 0, 0
     if step:
         state, saved = checkpoints.restore(abstract(state))
@@ -73,7 +77,7 @@ def train(
         generated = saved.get("tokens_generated", 0)
 
     def unfinished() -> bool:
-        return step < steps and (token_budget is None or generated < token_budget)
+        return step < steps if token_budget is None else generated < token_budget
 
     def save(compared: Mapping[str, float] | None) -> None:
         by = checkpoints.best_by
@@ -88,6 +92,9 @@ def train(
 
     with preemption.finishing():
         while unfinished():
+            if token_budget is not None:
+                spent = hosts.place(np.float32(generated / token_budget), replicated)
+                state = state.replace(carry=state.carry | {"progress": spent})
             try:
                 state, metrics = advance(state, step)
             except T2GError:  # as when the judge is down: the steps before it are not lost
@@ -100,6 +107,11 @@ def train(
             if "tokens_generated" in metrics:
                 generated += int(metrics["tokens_generated"])
                 metrics = metrics | {"tokens_generated_total": generated}
+            if token_budget is not None and not metrics.get("tokens_generated"):
+                raise T2GError(
+                    f"step {step} generated no tokens: a token_budget ({token_budget}) would never "
+                    "be reached; leave it out, to end by steps"
+                )
             writer.write(step, metrics)
             on_step(step, metrics)
             skipped = int(metrics.get("skipped_in_row", 0))

@@ -50,7 +50,8 @@ class Objective:
     value_coefficient: float = 0.1
     value_clip: float = 0.2
     kl: str = "k3"
-    """Which of `KL_TERMS` to `ref_logprobs`, where there is a `kl_weight`."""
+    """Which of `KL_TERMS` to `ref_logprobs`, where there is a `kl_weight`; of distributions at the
+    sampler's temperature that are not truncated."""
     correction: losses.Correction = "none"
     logprob_floor: float | None = None
     nll_coefficient: float = 1.0
@@ -91,6 +92,7 @@ def objective(
     model: DecoderConfig,
     settings: Objective,
     mesh: Mesh | None = None,
+    one_update: bool = False,
 ) -> tuple[Array, dict[str, dict[str, Array]]]:
     """Loss of a (micro-)batch and its metrics.
 
@@ -100,6 +102,8 @@ def objective(
       denominators: from `totals` of the whole step.
       model, settings: static.
       mesh: static, where parameters and rows are sharded; None leaves activations to the compiler.
+      one_update: static, whether the batch is all that a round learns from. Then its ratios compare
+        with this forward pass, and are 1; `old_logprobs` of policy tokens may be the sampler's.
 
     Returns:
       loss: scalar float32; the losses of a step's micro-batches add up to the loss of the step.
@@ -135,19 +139,35 @@ def objective(
     if batch.policy_weight is not None:
         weight = batch.policy_weight
         low, high = settings.epsilon_low, settings.epsilon_high
-        surrogate, ratio = surrogate_loss(scored.logprobs, batch, settings)
+        sampler = batch.old_logprobs
+        if batch.sampler_logprobs is not None:
+            known = jnp.isfinite(batch.sampler_logprobs)
+            sampler = jnp.where(known, batch.sampler_logprobs, sampler)
+        old = jax.lax.stop_gradient(scored.logprobs) if one_update else batch.old_logprobs
+        surrogate, ratio = surrogate_loss(scored.logprobs, old, batch, settings)
         loss += term("policy_loss", surrogate, weight, "policy")
         if batch.kl_weight is not None:
-            penalty = batch.kl_weight * KL_TERMS[settings.kl](scored.logprobs, batch.ref_logprobs)
+            mine = scored.logprobs
+            if batch.cutoffs is not None:
+                mine = score_targets(
+                    params,
+                    hidden,
+                    batch,
+                    model=model,
+                    temperature=settings.temperature,
+                    truncated=False,
+                    mesh=mesh,
+                ).logprobs
+            penalty = batch.kl_weight * KL_TERMS[settings.kl](mine, batch.ref_logprobs)
             loss += term("kl_loss", penalty, weight, "policy")
-        log_ratio = scored.logprobs - batch.old_logprobs
+        log_ratio = scored.logprobs - old
         term("ratio", ratio, weight, "value")
         term("log_ratio", log_ratio, weight, "value")
         clipped = losses.clip_acts(
             settings.surrogate, ratio, batch.advantages, epsilon_low=low, epsilon_high=high
         )
         term("clip_fraction", clipped, weight, "value")
-        term("kl_sampler_trainer", kl.k3(batch.old_logprobs, scored.logprobs), weight, "value")
+        term("kl_sampler_trainer", kl.k3(sampler, scored.logprobs), weight, "value")
         term("entropy", scored.entropy, weight, "value")
         for name, values in (("ratio", ratio), ("log_ratio", log_ratio)):
             counted = weight != 0
@@ -219,9 +239,11 @@ def objective(
     return loss, metrics
 
 
-def surrogate_loss(logprobs: Array, batch: Batch, settings: Objective) -> tuple[Array, Array]:
-    """The policy-gradient loss and the ratio that it clips, [B, T] each."""
-    old, advantages = batch.old_logprobs, batch.advantages
+def surrogate_loss(
+    logprobs: Array, old: Array, batch: Batch, settings: Objective
+) -> tuple[Array, Array]:
+    """The policy-gradient loss and the ratio to `old` that it clips, [B, T] each."""
+    advantages = batch.advantages
     clip = {"epsilon_low": settings.epsilon_low, "epsilon_high": settings.epsilon_high}
     ratio = losses.importance_ratio(logprobs, old)
     match settings.surrogate:
@@ -260,13 +282,14 @@ def score_targets(
     *,
     model: DecoderConfig,
     temperature: float,
+    truncated: bool = True,
     mesh: Mesh | None = None,
 ) -> logprobs.LogProbs:
     """Log-probability [B, T] of each target under the distribution that it was sampled from.
 
     Policy and distilled tokens are scored at the sampler's temperature, policy tokens with its
-    truncation, others at temperature 1; in a batch that does not tell them apart, all are scored at
-    `temperature`.
+    truncation (unless `truncated` is False), others at temperature 1; in a batch that does not tell
+    them apart, all are scored at `temperature`.
     """
     scale: Array | float = temperature
     if temperature != 1 and batch.policy_weight is not None:
@@ -281,7 +304,7 @@ def score_targets(
             kernel,
             batch.targets,
             temperature=scale,
-            cutoff=batch.cutoffs,
+            cutoff=batch.cutoffs if truncated else None,
             softcap=model.final_softcap,
             vocab_shards=vocab_shards(kernel.shape[1], mesh),
             spread=None if mesh is None else head_spread(kernel, mesh),

@@ -7,7 +7,7 @@ collects such steps, or rounding up or down at random, which gets them right on 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ class StochasticState(NamedTuple):
 
 def in_float32(
     inner: optax.GradientTransformation, rounding: Rounding
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer with float32 gradients, moments and updates, whatever the parameters are.
 
     Where no parameter is bfloat16 it is the optimizer itself. Otherwise `optax.apply_updates` of
@@ -49,6 +49,8 @@ def in_float32(
       rounding: what becomes of the bits that bfloat16 does not hold.
     """
 
+    inner = optax.with_extra_args_support(inner)
+
     def init(params: Params):
         state = inner.init(_float32(params))
         if not _any_bfloat16(params):
@@ -58,14 +60,14 @@ def in_float32(
         copy = jax.tree.map(lambda x: x.astype(jnp.float32) if _is_bfloat16(x) else None, params)
         return CopyState(state, copy)
 
-    def update(gradients: Params, state, params: Params):
+    def update(gradients: Params, state, params: Params, **extra: Any):
         gradients = _float32(gradients)
         if not _any_bfloat16(params):
-            return inner.update(gradients, state, params)
+            return inner.update(gradients, state, params, **extra)
         exact = _float32(params)
         if isinstance(state, CopyState):
             exact = jax.tree.map(lambda x, copy: x if copy is None else copy, exact, state.copy)
-        updates, inner_state = inner.update(gradients, state.inner, exact)
+        updates, inner_state = inner.update(gradients, state.inner, exact, **extra)
         moved = optax.apply_updates(exact, updates)
         if isinstance(state, CopyState):
             copy = jax.tree.map(lambda x, p: x if _is_bfloat16(p) else None, moved, params)
@@ -79,7 +81,7 @@ def in_float32(
         moved = jax.tree.unflatten(structure, rounded)
         return _changes(moved, updates, params), StochasticState(inner_state, state.updates + 1)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def stochastic_round(x: Array, key: Array) -> Array:

@@ -38,6 +38,8 @@ def make_update(
     mesh: Mesh,
     state: TrainState,
     frozen: heads.Params | None = None,
+    *,
+    one_update: bool = False,
 ) -> Update:
     """Compiles `update(state, batch) -> (state, metrics)` for one optimizer step.
 
@@ -50,6 +52,7 @@ def make_update(
       mesh: where the state and batches live.
       state: the state to come, or its abstract shapes; only its structure is read.
       frozen: what its parameters lack to be whole, see `lora.split`; likewise.
+      one_update: whether a round learns from its rows only once, see `objective`.
 
     Returns:
       update: takes a batch with arrays [M, B, T], M micro-batches whose gradients add up; it
@@ -66,7 +69,15 @@ def make_update(
         @functools.partial(jax.value_and_grad, has_aux=True)
         def gradient(trained: heads.Params, micro: Batch):
             params = lora.join(trained, frozen or {})
-            return objective(params, micro, denominators, model=model, settings=settings, mesh=mesh)
+            return objective(
+                params,
+                micro,
+                denominators,
+                model=model,
+                settings=settings,
+                mesh=mesh,
+                one_update=one_update,
+            )
 
         def accumulate(carry, micro: Batch):
             grads, metrics = carry
@@ -82,7 +93,9 @@ def make_update(
             _, shapes = jax.eval_shape(gradient, state.params, first)[0]
             start = jax.lax.with_sharding_constraint(_zeros(state.params), shardings.params)
             (grads, metrics), _ = jax.lax.scan(accumulate, (start, _nothing(shapes)), batch)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            grads, state.opt_state, state.params, progress=state.carry.get("progress")
+        )
         params = optax.apply_updates(state.params, updates)
         report = metrics["sum"] | metrics["max"] | metrics["min"]
         report["grad_norm"] = optax.tree.norm(grads)
@@ -145,11 +158,17 @@ def score(
     """Scores rows [B, T] without gradients; give the mesh that they are sharded over.
 
     Returns:
-      "logprobs", "entropy" [B, T] of the targets; "values" [B, T] if there is a value head.
+      "logprobs", "entropy" [B, T] of the targets; "values" [B, T] if there is a value head; with
+      cutoffs, which logprobs and entropy then follow, "untruncated" [B, T], the log-probabilities
+      under the whole distribution.
     """
     hidden = read(params, batch, model=model, mesh=mesh)
-    scored = score_targets(params, hidden, batch, model=model, temperature=temperature, mesh=mesh)
+    settings: Any = {"model": model, "temperature": temperature, "mesh": mesh}
+    scored = score_targets(params, hidden, batch, **settings)
     out = {"logprobs": scored.logprobs, "entropy": scored.entropy}
+    if batch.cutoffs is not None:
+        whole = score_targets(params, hidden, batch, truncated=False, **settings)
+        out["untruncated"] = whole.logprobs
     if "value_head" in params:
         out["values"] = heads.values(params, hidden)
     return out

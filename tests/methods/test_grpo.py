@@ -59,23 +59,25 @@ def test_advantage(script, collected, how):
 def test_kl_costs_reward_or_is_in_the_loss(
     tiny_context, moved_policy, state_of, earning, logprobs_of, where
 ):
-    values = {"kl": "k3", "kl_in": where, "kl_coefficient": 0.3, "adaptive_kl_target": 1e-6}
+    kind = {"reward": "k1", "loss": "k3"}[where]
+    values = {"kl_in": where, "kl_coefficient": 0.3, "adaptive_kl_target_per_sequence": 1e-6}
     context = tiny.changed(tiny_context, **{f"grpo__{k}": v for k, v in values.items()})
     method, turns = GRPO(context), earning()
     found = method.collect(state_of(method, moved_policy), 1)
     earned = []
     for turn in turns:
         reference = logprobs_of(method.reference.params, turn.prompt, turn.tokens)
-        cost = oracle.divergence("k3", None, reference, turn.completion.logprobs, turn.tokens)
-        assert cost.sum() > 1e-3
+        cost = oracle.divergence(kind, None, reference, turn.completion.logprobs, turn.tokens)
+        assert abs(cost.sum()) > 1e-3
         earned.append(turn.score.reward - (0.3 * cost.sum() if where == "reward" else 0))
     expected = [oracle.compared(pair, "centred") for pair in np.reshape(earned, (-1, 2))]
     np.testing.assert_allclose(advantages_of(found), np.ravel(expected), rtol=1e-3, atol=1e-4)
     in_rows = {"kl_weight", "ref_logprobs"} if where == "loss" else set()
     assert all(set(item.fields) == set(method.learning.fields) for item in found.rows)
     assert set(method.learning.fields) >= in_rows
-    assert method.learning.objective.kl == "k3"
-    assert found.carry["kl_coefficient"] == pytest.approx(0.3 * 1.02)
+    assert method.learning.objective.kl == kind
+    assert found.metrics["kl_per_sequence"] > 0
+    assert found.carry["kl_coefficient"] == pytest.approx(0.3 * (1 + 0.2 * 8 / 10_000), rel=1e-7)
 
 
 # --- DAPO --------------------------------------------------------------------------------------

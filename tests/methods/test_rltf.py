@@ -57,7 +57,7 @@ def test_kl_costs_each_turn_its_own_reward(
 ):
     script([0, 0], [0.5, 0.25])
     section = name.replace("-", "_")
-    values = {"kl": "k3", "kl_in": where, "kl_coefficient": 0.3, "gamma": 0.5, "steps": 9}
+    values = {"kl": None, "kl_in": where, "kl_coefficient": 0.3, "gamma": 0.5, "steps": 9}
     values |= {"prompts_per_step": 1}
     context = tiny.changed(tiny_context, **{f"{section}__{k}": v for k, v in values.items()})
     method = make_method(name, context)
@@ -70,8 +70,9 @@ def test_kl_costs_each_turn_its_own_reward(
         for h, (start, end) in enumerate(zip(starts[i], ends, strict=True)):
             prompt, chosen = item.tokens[:start], item.tokens[start:end]
             reference = logprobs_of(method.reference.params, prompt, chosen)
-            sampled = item.fields["old_logprobs"][start:end]
-            cost = oracle.divergence("k3", None, reference, sampled, chosen)
+            policy = logprobs_of(moved_policy, prompt, chosen)
+            mine = policy[np.arange(len(chosen)), chosen]
+            cost = oracle.divergence("k1", None, reference, mine, chosen)
             rewards[i, h] -= 0.3 * cost.sum() if where == "reward" else 0
         assert ("kl_weight" in item.fields) == (where == "loss")
     returns = np.stack([rewards[:, 0] + 0.5 * rewards[:, 1], rewards[:, 1]], 1)
@@ -232,6 +233,22 @@ def test_distill_schedule(tiny_context, script, state_of, schedule, coefficients
 def test_progress_is_none_at_the_first_step_and_whole_at_the_last():
     assert [progress(step, 3) for step in range(3)] == [0, 0.5, 1]
     assert progress(0, 1) == 1
+
+
+def test_with_a_budget_the_schedule_follows_the_tokens(tiny_context, script, state_of):
+    """From 0 to all of λ in the round that reaches the budget, whatever `steps`."""
+    values = {"steps": 2, "token_budget": 40, "distill_coefficient": 0.2}
+    values |= {"distill_schedule": "linear", "prompts_per_step": 1}
+    context = tiny.changed(tiny_context, **{f"rltf_sd__{k}": v for k, v in values.items()})
+    method, generated, coefficients = RLTFSelfDistillation(context), 0, []
+    while generated < 40:
+        script([0, 0], [1, 1])
+        state = state_of(method, progress=generated / 40)
+        found = method.collect(state, len(coefficients))
+        assert found.metrics["tokens_generated"] == 10
+        generated += 10
+        coefficients.append(found.metrics["distill_coefficient"])
+    assert coefficients == pytest.approx([0, 0.2 / 3, 0.4 / 3, 0.2])
 
 
 def test_right_first_attempts_leave_nothing_to_distil(script, collected):

@@ -7,8 +7,17 @@ import pytest
 import tiny
 import yaml
 
-from t2g_jax.config import METHODS, ConfigError, PolicyConfig, RolloutConfig, load_config
+from t2g_jax.config import (
+    METHODS,
+    Config,
+    ConfigError,
+    PolicyConfig,
+    RolloutConfig,
+    load_config,
+    to_yaml,
+)
 from t2g_jax.methods import make_method
+from t2g_jax.methods.base import divergence
 from t2g_jax.reductions import Reduction
 
 SECTIONS = {name: name.replace("-", "_") for name in METHODS}
@@ -50,7 +59,8 @@ OWN = {
 ELSEWHERE = {
     # test_base, test_policy
     *"optimizer eval_every prompts_per_step group_size rows_at_once".split(),
-    *"kl_in kl_coefficient adaptive_kl_target".split(),  # test_reference
+    # test_reference, and below
+    *"kl_in kl_coefficient adaptive_kl_target_per_sequence adaptive_kl_horizon".split(),
     *"gamma gae_lambda whiten".split(),  # test_ppo
     *"span_source fade_after reward reward_threshold".split(),  # test_text2grad
     *"advantage resample_rounds overlong_tokens turns".split(),  # test_grpo, test_episodes
@@ -100,11 +110,79 @@ def test_what_the_sampler_does_reaches_the_objective(tiny_context, name):
 def test_a_term_for_the_divergence_is_learned_if_it_is_in_the_loss(tiny_context, name):
     section = SECTIONS[name]
     for where in ("reward", "loss"):
-        values = {"kl": "abs", "kl_in": where, "kl_coefficient": 0.3}
+        values = {"kl": None, "kl_in": where, "kl_coefficient": 0.3}
         context = tiny.changed(tiny_context, **{f"{section}__{k}": v for k, v in values.items()})
         learning = make_method(name, context).learning
+        assert learning.objective.kl == {"reward": "k1", "loss": "k3"}[where]
         assert ({"kl_weight", "ref_logprobs"} <= set(learning.fields)) == (where == "loss")
         assert learning.carry == {"kl_coefficient": 0.3}
+
+
+# --- Which divergence, and where it is charged -------------------------------------------------
+
+POLICIES = [name for name in METHODS if name != "rejection-sampling"]
+
+
+def with_critic(name):
+    return name in ("ppo", "text2grad")
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, None),
+        ({"kl": "k1"}, ("k1", "reward")),
+        ({"kl": "full"}, ("full", "reward")),
+        ({"kl": "k2"}, ("k2", "loss")),
+        ({"kl": "k3"}, ("k3", "loss")),
+        ({"kl": "abs"}, ("abs", "loss")),
+        ({"kl_in": "reward"}, ("k1", "reward")),
+        ({"kl_in": "loss"}, ("k3", "loss")),
+    ],
+)
+def test_what_is_left_out_follows_what_is_given_and_the_kind_of_method(name, given, expected):
+    section = dataclasses.replace(getattr(Config(name="x"), SECTIONS[name]), kl_coefficient=0.1)
+    section = dataclasses.replace(section, **given)
+    default = ("k1", "reward") if with_critic(name) else ("k3", "loss")
+    assert divergence(section) == (expected or default)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_coefficient_of_0_charges_nothing_anywhere(tiny_context, name):
+    section = SECTIONS[name]
+    context = tiny.changed(
+        tiny_context, **{f"{section}__kl_coefficient": 0.0, f"{section}__kl_in": None}
+    )
+    assert "kl_weight" not in make_method(name, context).learning.fields
+
+
+@pytest.mark.parametrize("section", sorted(SECTIONS.values()))
+@pytest.mark.parametrize(
+    ("kl", "where", "expected"),
+    [
+        *[(kl, "reward", "cannot be a reward: k2, k3 and abs do not pull") for kl in ("k2", "k3")],
+        ("abs", "reward", "use k1 or full, or kl_in: loss"),
+        ("k1", "loss", "cannot be a term of the loss: k1 has no gradient on average"),
+        ("full", "loss", "use k2, k3 or abs, or kl_in: reward"),
+    ],
+)
+def test_estimators_in_the_wrong_place_are_refused(loaded, section, kl, where, expected):
+    if section == "rejection_sampling":
+        return
+    with pytest.raises(ConfigError) as caught:
+        loaded(f"{section}: {{kl: {kl}, kl_in: {where}, kl_coefficient: 0.1}}")
+    assert f"in `{section}`: kl ({kl})" in str(caught.value)
+    assert expected in str(caught.value)
+
+
+def test_defaults_survive_being_written_and_read(loaded):
+    """Left out stays left out: another `kl` on top still finds its place."""
+    for text in ("grpo: {kl_coefficient: 0.1}", "text2grad: {kl: full}", "{}"):
+        config = loaded(text)
+        assert loaded(to_yaml(config)) == config
+    changed = dataclasses.replace(loaded("grpo: {kl_coefficient: 0.1}").grpo, kl="k1")
+    assert divergence(changed) == ("k1", "reward")
 
 
 # --- Settings that would have no effect --------------------------------------------------------
@@ -133,9 +211,22 @@ def loaded(tmp_path):
             "in `rltf_sd`: epsilon_low and epsilon_high have no effect",
         ),
         ("grpo: {kl_in: loss}", "in `grpo`: kl_in: loss needs a kl_coefficient above 0"),
-        ("grpo: {adaptive_kl_target: 0.1}", "needs a kl_coefficient above 0 to start from"),
-        ("ppo: {kl_in: loss}", "in `ppo`: kl (k1) cannot be a term of the loss"),
-        ("text2grad: {kl_in: loss}", "kl (full) cannot be a term of the loss"),
+        (
+            "grpo: {adaptive_kl_target_per_sequence: 6}",
+            "needs a kl_coefficient above 0 to start from",
+        ),
+        ("grpo: {adaptive_kl_target: 6}", "did you mean `grpo.adaptive_kl_target_per_sequence`?"),
+        (
+            "ppo: {adaptive_kl_horizon: 500}",
+            "in `ppo`: adaptive_kl_horizon (500) has no effect without adaptive_kl_target",
+        ),
+        (
+            "rltf_sd: {kl_coefficient: 0.1, adaptive_kl_target_per_sequence: 6, "
+            "adaptive_kl_horizon: 51}",
+            "adaptive_kl_horizon (51) must be more than a fifth of the completions of a round (256",
+        ),
+        ("ppo: {kl: k1, kl_in: loss}", "in `ppo`: kl (k1) cannot be a term of the loss"),
+        ("text2grad: {kl: full, kl_in: loss}", "kl (full) cannot be a term of the loss"),
         (
             "rltf_sd: {distill_schedule: linear, distill_coefficient: 0.0}",
             "distill_schedule: linear needs a distill_coefficient above 0",

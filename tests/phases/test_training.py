@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import shutil
 
 import jax
 import numpy as np
@@ -153,6 +154,40 @@ def test_the_log_has_the_learning_rate_that_the_step_began_with(train):
     _, lines = train(lambda state, step: Collected(rows(12)), optimizer=optimizer, steps=2)
     # Two epochs of three minibatches a step: 12 updates in all.
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.6, 0.3])
+
+
+def test_with_a_budget_the_learning_rate_follows_it(train):
+    """The same rates as with steps, where all rounds are equally long; and past `steps`."""
+    optimizer = dataclasses.replace(OptimizerConfig(), schedule="linear", learning_rate=0.6)
+    values = {"optimizer": optimizer, "token_budget": 30, "steps": 1}
+
+    def collect(state, step):
+        if step == stop:
+            raise KeyboardInterrupt
+        return Collected(rows(12), {"tokens_generated": 10})
+
+    stop = 2
+    with pytest.raises(KeyboardInterrupt):
+        train(collect, checkpoint__every_steps=1, **values)
+    stop = None
+    (_, summary), lines = train(collect, checkpoint__every_steps=1, **values)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.6, 0.4, 0.2])
+    assert summary["tokens_generated"] == 30
+
+
+def test_a_budget_of_as_many_tokens_as_steps_generate_learns_the_same(train, tmp_path):
+    optimizer = dataclasses.replace(OptimizerConfig(), schedule="cosine", learning_rate=1e-2)
+
+    def learned(**by):
+        shutil.rmtree(tmp_path / "own", ignore_errors=True)
+        collect = lambda state, step: Collected(rows(12), {"tokens_generated": 10})  # noqa: E731
+        (params, _), _ = train(collect, optimizer=optimizer, **by)
+        return jax.device_get(params)
+
+    by_steps, by_tokens = learned(steps=3), learned(steps=1, token_budget=30)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), by_steps, by_tokens
+    )
 
 
 def test_trackers_get_the_log(train, tmp_path):

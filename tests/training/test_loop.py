@@ -41,17 +41,18 @@ def start(compiled_update, fresh_state, batches, mesh_of):
             if i == stop_before:
                 raise Stop
             made.append(i)
+            began_at = float(state.carry.get("progress", -1))
             noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), i))
             coefficient = float(state.carry["kl_coefficient"] * (1 + 0.1 * noise))
             carry = {"kl_coefficient": jax.device_put(jnp.float32(coefficient), replicated)}
-            batch = batches[i]
+            batch = batches[i % len(batches)]
             if i in poisoned:
                 batch = batch.replace(returns=batch.returns * np.float32(np.nan))
             batch = jax.device_put(
                 micro_batches(batch, 1), batch_sharding(mesh, micro_batched=True)
             )
             state, report = update(state.replace(carry=carry), batch)
-            report = jax.device_get(report) | {"coefficient": coefficient}
+            report = jax.device_get(report) | {"coefficient": coefficient, "began_at": began_at}
             return state, report | (told(i) if told else {})
 
         with (
@@ -134,7 +135,7 @@ def meta(folder, step=None):
         return checkpoints.meta(step)
 
 
-@pytest.mark.parametrize(("budget", "steps"), [(1, 1), (30, 3), (31, 4), (1000, 5), (None, 5)])
+@pytest.mark.parametrize(("budget", "steps"), [(1, 1), (30, 3), (31, 4), (80, 8), (None, 5)])
 def test_it_ends_with_the_step_that_reaches_the_token_budget(start, tmp_path, budget, steps):
     told = {"told": lambda step: {"tokens_generated": 10}, "token_budget": budget}
     _, made, _ = start(tmp_path, **told)
@@ -142,6 +143,8 @@ def test_it_ends_with_the_step_that_reaches_the_token_budget(start, tmp_path, bu
     totals = [line["tokens_generated_total"] for line in read_metrics(tmp_path)]
     assert totals == [10 * (step + 1) for step in made]
     assert meta(tmp_path) == {"phase": "test", "step": steps, "tokens_generated": 10 * steps}
+    done = [10 * step / budget if budget else -1 for step in made]
+    assert [line["began_at"] for line in read_metrics(tmp_path)] == pytest.approx(done)
     _, made, _ = start(tmp_path, **told)  # it is complete
     assert made == []
 
@@ -152,7 +155,15 @@ def test_the_budget_survives_a_restart(start, tmp_path):
         start(tmp_path, stop_before=3, **told)
     _, made, _ = start(tmp_path, **told)
     assert made == [2, 3]
-    assert [line["tokens_generated_total"] for line in read_metrics(tmp_path)] == [10, 20, 30, 40]
+    lines = read_metrics(tmp_path)
+    assert [line["tokens_generated_total"] for line in lines] == [10, 20, 30, 40]
+    assert [line["began_at"] for line in lines] == [0, 0.25, 0.5, 0.75]
+
+
+def test_a_budget_that_nothing_counts_towards_is_refused(start, tmp_path):
+    for told in (lambda step: {}, lambda step: {"tokens_generated": 0}):
+        with pytest.raises(T2GError, match="step 1 generated no tokens: a token_budget"):
+            start(tmp_path, told=told, token_budget=40)
 
 
 # ------------------------------------------------------------------ NaN

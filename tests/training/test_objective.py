@@ -63,6 +63,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
     logits /= np.where((policy > 0) | (distill > 0), settings.temperature, 1.0)[:, None]
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     mine = np.eye(logits.shape[-1], dtype=bool)[tokens]
+    untruncated = np.float32(log_probs[mine])
     log_probs[(log_probs < f["cutoffs"][:, None]) & ~mine] = -np.inf
     log_probs -= np.log(np.exp(log_probs).sum(-1, keepdims=True))
     safe = np.where(np.isneginf(log_probs), 0, log_probs)
@@ -96,7 +97,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
         "cispo": -clipped * f["advantages"] * logprobs,
         "reinforce": -f["advantages"] * logprobs,
     }[settings.surrogate]
-    to_reference = f["ref_logprobs"] - logprobs
+    to_reference = f["ref_logprobs"] - untruncated
     divergence = {
         "k2": 0.5 * to_reference**2,
         "k3": np.exp(to_reference) - 1 - to_reference,

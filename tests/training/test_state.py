@@ -32,6 +32,40 @@ def test_learning_rates(schedule, warmup, expected):
     assert {step: float(rates(step)) for step in expected} == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, {(0, 0.0): 2.0, (7, 0.5): 2.0, (90, 1.0): 2.0}),
+        ("linear", 0, {(0, 0.0): 2.0, (7, 0.5): 1.0, (9, 0.9): 0.2, (90, 1.0): 0.0}),
+        ("cosine", 0, {(0, 0.0): 2.0, (7, 0.5): 1.0, (90, 1.0): 0.0}),
+        ("linear", 4, {(0, 0.0): 0.0, (2, 0.1): 0.9, (4, 0.5): 1.0, (50, 0.9): 0.2}),
+    ],
+)
+def test_learning_rates_by_progress(schedule, warmup, expected):
+    """Without a number of updates: the warm-up by updates, the rest by the share of the run."""
+    config = OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup_steps=warmup)
+    rates = learning_rate(config, None)
+    found = {at: float(rates(*at)) for at in expected}
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_optimizer_that_is_told_the_progress_equals_one_that_counts(name, dtype):
+    config = dataclasses.replace(SGDLIKE, name=name, schedule="linear", rounding="stochastic")
+    counting, told = make_optimizer(config, 5), make_optimizer(config, None)
+    start = jax.tree.map(lambda x: x.astype(dtype), tree(0))
+    ours, theirs = start, start
+    state, other = told.init(start), counting.init(start)
+    for i in range(5):
+        gradient = tree(i + 1)
+        change, state = told.update(gradient, state, ours, progress=jnp.float32(i / 5))
+        ours = optax.apply_updates(ours, change)
+        change, other = counting.update(gradient, other, theirs, progress=jnp.float32(0.9))
+        theirs = optax.apply_updates(theirs, change)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, theirs)
+
+
 def tree(seed, scale=1.0):
     rng = np.random.default_rng(seed)
 

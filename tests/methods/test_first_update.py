@@ -1,0 +1,99 @@
+"""Before a round's first update the policy is what it was: ratios are exactly 1."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from t2g_jax import hosts
+from t2g_jax.config import OptimizerConfig
+from t2g_jax.methods import make_method
+from t2g_jax.phases.training import minibatches
+from t2g_jax.training.objective import objective, totals
+from t2g_jax.training.sharding import batch_sharding, state_shardings
+from t2g_jax.training.state import TrainState, make_optimizer
+from t2g_jax.training.step import make_update
+
+RATIOS = ("ratio", "ratio_min", "ratio_max")
+
+
+@pytest.fixture
+def round_of(tiny_context, moved, state_of):
+    """round_of(name, dtype, **values): method, state, and the batches [1, B, T] of a round."""
+
+    def round_of(name, dtype, sampling=(), **values):
+        section = name.replace("-", "_")
+        changes = {f"{section}__{k}": v for k, v in values.items()}
+        changes |= {f"sampling__{k}": v for k, v in dict(sampling).items()}
+        context = tiny.changed(tiny_context, **changes)
+        model = dataclasses.replace(context.model, dtype=jnp.dtype(dtype))
+        context = dataclasses.replace(context, model=model)
+        method = make_method(name, context)
+        params = {k: v for k, v in moved.items() if k in method.params}
+        state = state_of(method, params)
+        rows = method.collect(state, 1).rows
+        return context, method, params, list(minibatches(context, name, method.learning, rows, 1))
+
+    return round_of
+
+
+def metrics_of(context, method, params, batch):
+    """What the objective says of a batch, at parameters that have not moved."""
+    settings = method.learning.objective
+
+    @jax.jit
+    def compute(params, batch):
+        options = {"model": context.model, "settings": settings, "mesh": context.mesh}
+        options["one_update"] = method.learning.epochs * method.learning.minibatches == 1
+        return objective(params, batch, totals(batch, settings), **options)[1]
+
+    sharding = batch_sharding(context.mesh)
+    batch = jax.tree.map(lambda x: hosts.place(x[0], sharding), batch)
+    found = jax.device_get(compute(params, batch))
+    return found["sum"] | found["max"] | found["min"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("surrogate", ["ppo", "gspo", "cispo", "reinforce"])
+@pytest.mark.parametrize("updates", [{}, {"epochs": 2, "minibatches": 2}])
+def test_ratios_are_1_before_the_first_update(round_of, dtype, surrogate, updates):
+    context, method, params, batches = round_of("grpo", dtype, surrogate=surrogate, **updates)
+    assert len(batches) == (4 if updates else 1)
+    found = metrics_of(context, method, params, batches[0])
+    assert [float(found[name]) for name in RATIOS] == pytest.approx([1] * 3, abs=1e-6)
+    assert found["clip_fraction"] == 0
+    # How far the sampler is away is still measured.
+    assert (found["kl_sampler_trainer"] > 1e-7) == (dtype == "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling"),
+    [("rltf-sd", {}), ("ppo", {}), ("grpo", {"temperature": 1.3, "top_p": 0.8})],
+)
+def test_also_of_second_attempts_of_critics_and_of_truncated_samples(round_of, name, sampling):
+    values = {"minibatches": 2, "epochs": 1}
+    context, method, params, batches = round_of(name, "bfloat16", sampling, **values)
+    for batch in batches:
+        found = metrics_of(context, method, params, batch)
+        assert [float(found[name]) for name in RATIOS] == pytest.approx([1] * 3, abs=1e-6)
+        assert found["kl_sampler_trainer"] > 1e-7
+
+
+def test_gspo_in_bfloat16_learns_from_all_sequences(round_of):
+    """By the authors' clip range, which is a tenth of what sampler and trainer differ by."""
+    values = {"surrogate": "gspo", "epsilon_low": 3e-4, "epsilon_high": 4e-4, "minibatches": 2}
+    context, method, params, batches = round_of("grpo", "bfloat16", **values)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=0.0), 10)
+    state = TrainState.create(jax.tree.map(jnp.copy, params), optimizer)
+    state = hosts.place(state, state_shardings(state, context.mesh))
+    update = make_update(context.model, method.learning.objective, optimizer, context.mesh, state)
+    for batch in batches:
+        placed = hosts.place(batch, batch_sharding(context.mesh, micro_batched=True))
+        state, report = update(state, placed)
+        assert [float(report[name]) for name in RATIOS] == pytest.approx([1] * 3, abs=1e-6)
+        assert report["clip_fraction"] == 0
+        learned, sampler = batch.policy_weight != 0, batch.sampler_logprobs
+        assert np.abs(sampler - batch.old_logprobs)[learned].max() > 4e-4
