@@ -29,7 +29,8 @@ Reinforcement learning from text feedback. Start here:
 
   t2g run configs/quickstart.yaml     all phases; then open runs/quickstart/report.html
 
-Every command takes a configuration file and keeps its results in a work folder. A command that was
+Every command takes a configuration file and keeps its results in a work folder; or it takes the
+work folder of a run, which has its configuration: `t2g report runs/quickstart`. A command that was
 stopped goes on where it was when started again; a finished one is not repeated.
 """
 
@@ -39,8 +40,13 @@ Any value of the configuration can be changed for one run, by its path in the fi
   t2g {command} {config} --workdir runs/wide --seed 1 --model.width 256
 
 `t2g {command} {config} --help` lists them all, with the values they have in that file.
+In place of the file there may be the work folder of a run: its own configuration, and no --workdir.
+
 A work folder belongs to one configuration: give a changed one a --workdir of its own, or go on
-with --accept-changes; what is complete stays as it is.
+with --accept-changes; what is complete stays as it is. What changes nothing that is learned may
+differ from command to command: evaluate, checkpoint, training, tracking, limits of the judge,
+task.test_size, rows_at_once, eval_every, methods and name; and to generate or evaluate, sampling,
+judge and seed, too.
 """
 
 _STUDY = """\
@@ -157,11 +163,14 @@ def _dispatch(arguments: Sequence[str]) -> None:
         return
     if known.config is None and not known.help:
         subparser.error(f"name a configuration file, e.g. {_EXAMPLE_CONFIG}")
+    folder = None
+    if known.config:
+        known.config, folder = _file_and_run(known.config)
     config = _load(known.config, overrides) if known.config else None
     if known.help or config is None:
         _print_help(subparser, config)
         return
-    workdir = known.workdir or pathlib.Path("runs") / config.name
+    workdir = known.workdir or folder or pathlib.Path("runs") / config.name
     if known.command == "plan":  # trains nothing, and the devices are not those of this machine
         _COMMANDS["plan"].action(config, workdir, known)
         return
@@ -174,7 +183,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if hosts.several():
         hosts.require_alike(_asked(known, config))
     try:
-        if known.accept_changes:
+        if known.accept_changes and known.command != "import":
             _accept_changes(config, workdir)
         with watching(config.training.watchdog_minutes, workdir):
             _COMMANDS[known.command].action(config, workdir, known)
@@ -204,6 +213,26 @@ def _describes(path: pathlib.Path, *keys: str) -> bool:
         return False
 
 
+def _file_and_run(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """The configuration file that is meant, and the work folder, if it is that of a run.
+
+    Raises:
+      T2GError: it is a folder, but not that of a run.
+    """
+    if path.is_dir():
+        if not (path / "config.yaml").is_file():
+            raise T2GError(
+                f"{path} is no run: it has no config.yaml; name a configuration file, e.g. "
+                f"{_EXAMPLE_CONFIG}, or the work folder of a run"
+            )
+        return path / "config.yaml", path
+    if path.name == "config.yaml":
+        from t2g_jax.phases.workspace import is_run
+
+        return path, path.parent if is_run(path.parent) else None
+    return path, None
+
+
 def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
     """What every process of a run must have in common, by name."""
     import jax
@@ -223,9 +252,12 @@ def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
 def _accept_changes(config: Config, workdir: pathlib.Path) -> None:
     from t2g_jax import hosts
     from t2g_jax.phases import pretrained
-    from t2g_jax.phases.context import say
+    from t2g_jax.phases.context import parts, say
     from t2g_jax.phases.workspace import accept_changes
+    from t2g_jax.training.trackers import require_packages
 
+    parts(config)  # what cannot begin is not recorded
+    require_packages(config)
     hosts.from_first(lambda: pretrained.check_tokenizer(config, workdir / "tokenizer"))
     for change in accept_changes(workdir, config):
         say(f"changed: {change}")
@@ -267,18 +299,23 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             description=_describe(command),
             epilog=_OVERRIDES.format(command=name, config=_EXAMPLE_CONFIG),
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage=f"t2g {name} CONFIG [--workdir DIR] [--a.b VALUE ...]",
+            usage=f"t2g {name} CONFIG|RUN [--workdir DIR] [--a.b VALUE ...]",
             allow_abbrev=False,
             add_help=False,
         )
         subparser.add_argument(
-            "config", nargs="?", type=pathlib.Path, metavar="CONFIG", help="a YAML file"
+            "config",
+            nargs="?",
+            type=pathlib.Path,
+            metavar="CONFIG",
+            help="a YAML file, or the work folder of a run",
         )
         subparser.add_argument(
             "--workdir",
             type=pathlib.Path,
             metavar="DIR",
-            help="where artifacts are read and written (runs/NAME, NAME being the config's name)",
+            help="where artifacts are read and written (the work folder given as CONFIG; or "
+            "runs/NAME, NAME being the config's name)",
         )
         subparser.add_argument(
             "--accept-changes",
@@ -451,7 +488,7 @@ def _report(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> Non
 
 
 def _policy_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "t2g train-policy CONFIG --method METHOD [--workdir DIR] [--a.b VALUE ...]"
+    parser.usage = "t2g train-policy CONFIG|RUN --method METHOD [--workdir DIR] [--a.b VALUE ...]"
     parser.add_argument("--method", choices=METHODS, help="how the policy learns")
 
 
@@ -475,7 +512,9 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "t2g export CONFIG --to FOLDER [--method METHOD] [--adapters] [--dtype TYPE] […]"
+    parser.usage = (
+        "t2g export CONFIG|RUN --to FOLDER [--method METHOD] [--adapters] [--dtype TYPE] […]"
+    )
     parser.add_argument("--to", type=pathlib.Path, metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--method",
@@ -494,7 +533,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
-        "t2g generate CONFIG [--method METHOD] [--prompt TEXT | --prompts-file FILE] "
+        "t2g generate CONFIG|RUN [--method METHOD] [--prompt TEXT | --prompts-file FILE] "
         "[--samples N] [--json] [--workdir DIR] [--a.b …]"
     )
     parser.add_argument(

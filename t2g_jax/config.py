@@ -31,12 +31,15 @@ from t2g_jax.sections import (
 )
 
 __all__ = [
+    "ASIDE",
     "METHODS",
     "Config",
     "ConfigError",
     "changes",
     "config_hash",
     "diff",
+    "is_aside",
+    "learned_changes",
     "load_config",
     "print_options",
     "to_yaml",
@@ -799,3 +802,33 @@ class Config(Section):
             f"annotate.prompts ({self.annotate.prompts}) must not exceed task.train_size "
             f"({self.task.train_size})",
         )
+
+
+# --- What does not change what is learned ----------------------------------------------------
+
+ASIDE = frozenset(
+    {
+        *("name", "methods", "task.test_size"),
+        *(f"judge.{limit}" for limit in ("timeout_seconds", "max_failures_in_a_row", "workers")),
+        *(
+            f"{m.replace('-', '_')}.{key}"
+            for m in METHODS
+            for key in ("rows_at_once", "eval_every")
+        ),
+        *("evaluate", "checkpoint", "training", "tracking"),
+    }
+)
+"""Fields and sections that change nothing of what any phase learns: how it is measured and watched,
+and limits that end a run or not. They are no part of what a run is, so they may be changed at any
+time. Whatever is not here is."""
+
+
+def is_aside(key: str) -> bool:
+    """Whether a dotted key, or a section that it is in, is one of `ASIDE`."""
+    parts = key.split(".")
+    return any(".".join(parts[:n]) in ASIDE for n in range(1, len(parts) + 1))
+
+
+def learned_changes(old: Config, new: Config) -> list[str]:
+    """As `changes`, without what is `ASIDE`."""
+    return [change for change in changes(old, new) if not is_aside(change.partition(":")[0])]

@@ -112,12 +112,20 @@ def diff(a: Section, b: Section) -> list[str]:
 
 def changes(old: Section, new: Section) -> list[str]:
     """What `diff` names, with the values: "sft.steps: 30 → 40"."""
-    before, after = values(old), values(new)
+    return differences(values(old), values(new), diff(old, new))
+
+
+def differences(
+    before: Mapping[str, Any], after: Mapping[str, Any], keys: Sequence[str] | None = None
+) -> list[str]:
+    """As `changes`, of values by key; of these keys, or of all."""
+    if keys is None:
+        keys = [key for key in dict(before) | dict(after) if before.get(key) != after.get(key)]
 
     def shown(found: Mapping[str, Any], key: str) -> str:
         return json.dumps(found[key], ensure_ascii=False) if key in found else "nothing"
 
-    return [f"{key}: {shown(before, key)} → {shown(after, key)}" for key in diff(old, new)]
+    return [f"{key}: {shown(before, key)} → {shown(after, key)}" for key in keys]
 
 
 def print_options(config: Section) -> None:

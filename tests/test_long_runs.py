@@ -17,6 +17,7 @@ import tiny
 
 from t2g_jax import cli
 from t2g_jax.data.journal import Journal
+from t2g_jax.phases import sft
 from t2g_jax.phases.context import Context
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import read_metrics
@@ -205,6 +206,44 @@ def test_what_happens_to_checkpoints_is_said(half, capsys):
     )
 
 
+@pytest.mark.parametrize("how", ["moved", "deleted"])
+def test_a_folder_that_goes_away_while_it_runs_is_not_made_again(
+    half, tmp_path, capsys, monkeypatch, how
+):
+    workdir, words = half
+    moved, demonstrations = tmp_path / "moved", sft.demonstrations
+
+    def moving(context, step):
+        if step == 30:
+            workdir.rename(moved)
+            if how == "deleted":
+                shutil.rmtree(moved)
+        return demonstrations(context, step)
+
+    monkeypatch.setattr(sft, "demonstrations", moving)
+    line = refused(capsys, *words)
+    assert f"{workdir} was moved, deleted or replaced while this run wrote to it" in line
+    assert not workdir.exists()
+    if how == "deleted":
+        return
+    assert f"(it is now {moved})" in line
+    monkeypatch.undo()
+    words[3] = moved
+    assert cli.main(list(map(str, words))) == 0
+    assert [line["step"] for line in read_metrics(moved / "sft")] == list(range(1, 35))
+
+
+@pytest.mark.parametrize("left", [None, 12])
+def test_a_log_with_holes_is_not_gone_on_with(half, capsys, left):
+    workdir, words = half
+    log = workdir / "sft" / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.unlink() if left is None else log.write_text("".join(lines[:left] + lines[left + 1 :]))
+    line = refused(capsys, *words)
+    what = "is missing" if left is None else "has no line of step 13"
+    assert f"{log} {what}, but the checkpoint to go on from is of step 30" in line
+
+
 def test_a_method_without_a_warm_start_to_read(tiny_run, tmp_path, capsys):
     workdir, _ = tiny_run.branch(tmp_path / "run", "sft")
     shutil.rmtree(workdir / "sft" / "checkpoints")
@@ -295,7 +334,7 @@ def test_the_best_checkpoint_answers(tiny_run, tmp_path, compiled_once):
     expected = max(range(len(rewards)), key=lambda i: (rewards[i], i)) + 1
     found = json.loads((workdir / "grpo" / "evaluation.json").read_text())
     assert found["step"] == expected
-    assert json.loads((workdir / "sft" / "evaluation.json").read_text())["step"] is None
+    assert json.loads((workdir / "sft" / "evaluation.json").read_text())["step"] == 30
     context = Context.open(config, workdir)
     assert context.best_step("grpo") == expected
     steps = {p.name for p in (workdir / "grpo" / "checkpoints").iterdir() if p.is_dir()}

@@ -20,18 +20,19 @@ import jax
 import numpy as np
 
 from t2g_jax import hosts
-from t2g_jax.config import Config, config_hash
-from t2g_jax.data.dataset import write_dataset
+from t2g_jax.config import Config
+from t2g_jax.data.dataset import read_metadata, write_dataset
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.judges.counts import FAILED, counted
 from t2g_jax.judges.guard import name_of
+from t2g_jax.phases import provenance
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import Judgement, aligned
 from t2g_jax.phases.rollout import Turn, attempt, unbroken
-from t2g_jax.phases.workspace import ANNOTATE
+from t2g_jax.phases.workspace import ANNOTATE, SFT, read_json, write_json
 from t2g_jax.printing import one_line
 from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.tasks.base import Example
@@ -45,7 +46,7 @@ SHOWN = 300
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Annotates `prompts` × `samples_per_prompt` completions, unless that is done; the summary."""
-    return once(ANNOTATE, config, workdir, annotate)
+    return once(ANNOTATE, config, workdir, annotate, needs=(SFT,))
 
 
 def annotate(context: Context) -> dict[str, Any]:
@@ -55,8 +56,29 @@ def annotate(context: Context) -> dict[str, Any]:
       T2GError: the warm start is not complete, or too little could be judged to hold any of it out.
     """
     began = time.monotonic()
+    made = hosts.from_first(lambda: made_from(context))
     records, quarantined = judged(context)
-    return hosts.from_first(lambda: written(context, records, quarantined, began))
+    return hosts.from_first(lambda: written(context, records, quarantined, began) | {"made": made})
+
+
+def made_from(context: Context) -> provenance.Made:
+    """What the notes are made from, if they may be gone on with; kept beside them.
+
+    Raises:
+      T2GError: those that are there are of another policy.
+    """
+    folder = context.workspace.phase(ANNOTATE)
+    made, path, journal = (
+        provenance.made(context.workspace, ANNOTATE),
+        folder / "begun.json",
+        folder / "journal.jsonl",
+    )
+    if context.workspace.has_work(ANNOTATE):
+        before = read_json(path, made_by="t2g annotate")["made"] if path.exists() else None
+        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        made = provenance.gone_on(made, before, lines, folder)
+    write_json(path, {"phase": ANNOTATE, "made": made})
+    return made
 
 
 def written(
@@ -67,13 +89,20 @@ def written(
 ) -> dict[str, Any]:
     """Writes the dataset; the summary of the phase."""
     splits = split(records, context.config.annotate.held_out, quarantined)
-    if not context.workspace.dataset.exists():  # else a run was stopped just after writing it
+    fingerprint = provenance.of_records(splits)
+    dataset = context.workspace.dataset
+    if dataset.exists() and read_metadata(dataset).get("fingerprint") != fingerprint:
+        raise T2GError(
+            f"{dataset} was not made from the journal beside it; delete {dataset}, and it is "
+            "written again, with nothing judged again"
+        )
+    if not dataset.exists():  # else a run was stopped just after writing it
         write_dataset(
-            context.workspace.dataset,
+            dataset,
             splits,
             name="annotations",
             description=f"Completions of {context.config.name} with critiques and span rewards.",
-            metadata={"judge": name_of(context.judge), "config": config_hash(context.config)},
+            metadata={"judge": name_of(context.judge), "fingerprint": fingerprint},
         )
     unaligned = [quote for record in records for quote in record.unaligned]
     quotes = sum(len(record.span_rewards) for record in records) + len(unaligned)
@@ -91,6 +120,7 @@ def written(
         )
     failed = {name[7:]: n for name, n in quarantined.items() if name.startswith("judge: ")}
     return {
+        "fingerprint": fingerprint,
         "seconds": time.monotonic() - began,
         "tokens_trained": 0,
         "tokens_generated": sum(record.completion_tokens.size for record in records),

@@ -8,6 +8,8 @@ import dataclasses
 import functools
 import os
 import random
+import secrets
+import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
@@ -17,7 +19,7 @@ import grain
 import jax
 from jax.sharding import Mesh
 
-from t2g_jax import hosts, preemption
+from t2g_jax import durable, hosts, preemption
 from t2g_jax.config import Config
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.errors import T2GError, reason
@@ -28,17 +30,21 @@ from t2g_jax.judges.custom import OWN_JUDGE, make_judge
 from t2g_jax.judges.guard import Guard
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
-from t2g_jax.phases import capacity, pretrained
-from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, claimed, command, is_claimed
+from t2g_jax.phases import capacity, pretrained, provenance
+from t2g_jax.phases.claim import claimed, is_claimed
+from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, command
 from t2g_jax.printing import one_line, tell
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import make_task
 from t2g_jax.tasks.base import Example, Task
-from t2g_jax.training.checkpoint import Checkpoints, load_params
+from t2g_jax.training import trackers
+from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import Stopwatch
 from t2g_jax.training.sharding import make_mesh, state_shardings
 from t2g_jax.training.watchdog import beat
 
+READING = ("sampling", "judge", "seed")
+"""Sections that need not be as in training when nothing is trained: how to sample and to judge."""
 _TRIES = 1000
 """Training examples that are looked at for one whose prompt is not too long."""
 
@@ -71,40 +77,38 @@ class Context:
     tally: collections.Counter[str] = dataclasses.field(default_factory=_nothing_amiss)
 
     @classmethod
-    def open(cls, config: Config, workdir: str | os.PathLike[str]) -> Context:
+    def open(
+        cls, config: Config, workdir: str | os.PathLike[str], *, read_only: bool = False
+    ) -> Context:
         """Opens a work directory.
 
         The first time, it gets the tokenizer of the pretrained model; without one, a tokenizer is
-        trained on the task's own text.
+        trained on the task's own text. Before that all else that can fail has been made.
+
+        Args:
+          read_only: nothing is made, and how it samples and judges need not be as in training.
+
+        Raises:
+          T2GError: it is the folder of another run, or of none; or something cannot be made as the
+            config says, or is not what complete phases were made with.
         """
         capacity.check(config)
-        workspace = Workspace(workdir, config)
-        pretrained.pin(config, workspace.root, record=True)
-        mesh = make_mesh(config.mesh)
-        task = make_task(
-            config.task.name,
-            preset=config.task.preset,
-            settings=config.task.settings,
-            seed=config.task.seed,
-            train_size=config.task.train_size,
-            test_size=config.task.test_size,
-            prompt_style=config.task.prompt_style,
-        )
-        level = CritiqueLevel(config.judge.level)
-        judge = make_judge(config.judge.name, task, level)
-
-        def make_tokenizer() -> None:
-            if workspace.tokenizer.exists():
-                return
-            if config.model.pretrained is not None:
-                pretrained.tokenizer(config.model.pretrained).save(workspace.tokenizer)
-                return
-            count = min(config.tokenizer.texts, config.task.train_size)
-            # Of the puzzle's own judge: one that must be paid or waited for is not asked for this.
-            texts = _texts(task, task.judge(level), count)
-            train_tokenizer(texts, config.tokenizer.vocabulary_size, workspace.tokenizer)
-
-        hosts.from_first(make_tokenizer)
+        workspace = Workspace(workdir, config, free=READING if read_only else ())
+        pretrained.pin(config, workspace.root)
+        mesh, task, judge = parts(config)
+        if not read_only:
+            trackers.require_packages(config)
+            new = not hosts.from_first(workspace.tokenizer.exists)
+            pretrained_tokenizer = (
+                pretrained.tokenizer(config.model.pretrained)
+                if new and config.model.pretrained is not None
+                else None
+            )
+            if pretrained_tokenizer is not None:
+                pretrained.decoder_config(config, pretrained_tokenizer.vocab_size)
+            workspace.begin()
+            pretrained.pin(config, workspace.root, record=True)
+            hosts.from_first(lambda: _make_tokenizer(workspace, task, pretrained_tokenizer))
         try:
             options = config.tokenizer.template_options
             tokenizer = ChatTokenizer.load(workspace.tokenizer, template_options=options)
@@ -114,6 +118,7 @@ class Context:
                 "put it back as it was, or begin anew in another --workdir: policies cannot be "
                 "used without the tokenizer that they were trained with"
             ) from error
+        hosts.from_first(lambda: provenance.require_tokenizer(workspace, workspace.tokenizer))
         try:
             tokenizer.next_turn("", ended=True)
         except ValueError as error:  # sooner here than after an hour
@@ -287,7 +292,8 @@ class Context:
         LoRA they are the warm start, one copy for all phases, and what the phase trained.
 
         Raises:
-          T2GError: the phase is not complete, or was trained with other adapters.
+          T2GError: the phase is not complete, was trained with other adapters, or what is there is
+            not what it left, or not what it was trained on.
         """
         if self.config.lora.rank == 0:
             return self._saved(phase, with_heads, step)
@@ -337,16 +343,28 @@ class Context:
         self, phase: str, with_heads: Sequence[str], step: int | None = None
     ) -> heads.Params:
         """What a complete phase trained."""
+        summary = self.workspace.summary(phase)
+        source = self.config.model.pretrained
         if phase == SFT and self.config.sft.steps == 0:
-            self.workspace.summary(phase)
+            if source == self.workspace.config.model.pretrained:
+                made_by, key = SFT, "model.pretrained"
+            else:  # the reward model reads with a model of its own
+                made_by, key = REWARD_MODEL, "reward_model.pretrained"
+            if self.workspace.is_complete(made_by):
+                hosts.from_first(
+                    lambda: provenance.require_base(self.workspace, made_by, key, source)
+                )
             return self.initial_params()
         rank = 0 if phase == SFT else self.config.lora.rank
-        found = self.workspace.summary(phase).get("lora_rank", 0)
+        found = summary.get("lora_rank", 0)
         if found != rank:
             raise T2GError(
                 f"{self.workspace.phase(phase)} was trained with lora.rank {found}, the config has "
                 f"{rank}: set lora.rank to {found}, or train it again in another --workdir"
             )
+
+        if rank:  # adapters mean nothing on other weights
+            hosts.from_first(lambda: provenance.require_fit(self.workspace, [phase]))
 
         def shapes(key: jax.Array) -> heads.Params:
             params = heads.init_params(self.model, key, heads=tuple(with_heads))
@@ -355,11 +373,20 @@ class Context:
         abstract = self.placed(jax.eval_shape(shapes, jax.random.key(0)))
         directory = self.workspace.checkpoints(phase)
         try:
-            return load_params(directory, abstract, step=step, made_by=command(phase))[0]
+            with Checkpoints(
+                directory, read_only=True, async_=False, made_by=command(phase)
+            ) as checkpoints:
+                last = hosts.from_first(lambda: provenance.last_step(self.workspace, phase))
+                left = hosts.from_first(lambda: provenance.artifact(self.workspace, phase))
+                if checkpoints.fingerprint(last) != left:
+                    raise T2GError(f"{directory} does not hold what {phase} was complete with")
+                return checkpoints.restore_params(abstract, last if step is None else step)[0]
         except T2GError as error:
+            folder = self.workspace.phase(phase)
             raise T2GError(
-                f"{error}. {phase} counts as complete; to have it done again, delete "
-                f"{self.workspace.phase(phase)} and run `{command(phase)} CONFIG`"
+                f"{error}. {phase} counts as complete; to have it done again, delete {folder} and "
+                f"run `{command(phase)} CONFIG`. To go on from an earlier checkpoint, delete "
+                f"{folder / 'complete.json'}, too, and run the same"
             ) from error
 
     def frozen(self, params: heads.Params) -> heads.Params:
@@ -393,19 +420,58 @@ class Context:
         return hosts.place(params, shardings)
 
 
+def parts(config: Config) -> tuple[Mesh, Task, Judge]:
+    """What a config names that need not be there, made without a work directory.
+
+    Raises:
+      T2GError: there are not enough devices, or no such judge.
+    """
+    task = make_task(
+        config.task.name,
+        preset=config.task.preset,
+        settings=config.task.settings,
+        seed=config.task.seed,
+        train_size=config.task.train_size,
+        test_size=config.task.test_size,
+        prompt_style=config.task.prompt_style,
+    )
+    judge = make_judge(config.judge.name, task, CritiqueLevel(config.judge.level))
+    return make_mesh(config.mesh), task, judge
+
+
 def once(
     phase: str,
     config: Config,
     workdir: str | os.PathLike[str],
     work: Callable[[Context], dict[str, Any]],
+    *,
+    needs: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A phase's summary: of `work`, done now and recorded, or done before and not again."""
+    """A phase's summary: of `work`, done now and recorded, or done before and not again.
+
+    Args:
+      needs: phases that must be complete, and fit what is there, before it begins.
+
+    Raises:
+      T2GError: one of them is not, or does not; then nothing was made.
+    """
+    workspace = Workspace(workdir, config)
+    for name in needs:
+        if not workspace.is_complete(phase):
+            workspace.summary(name)
     with claimed(workdir):
-        workspace = Workspace(workdir, config)
         preemption.stop_if_asked()
         if workspace.is_complete(phase):
             say(f"{phase}: complete, skipped")
-            return workspace.summary(phase)
+            summary = workspace.summary(phase)
+            if "made" in summary:
+                for problem in hosts.from_first(lambda: provenance.misfits(workspace, phase)):
+                    say(
+                        f"{phase}: was made from {problem}; delete {workspace.phase(phase)} to "
+                        "have it done again"
+                    )
+            return summary
+        hosts.from_first(lambda: provenance.require_fit(workspace, needs))
         pretrained.pin(config, workspace.root)
         pretrained.check(config)
         return workspace.complete(phase, work(Context.open(config, workdir)))
@@ -443,6 +509,30 @@ def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:
     """`Checkpoints.keep_best` of a config, for the phases of methods."""
     name, best_is = config.checkpoint.keep_best, config.checkpoint.best_is
     return None if name is None else (name, best_is)
+
+
+def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | None) -> None:
+    """Unless there is one; never another one than what is complete was made with."""
+    if workspace.tokenizer.exists():
+        return
+    config = workspace.config
+    building = workspace.tokenizer.with_name(f"tokenizer.{secrets.token_hex(4)}.partial")
+    try:
+        if source is not None:
+            source.save(building)
+        else:
+            count = min(config.tokenizer.texts, config.task.train_size)
+            # Of the puzzle's own judge: one that must be paid or waited for is not asked for this.
+            judge = task.judge(CritiqueLevel(config.judge.level))
+            texts = _texts(task, judge, count)
+            train_tokenizer(texts, config.tokenizer.vocabulary_size, building)
+        provenance.require_tokenizer(workspace, building)
+        with contextlib.suppress(OSError):  # another process was first
+            durable.appear(building, workspace.tokenizer)
+        if not workspace.tokenizer.exists():
+            raise T2GError(f"{workspace.tokenizer} could not be made")
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
 
 
 def _texts(task: Task, judge: Judge, count: int) -> Iterator[str]:

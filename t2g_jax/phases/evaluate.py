@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from t2g_jax.config import METHODS, Config
 from t2g_jax.judges.base import JudgeError
 from t2g_jax.judges.counts import judge_columns
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context, say
+from t2g_jax.phases import provenance
+from t2g_jax.phases.claim import claimed
+from t2g_jax.phases.context import READING, Context, say
 from t2g_jax.phases.rollout import Turn, attempt, unbroken
-from t2g_jax.phases.workspace import SFT, Workspace, claimed, read_json, write_json
+from t2g_jax.phases.workspace import SFT, Workspace, read_json, write_json
 from t2g_jax.report import learnability
 from t2g_jax.report.statistics import clustered_interval
+from t2g_jax.sections import differences
 
 FEW = 16
 """Test prompts of a first look."""
@@ -34,29 +37,31 @@ def run(
     A policy that can hardly be learned from is pointed out. `only` some phases: early, as the
     warm start before anything else; what is measured then is what a later call finds.
 
-    What has its evaluation.json is not evaluated again.
+    What has its evaluation.json is not evaluated again, if that is of the same parameters and was
+    measured with the same settings.
 
     Raises:
       T2GError: the warm start is not complete.
     """
+    workspace = Workspace(workdir, config, free=READING)
+    workspace.summary(SFT)
     with claimed(workdir):
-        return _run(config, workdir, only)
+        return _run(Context.open(config, workdir, read_only=True), only)
 
 
-def _run(
-    config: Config, workdir: str | os.PathLike[str], only: Sequence[str] | None
-) -> dict[str, Any]:
-    Workspace(workdir, config).summary(SFT)
-    context = Context.open(config, workdir)
-    done = [name for name in METHODS if context.workspace.is_complete(name)]
-    scores = {}
-    for phase in (SFT, *done) if only is None else only:
-        path = context.workspace.phase(phase) / "evaluation.json"
-        before = _before(path)
-        if before is not None:
+def _run(context: Context, only: Sequence[str] | None) -> dict[str, Any]:
+    workspace, scores = context.workspace, {}
+    done = [name for name in (SFT, *METHODS) if workspace.is_complete(name)]
+    for phase in done if only is None else only:
+        path = workspace.phase(phase) / "evaluation.json"
+        before, now = _before(path), measured(context, phase)
+        changed = [] if before is None else _changed(before, now)
+        if before is not None and not changed:
             scores[phase] = before
         else:
-            scores[phase] = evaluate(context, phase)
+            if changed:
+                say(f"{phase}: measured again, as it is of other settings: {', '.join(changed)}")
+            scores[phase] = evaluate(context, phase) | now
             write_json(path, scores[phase])
         say(line(scores[phase]))
         if phase == SFT:
@@ -72,14 +77,41 @@ def _before(path: Path) -> dict[str, Any] | None:
     )
 
 
+def measured(context: Context, phase: str) -> dict[str, Any]:
+    """What a score of a phase stands for: "step", the "fingerprint" of the phase's parameters (of
+    its last step), and the "settings" that it is measured with, by key."""
+    workspace = context.workspace
+    step = context.best_step(phase)
+    return {
+        "step": hosts.from_first(lambda: provenance.last_step(workspace, phase))
+        if step is None
+        else step,
+        "fingerprint": provenance.artifact(workspace, phase),
+        "settings": provenance.measured_with(context.config),
+    }
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what scores are of that they should not be."""
+    settings = before.get("settings")
+    if not isinstance(settings, dict):
+        return ["they are not known"]
+    found = differences(settings, now["settings"])
+    if before.get("fingerprint") != now["fingerprint"]:
+        found.append("of other parameters")
+    if before.get("step") != now["step"]:
+        found.append(f"step: {before.get('step')} → {now['step']}")
+    return found
+
+
 def evaluate(context: Context, phase: str) -> dict[str, Any]:
     """Scores a phase's policy on the test split.
 
     Returns:
-      "step" of the checkpoint, if it is not the last, "accuracy" of first attempts with its 95 %
-      "interval" (samples of a prompt are a cluster), "formatted" and "cut_off": shares of them in
-      the form that is scored, and of those that reach sampling.max_new_tokens, "equal_groups":
-      share of prompts whose samples all have the same reward (None with one sample),
+      "accuracy" of first attempts with its 95 % "interval" (samples of a prompt are a cluster),
+      "formatted" and "cut_off": shares of them in the form that is scored, and of those that reach
+      sampling.max_new_tokens, "equal_groups": share of prompts whose samples all have the same
+      reward (None with one sample),
       "second_turn": share solved after at most one critique (None without `evaluate.second_turn`),
       "judge": calls, cached and failed, as in the log, "judge_failures": first attempts that got
       none, "no_room": those with no room in the context for a second, "broken": completions that
@@ -134,7 +166,6 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     floor = context.task.floor(tests)
     return {
         "phase": phase,
-        "step": step,
         "accuracy": float(correct.mean()),
         "interval": list(clustered_interval(by_prompt)),
         "formatted": float(np.mean([turn.score.formatted for turn in first])),

@@ -30,9 +30,9 @@ from t2g_jax.files import expanded
 from t2g_jax.models import families, huggingface, lora, peft, tensor_files
 from t2g_jax.models.families import llama
 from t2g_jax.phases import pretrained
-from t2g_jax.phases.context import Context, say
+from t2g_jax.phases.context import READING, Context, say
 from t2g_jax.phases.reading import reader
-from t2g_jax.phases.workspace import REWARD_MODEL, SFT
+from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace
 from t2g_jax.training.sharding import make_mesh
 
 HEADS_FILE = Path("t2g") / "heads.safetensors"
@@ -81,7 +81,8 @@ def run(
             "--adapters, but nothing has adapters: lora.rank is 0, or the phase is sft; leave it "
             "out to write the whole model"
         )
-    context = Context.open(config, workdir)
+    Workspace(workdir, config, free=READING).summary(phase)
+    context = Context.open(config, workdir, read_only=True)
     if phase == REWARD_MODEL:
         context = reader(context)
         config = context.config

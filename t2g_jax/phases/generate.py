@@ -19,11 +19,12 @@ from t2g_jax import hosts
 from t2g_jax.config import Config, Method
 from t2g_jax.errors import T2GError
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context, say
+from t2g_jax.phases import provenance
+from t2g_jax.phases.context import READING, Context, say
 from t2g_jax.phases.rollout import attempt, complete
 from t2g_jax.phases.samples import sample_of, token_cells
 from t2g_jax.phases.span_rewards import RewardModel, Tokens
-from t2g_jax.phases.workspace import REWARD_MODEL
+from t2g_jax.phases.workspace import REWARD_MODEL, Workspace
 from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import marked_line, safe_text
 
@@ -82,10 +83,14 @@ def run(
     named = None if prompts_file is None else read_prompts(prompts_file)
     if prompt is not None:
         named = [("--prompt", prompt)]
-    context = Context.open(config, workdir)
+    workspace = Workspace(workdir, config, free=READING)
+    workspace.summary(method)
+    context = Context.open(config, workdir, read_only=True)
     prompts = None if named is None else [_checked(context, *item) for item in named]
     params = context.params(method, step=context.best_step(method))
-    trained = context.workspace.is_complete(REWARD_MODEL)
+    for problem in hosts.from_first(lambda: provenance.misfits(workspace, method)):
+        say(f"{method} was made from {problem}")
+    trained = workspace.is_complete(REWARD_MODEL)
     model = RewardModel.load(context) if trained else None
     console = console or rich.console.Console(highlight=False)
     for answer in answers(context, params, model, prompts, samples):

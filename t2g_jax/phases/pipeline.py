@@ -10,8 +10,9 @@ from typing import Any
 
 from t2g_jax.config import Config
 from t2g_jax.phases import annotate, evaluate, judge_calls, policy, reporting, reward_model, sft
+from t2g_jax.phases.claim import claimed
 from t2g_jax.phases.context import say
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, claimed
+from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 from t2g_jax.report.contents import Report
 from t2g_jax.report.terminal import took
 
@@ -37,6 +38,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
         since = f", {took(time.monotonic() - began)} after the start" if number > 1 else ""
         say(f"phase {number} of {count}: {name}{since}")
 
+    Workspace(workdir, config)
     with claimed(workdir):
         say(judge_calls.announcement(config))
         for number, (name, phase) in enumerate(todo.items(), start=1):

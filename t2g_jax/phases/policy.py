@@ -14,6 +14,7 @@ import numpy as np
 from t2g_jax.config import Config, Method
 from t2g_jax.methods import make_method
 from t2g_jax.models.heads import Params
+from t2g_jax.phases import provenance
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.rollout import attempt
 from t2g_jax.phases.samples import write_samples
@@ -23,7 +24,13 @@ from t2g_jax.training.metrics import Stopwatch
 
 def run(config: Config, workdir: str | os.PathLike[str], method: Method) -> dict[str, Any]:
     """Trains a policy, unless that is done; returns its summary."""
-    return once(method, config, workdir, functools.partial(train, method=method))
+    return once(
+        method,
+        config,
+        workdir,
+        functools.partial(train, method=method),
+        needs=provenance.parents(method, config),
+    )
 
 
 def train(context: Context, method: Method) -> dict[str, Any]:

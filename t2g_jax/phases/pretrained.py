@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError, reason
 from t2g_jax.files import expanded
-from t2g_jax.models import families, heads, huggingface, peft
+from t2g_jax.models import families, heads, huggingface, peft, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.training.sharding import state_shardings
 
@@ -194,6 +195,26 @@ def check_tokenizer(config: Config, folder: Path) -> None:
             "made with it; take a model with the same tokenizer, or give this run a --workdir of "
             "its own"
         )
+
+
+def fingerprint(source: str) -> str:
+    """What tells a pretrained model, or adapters, from others: of weights, and of what config.json
+    says about how they are used.
+
+    Raises:
+      T2GError: there is no such model.
+    """
+    folder = expanded(source)
+    folder = folder if folder.is_dir() else huggingface.fetch(source)
+    about = folder / "config.json"
+    described = json.loads(about.read_text("utf-8")) if about.is_file() else {}
+    said = {key: value for key, value in described.items() if key not in _SAID_ONLY}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return f"{tensor_files.fingerprint(folder)}-{digest[:8]}"
+
+
+_SAID_ONLY = {"transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype"}
+"""Keys of config.json that change nothing, and that libraries write anew."""
 
 
 def params(config: Config, model: DecoderConfig, mesh: Mesh, key: jax.Array) -> heads.Params:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import datetime
+import math
 import os
 import pathlib
 import platform
@@ -21,8 +22,9 @@ from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.judges.counts import FAILED
+from t2g_jax.phases import provenance
 from t2g_jax.phases.samples import read_samples
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, read_json
+from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, read_json
 from t2g_jax.printing import one_line
 from t2g_jax.report import html, learnability, terminal
 from t2g_jax.report.collapse import collapses
@@ -31,12 +33,14 @@ from t2g_jax.report.contents import (
     ClassScore,
     Curve,
     JudgeUse,
+    MadeWith,
     PhaseTime,
     ReliabilityBin,
     Report,
     ResultRow,
 )
 from t2g_jax.report.formatting import duration
+from t2g_jax.sections import differences
 from t2g_jax.training.metrics import read_metrics
 
 CURVES = {
@@ -81,6 +85,9 @@ def _write(workspace: Workspace) -> Report:
     if report.calibration:
         console.print(terminal.calibration_table(report))
     console.print(terminal.result_table(report))
+    for text in dict.fromkeys(record.measured for record in report.made_with if record.measured):
+        of = [record.phase for record in report.made_with if record.measured == text]
+        console.print(terminal.safe_text(f"{', '.join(of)}: {text}"), soft_wrap=True)
     for warning in report.warnings:
         console.print(
             terminal.safe_text(f"Warning: {one_line(warning)}"), style="yellow", soft_wrap=True
@@ -94,21 +101,31 @@ def _write(workspace: Workspace) -> Report:
 def contents(workspace: Workspace) -> Report:
     """The report of a work directory, with whatever phases are complete."""
     config = workspace.config
-    phases = [
-        name for name in (SFT, ANNOTATE, REWARD_MODEL, *METHODS) if workspace.is_complete(name)
-    ]
+    phases = hosts.from_first(workspace.complete_phases)
     summaries = {name: workspace.summary(name) for name in phases}
     methods = [name for name in METHODS if name in summaries]
-    before = _evaluation(workspace, SFT)
-    results, curves, samples, warnings = [], [], [], []
+    evaluations = {name: _evaluation(workspace, name) for name in (SFT, *methods)}
+    made = [made_with(workspace, name, evaluations.get(name)) for name in phases]
+    before = evaluations[SFT]
+    results, curves, samples = [], [], []
+    warnings = [warning for record in made for warning in _warnings(record)]
     for name in methods:
-        after = _evaluation(workspace, name)
+        after = evaluations[name]
+        # Of another warm start nobody knows here what it was before.
+        began_here = not any(f" {SFT}/" in problem for problem in _of(made, name).misfits)
+        nothing: dict[str, Any] = {"accuracy": math.nan, "interval": (math.nan, math.nan)}
+        start = before if began_here else nothing
+        if before["settings"] != after["settings"]:
+            warnings.append(
+                f"{name} was not measured as the warm start was: "
+                + ", ".join(differences(before["settings"], after["settings"]))
+            )
         results.append(
             ResultRow(
                 method=name,
                 task=config.task.name,
-                before=before["accuracy"],
-                before_interval=tuple(before["interval"]),
+                before=start["accuracy"],
+                before_interval=tuple(start["interval"]),
                 after=after["accuracy"],
                 after_interval=tuple(after["interval"]),
                 floor=after["floor"],
@@ -119,6 +136,9 @@ def contents(workspace: Workspace) -> Report:
             )
         )
         lines = read_metrics(workspace.phase(name))
+        absent = set(range(1, summaries[name]["step"] + 1)) - {line["step"] for line in lines}
+        if absent:
+            warnings.append(f"{name}: its log has no line of step {min(absent)}: curves have holes")
         curves += drawn(name, lines, after)
         warnings += [
             f"{name}, step {sign.step}: {sign.text}"
@@ -155,6 +175,7 @@ def contents(workspace: Workspace) -> Report:
         samples=tuple(samples),
         config_yaml=to_yaml(config),
         environment=environment(config.seed),
+        made_with=tuple(made),
     )
 
 
@@ -238,8 +259,67 @@ def drawn(
     return curves
 
 
+def made_with(workspace: Workspace, phase: str, evaluation: Mapping[str, Any] | None) -> MadeWith:
+    """What a complete phase was made and measured with."""
+    record = provenance.of_phase(workspace, phase)
+    differs = provenance.differs(record, workspace.config, phase)
+    for stretch in record.get("earlier", []):
+        was = ", ".join(f"{key}: {value}" for key, value in stretch["inputs"].items())
+        differs.append(f"until step {stretch['until']}: {was}")
+    if record["version"] != t2g_jax.__version__:
+        differs.append(f"t2g_jax {record['version']}")
+    return MadeWith(
+        phase=phase,
+        step=(evaluation or workspace.summary(phase)).get("step"),
+        measured="" if evaluation is None else _measured(evaluation),
+        differs=tuple(differs),
+        misfits=tuple(provenance.misfits(workspace, phase)),
+    )
+
+
+def _measured(evaluation: Mapping[str, Any]) -> str:
+    """The settings of an evaluation in words."""
+    settings, tests = evaluation["settings"], len(evaluation["correct"])
+    parts = [
+        f"{settings['evaluate.samples_per_prompt']} samples of each of {tests} test prompts",
+        f"seed {settings['seed']}",
+        f"temperature {settings['sampling.temperature']:g}",
+        f"top_k {settings['sampling.top_k']}" if settings["sampling.top_k"] else "",
+        f"top_p {settings['sampling.top_p']:g}" if settings["sampling.top_p"] < 1 else "",
+        f"at most {settings['sampling.max_new_tokens']} tokens",
+        f"judge level {settings['judge.level']}",
+        "best checkpoint" if settings["evaluate.checkpoint"] == "best" else "",
+    ]
+    return ", ".join(part for part in parts if part)
+
+
+def _warnings(made: MadeWith) -> Iterator[str]:
+    for problem in made.misfits:
+        yield f"{made.phase} was made from {problem}: the two do not belong together"
+    if made.differs:
+        more = f", and {len(made.differs) - 4} more" if len(made.differs) > 4 else ""
+        yield f"{made.phase} was made with {', '.join(made.differs[:4])}{more}"
+
+
+def _of(made: Sequence[MadeWith], phase: str) -> MadeWith:
+    return next(record for record in made if record.phase == phase)
+
+
 def _evaluation(workspace: Workspace, phase: str) -> dict[str, Any]:
+    """The scores of a phase.
+
+    Raises:
+      T2GError: there are none, they are damaged, or of other parameters than those that are there.
+    """
     path = workspace.phase(phase) / "evaluation.json"
     if not path.exists():
         raise T2GError(f"{path} is missing: first run `t2g evaluate CONFIG`")
-    return read_json(path, made_by="t2g evaluate")
+    found = read_json(path, made_by="t2g evaluate")
+    if workspace.is_complete(phase) and found.get("fingerprint") != provenance.artifact(
+        workspace, phase
+    ):
+        raise T2GError(
+            f"{path} is of other parameters than those that {phase} has now: first run "
+            "`t2g evaluate CONFIG`"
+        )
+    return found

@@ -17,14 +17,14 @@ import numpy as np
 
 from t2g_jax import hosts
 from t2g_jax.config import Config, Labels
-from t2g_jax.data.dataset import DatasetError, load_dataset
+from t2g_jax.data.dataset import DatasetError, Records, load_dataset
 from t2g_jax.data.pipeline import batches
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
 from t2g_jax.losses import span_targets
 from t2g_jax.models import heads
 from t2g_jax.models.heads import Params
-from t2g_jax.phases import span_scores
+from t2g_jax.phases import provenance, span_scores
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import token_labels
 from t2g_jax.phases.reading import Answer, reader, translated
@@ -40,7 +40,7 @@ from t2g_jax.training.objective import Objective
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains the reward model, unless that is done; returns its summary with the class scores."""
     try:
-        return once(REWARD_MODEL, config, workdir, train)
+        return once(REWARD_MODEL, config, workdir, train, needs=(SFT, ANNOTATE))
     except DatasetError as error:
         folder = Path(workdir) / ANNOTATE
         raise T2GError(
@@ -56,10 +56,7 @@ def train(context: Context) -> dict[str, Any]:
       T2GError: the annotations are not complete.
     """
     settings, reading = context.config.reward_model, reader(context)
-    context.workspace.summary(SFT)
-    context.workspace.summary(ANNOTATE)
-    source = load_dataset(context.workspace.dataset, "train")
-    held_out = load_dataset(context.workspace.dataset, "held_out")
+    source, held_out = splits(context)
     if settings.labels == "severity":
         for record in (*source, *held_out):
             check_severities(record)
@@ -106,6 +103,24 @@ def train(context: Context) -> dict[str, Any]:
         "calibration": reliability,
         "class_weights": list(settings.class_weights),
     }
+
+
+def splits(context: Context) -> tuple[Records, Records]:
+    """The splits "train" and "held_out".
+
+    Raises:
+      T2GError: the annotations are not complete, or not those that they were complete with.
+    """
+    workspace = context.workspace
+    source, held_out = (load_dataset(workspace.dataset, name) for name in ("train", "held_out"))
+
+    def is_ours() -> bool:
+        found = provenance.of_records({"train": list(source), "held_out": list(held_out)})
+        return found == provenance.artifact(workspace, ANNOTATE)
+
+    if not hosts.from_first(is_ours):
+        raise DatasetError(f"{workspace.dataset} is not what {ANNOTATE} was complete with")
+    return source, held_out
 
 
 def starting_params(context: Context) -> Params:

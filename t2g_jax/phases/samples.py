@@ -162,6 +162,13 @@ def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
     write_text(folder / "samples" / f"{step:08d}.json", kept.to_json())
 
 
+def drop_samples(folder: Path, step: int) -> None:
+    """Deletes the samples of a step, from 0, and of later ones: what they show is made anew."""
+    for file in (folder / "samples").glob("*.json"):
+        if file.stem.isdecimal() and int(file.stem) >= step:
+            file.unlink()
+
+
 def read_samples(folder: Path) -> list[Sample]:
     """All samples of a phase, earliest step first.
 

@@ -12,9 +12,11 @@ import os
 import random
 from typing import Any
 
+from t2g_jax import hosts
 from t2g_jax.config import Config
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.models.heads import Params
+from t2g_jax.phases import provenance
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.evaluate import first_look
 from t2g_jax.phases.span_rewards import critique_request
@@ -48,7 +50,12 @@ def train(context: Context) -> dict[str, Any]:
 
     if sft.steps == 0:  # the pretrained model is the warm start
         start()
-        return {"lora_rank": 0, "seconds": 0.0, "tokens_trained": 0, "tokens_generated": 0}
+        made = hosts.from_first(lambda: provenance.made(context.workspace, SFT))
+        return {
+            **{"seconds": 0.0, "tokens_trained": 0, "tokens_generated": 0},
+            **{"lora_rank": 0, "step": 0, "fingerprint": provenance.of_values(made["bases"])},
+            "made": made,
+        }
     _, summary = run_training(context, SFT, start(), collect, learning(context.config))
     return summary
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import math
 import operator
@@ -14,13 +15,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from t2g_jax import hosts
-from t2g_jax.config import OptimizerConfig, config_hash
+from t2g_jax.config import OptimizerConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.counts import failures_in_words, judge_columns
 from t2g_jax.models import lora
 from t2g_jax.models.heads import Params
+from t2g_jax.phases import provenance
+from t2g_jax.phases.claim import require_claims
 from t2g_jax.phases.context import Context, best_by, say
-from t2g_jax.phases.workspace import SFT, Workspace
+from t2g_jax.phases.samples import drop_samples
+from t2g_jax.phases.workspace import Workspace
 from t2g_jax.report import collapse
 from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import PhaseProgress
@@ -104,8 +108,8 @@ def run_training(
       floor: of the task's accuracy; a policy that ends up there is pointed out.
 
     Returns:
-      The parameters, and a summary: the rank of the adapters (0: none), seconds, tokens, and the
-      last metrics.
+      The parameters, and a summary: the rank of the adapters (0: none), seconds, tokens, the last
+      metrics and step, the fingerprint of the parameters, and what they were made from.
     """
     config, workspace = context.config, context.workspace
     updates = None
@@ -188,6 +192,7 @@ def run_training(
             keep_last=config.checkpoint.keep_last,
             keep_best=best_by(config) if measure else None,
         ) as checkpoints,
+        contextlib.nullcontext(made_from(workspace, phase, checkpoints)) as made,
         trackers.opened(
             config,
             workspace.root,
@@ -224,10 +229,10 @@ def run_training(
             every=config.checkpoint.every_steps,
             meta={
                 "phase": phase,
-                "parent": None if phase == SFT else SFT,
-                "config": config_hash(config),
                 "seed": config.seed,  # with phase and step it gives all random keys and the data
+                "made": made,
             },
+            before_save=lambda: hosts.from_first(require_claims),
             token_budget=learning.token_budget,
             max_skipped_updates=config.training.max_skipped_updates,
             measure=lambda state, step: (
@@ -235,9 +240,24 @@ def run_training(
             ),
             on_step=tell,
         )
-    return lora.join(state.params, frozen), {"lora_rank": rank} | hosts.from_first(
-        lambda: summary(context, phase)
-    )
+        left = {"step": checkpoints.latest_step, "fingerprint": checkpoints.fingerprint()}
+    return lora.join(state.params, frozen), {
+        **hosts.from_first(lambda: summary(context, phase)),
+        "lora_rank": rank,
+        **left,
+        "made": made,
+    }
+
+
+def made_from(workspace: Workspace, phase: str, checkpoints: Checkpoints) -> provenance.Made:
+    """What a phase is made from, if it may go on where it was; see `provenance.gone_on`."""
+    made = hosts.from_first(lambda: provenance.made(workspace, phase))
+    step, folder = checkpoints.latest_step or 0, workspace.phase(phase)
+    if step:
+        made = provenance.gone_on(made, checkpoints.meta().get("made"), step, folder)
+    if hosts.is_first():
+        drop_samples(folder, step)
+    return made
 
 
 def summary(context: Context, phase: str) -> dict[str, Any]:

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import errno
-import fcntl
 import json
 import os
+import re
 import shutil
 import socket
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from t2g_jax import durable, files, hosts
-from t2g_jax.config import METHODS, Config, changes, config_hash, load_config, to_yaml
+from t2g_jax.config import METHODS, Config, changes, learned_changes, load_config, to_yaml
 from t2g_jax.errors import T2GError
+from t2g_jax.phases.claim import claimed, require_claims, writable
 from t2g_jax.phases.records import Evaluation, MethodSummary, Record, Summary
 
 SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
+PHASES: tuple[str, ...] = (SFT, ANNOTATE, REWARD_MODEL, *METHODS)
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
+"""Of what `Path` makes of "gs://bucket"."""
 
 
 class Workspace:
@@ -40,43 +41,96 @@ class Workspace:
         workdir/<phase>/evaluation.json
         workdir/report.html
 
-    Of the processes of a run the first writes, and says what is there; checkpoints are written by
-    all. It must be one folder that all of them see.
+    Nothing is made by asking: the folder is the run's from `begin` on. Of the processes of a run
+    the first writes, and says what is there; checkpoints are written by all. It must be one folder
+    that all of them see.
 
     Args:
-      root: the work directory; made if missing.
-      config: of this run; must be that of the run that lives here already, if there is one.
+      root: the work directory.
+      config: of this run; must be that of the run that lives here already, if there is one, but
+        for what changes nothing that is learned.
+      free: sections that may differ, too: by those that learn nothing.
 
     Raises:
       T2GError: another config was used here before; the keys that differ are named, with their
-        values. Or the folder cannot be written to, or is not the same for all processes.
+        values. Or it is not a folder of a run.
     """
 
-    def __init__(self, root: str | os.PathLike[str], config: Config):
+    def __init__(self, root: str | os.PathLike[str], config: Config, *, free: Sequence[str] = ()):
         self.root = Path(root)
         self.config = config
-        hosts.from_first(self._open)
-        if hosts.several():
-            seen = _appears(self.root / "config.yaml")
-            here = f"{self.root.resolve()} on {socket.gethostname()} is not the folder of the first"
-            hosts.agree(
-                None if seen else f"{here} process: give a --workdir that all machines share"
+        hosts.from_first(lambda: self._check(free))
+
+    def _check(self, free: Sequence[str]) -> None:
+        if _URL.match(str(self.root)):
+            raise T2GError(
+                f"{self.root} is a URL; a work directory is a folder that this machine has: mount "
+                "it, and give a --workdir below"
+            )
+        if not self._is_begun():
+            return
+        changed = [
+            change
+            for change in learned_changes(load_config(self.snapshot), self.config)
+            if change.partition(":")[0].partition(".")[0] not in free
+        ]
+        if changed and self.has_work():
+            shown = ", ".join(changed[:8]) + (" …" if len(changed) > 8 else "")
+            raise T2GError(
+                f"{self.root} holds a run with another config ({shown}); to go on with the new "
+                "values add --accept-changes: phases that are complete stay as they are. Or "
+                "give this run a --workdir of its own"
             )
 
-    def _open(self) -> None:
-        snapshot = self.root / "config.yaml"
-        if snapshot.exists():
-            changed = changes(load_config(snapshot), self.config)
-            if changed:
-                shown = ", ".join(changed[:8]) + (" …" if len(changed) > 8 else "")
-                raise T2GError(
-                    f"{self.root} holds a run with another config ({shown}); to go on with the new "
-                    "values add --accept-changes: phases that are complete stay as they are. Or "
-                    "give this run a --workdir of its own"
-                )
-        else:
-            with _writable(self.root):
-                write_text(snapshot, to_yaml(self.config))
+    def _is_begun(self) -> bool:
+        """Whether there is a config.yaml.
+
+        Raises:
+          T2GError: there is none, but what only runs have.
+        """
+        if self.snapshot.exists():
+            return True
+        names = ("tokenizer", *(self.phase(name).name for name in PHASES), self.report.name)
+        if held := [name for name in names if (self.root / name).exists()]:
+            raise T2GError(
+                f"{self.root} holds {', '.join(held)}, but no config.yaml that says of which run: "
+                "put that back, or give a --workdir of its own"
+            )
+        return False
+
+    def begin(self) -> None:
+        """Makes the folder that of this run, unless it is; called by those who write.
+
+        If no work is in it yet, of whatever run, it is taken over.
+
+        Raises:
+          T2GError: the folder cannot be written to, or is not the same for all processes.
+        """
+        hosts.from_first(self._begin)
+        if hosts.several():
+            here = f"{self.root.resolve()} on {socket.gethostname()} is not the folder of the first"
+            hosts.agree(
+                None
+                if _appears(self.snapshot)
+                else f"{here} process: give a --workdir that all machines share"
+            )
+
+    def _begin(self) -> None:
+        begun = self._is_begun()
+        if begun and (self.has_work() or load_config(self.snapshot) == self.config):
+            return
+        with writable(self.root):
+            if begun:
+                shutil.rmtree(self.tokenizer, ignore_errors=True)  # of the other config
+            write_text(self.snapshot, to_yaml(self.config))
+
+    def has_work(self, name: str | None = None) -> bool:
+        """Whether a phase, or any, has what would be lost: a checkpoint, notes, its completion."""
+        return any(_has_work(self.phase(phase)) for phase in ([name] if name else PHASES))
+
+    @property
+    def snapshot(self) -> Path:
+        return self.root / "config.yaml"
 
     @property
     def tokenizer(self) -> Path:
@@ -104,9 +158,12 @@ class Workspace:
     def is_complete(self, name: str) -> bool:
         return hosts.from_first(lambda: (self.phase(name) / "complete.json").exists())
 
+    def complete_phases(self) -> list[str]:
+        return [name for name in PHASES if self.is_complete(name)]
+
     def complete(self, name: str, summary: dict[str, Any]) -> dict[str, Any]:
-        """Records that a phase is done; the summary is what reports read."""
-        summary = summary | {"phase": name, "config": config_hash(self.config)}
+        """Records that a phase is done; the summary is what reports and later phases read."""
+        summary = summary | {"phase": name}
         write_json(self.phase(name) / "complete.json", summary)
         return summary
 
@@ -125,6 +182,22 @@ class Workspace:
             return read_json(path, made_by=command(name), shape=shape)
 
         return hosts.from_first(recorded)
+
+
+def _has_work(folder: Path) -> bool:
+    notes = (folder / "journal.jsonl", folder / "quarantine.jsonl")
+    return (
+        (folder / "complete.json").exists()
+        or any((folder / "checkpoints").glob("[0-9]*"))
+        or any(path.exists() and path.stat().st_size for path in notes)
+    )
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder is that of a run: it has a config.yaml, and what a run leaves beside it."""
+    folder = Path(folder)
+    names = ("run.lock", "tokenizer", SFT)
+    return (folder / "config.yaml").is_file() and any((folder / name).exists() for name in names)
 
 
 def accept_changes(root: str | os.PathLike[str], config: Config) -> list[str]:
@@ -147,76 +220,16 @@ def _accept(root: Path, config: Config) -> list[str]:
     changed = changes(load_config(snapshot), config) if snapshot.exists() else []
     if changed:
         with claimed(root):
-            number = 1 + sum(1 for _ in root.glob("config.*.yaml"))
+            kept = [re.fullmatch(r"config\.(\d+)\.yaml", path.name) for path in root.iterdir()]
+            number = 1 + max((int(match[1]) for match in kept if match), default=0)
             when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             about = [f"# Until {when}, when this changed:", *(f"#   {line}" for line in changed)]
-            kept = snapshot.read_text("utf-8")
-            write_text(root / f"config.{number}.yaml", "\n".join([*about, kept]))
+            before = snapshot.read_text("utf-8")
+            write_text(root / f"config.{number}.yaml", "\n".join([*about, before]))
+            if not any(_has_work(path) for path in root.iterdir()):
+                shutil.rmtree(root / "tokenizer", ignore_errors=True)  # of the other config
             write_text(snapshot, to_yaml(config))
     return changed
-
-
-_claims: dict[Path, tuple[IO[bytes], int]] = {}
-
-
-@contextlib.contextmanager
-def claimed(root: str | os.PathLike[str]) -> Iterator[None]:
-    """Inside, no other process writes to a work directory; it may read there.
-
-    Phases claim it, and a process may claim it again while it has it. The claim ends with the
-    process, however it ends. Of the processes of a run the first claims.
-
-    Raises:
-      T2GError: another process has it (it is named), or the folder cannot be written to.
-    """
-    root = Path(root).resolve()
-    file, times = _claims.get(root, (None, 0))
-    if file is None:
-        claimed_by_first: list[IO[bytes]] = []
-        hosts.from_first(lambda: claimed_by_first.append(_claim(root)))
-        file = claimed_by_first.pop() if claimed_by_first else open(os.devnull, "rb")
-    _claims[root] = file, times + 1
-    try:
-        yield
-    finally:
-        file, times = _claims.pop(root)
-        if times > 1:
-            _claims[root] = file, times - 1
-        else:
-            file.close()
-
-
-def is_claimed(root: str | os.PathLike[str]) -> bool:
-    """Whether this process has claimed a work directory."""
-    return Path(root).resolve() in _claims
-
-
-def _claim(root: Path) -> IO[bytes]:
-    with _writable(root):
-        root.mkdir(parents=True, exist_ok=True)
-        # Without a buffer: what a full disk does not take is not tried again on closing.
-        file = open(root / "run.lock", "ab+", buffering=0)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        holder = file.read().decode(errors="replace").strip() or "another process"
-        file.close()
-        raise T2GError(
-            f"{root} is in use by {holder}; wait for it, stop it, or give this run a --workdir of "
-            "its own"
-        ) from None
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise  # some network file systems have no locks; the run is then on its honour
-    since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    file.truncate(0)
-    command_line = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]
-    who = f"process {os.getpid()} on {socket.gethostname()}"
-    file.write(f"{who} ({command_line}; since {since})\n".encode())
-    for left in root.glob("tokenizer.*.partial"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    return file
 
 
 def _appears(path: Path, seconds: float = 5.0) -> bool:
@@ -227,17 +240,6 @@ def _appears(path: Path, seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.1)
     return True
-
-
-@contextlib.contextmanager
-def _writable(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise T2GError(
-            f"cannot write to the work directory {root}: {error.strerror}; give a --workdir that "
-            "you may write to"
-        ) from error
 
 
 def command(name: str) -> str:
@@ -268,6 +270,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`durable.write_text`, by the first process."""
+    """`durable.write_text`, by the first process; nowhere if a claimed folder is gone.
+
+    Raises:
+      T2GError: see `require_claims`.
+    """
+    require_claims()
     if hosts.is_first():
         durable.write_text(path, text)

@@ -79,6 +79,24 @@ class ResultRow(_Strict):
 
 
 @dataclasses.dataclass(frozen=True)
+class MadeWith(_Strict):
+    """What a phase's result was made with, where that is not what the rest of the report says.
+
+    Attributes:
+      phase, step: whose result, and after how many steps; None if it has none.
+      measured: how its accuracy was measured, in words; empty if it was not.
+      differs: settings it was made with that are not those of the configuration shown.
+      misfits: what it was made from that is not in the work directory any more.
+    """
+
+    phase: str
+    step: int | None = None
+    measured: str = ""
+    differs: tuple[str, ...] = ()
+    misfits: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class PhaseTime(_Strict):
     """Wall-clock seconds spent in one phase, or one stage of it."""
 
@@ -216,6 +234,7 @@ class Report(_Strict):
       created: when the run ended, ISO 8601; None leaves it out (so equal runs give equal pages).
       warnings: what a reader should look at first; see `collapse`.
       config_yaml: the configuration of the run, as written.
+      made_with: of each phase, how it was measured, and where it departs from that configuration.
       environment: name -> version or description: jax, devices, commit, seed.
     """
 
@@ -231,6 +250,7 @@ class Report(_Strict):
     judge: tuple[JudgeUse, ...] = ()
     samples: tuple[Sample, ...] = ()
     config_yaml: str = ""
+    made_with: tuple[MadeWith, ...] = ()
     environment: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> str:
@@ -269,7 +289,7 @@ def reliability_rows(
 
 
 _RECORDS = (
-    *(Curve, ResultRow, PhaseTime, ClassScore, ReliabilityBin, Calibration),
+    *(Curve, ResultRow, MadeWith, PhaseTime, ClassScore, ReliabilityBin, Calibration),
     *(JudgeUse, TokenCell, Retry, Sample, Report),
 )
 

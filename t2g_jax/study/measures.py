@@ -16,6 +16,7 @@ import numpy as np
 from typing_extensions import TypedDict
 
 from t2g_jax import files
+from t2g_jax.errors import T2GError
 from t2g_jax.report.statistics import crossed_interval
 from t2g_jax.study.plan import SHARED, Cell, Study
 from t2g_jax.training.metrics import read_metrics
@@ -204,10 +205,20 @@ def state(folder: Path) -> str:
 
 
 def outcome(root: Path, cell: Cell) -> Outcome:
-    """Reads a cell that is done."""
+    """Reads a cell that is done.
+
+    Raises:
+      T2GError: its score is not of the parameters that are there.
+    """
     folder = root / cell.folder
     trained = folder / cell.method.replace("-", "_")
     evaluation = _read(trained / "evaluation.json", _Evaluated)
+    summary = _read(trained / "complete.json")
+    if summary.get("fingerprint") != evaluation.get("fingerprint"):
+        raise T2GError(
+            f"{trained / 'evaluation.json'} is of other parameters than those that are there; "
+            f"run `t2g evaluate {folder}`"
+        )
     lines = read_metrics(trained)
     tokens, points = 0, []
     for line in lines:

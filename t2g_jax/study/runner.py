@@ -26,7 +26,7 @@ from typing import IO, Any
 
 import t2g_jax
 from t2g_jax import durable
-from t2g_jax.config import METHODS, Config, load_config
+from t2g_jax.config import METHODS, Config, is_aside, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.preemption import Preempted
@@ -92,11 +92,20 @@ def jobs_of(study: Study, root: Path) -> list[Job]:
 
 
 def check(jobs: Sequence[Job]) -> None:
-    """Raises T2GError if a folder belongs to a job with another config; names folders and keys."""
+    """Raises T2GError if a folder belongs to a job with another config; names folders and keys.
+
+    What neither decides what is learned nor how it is measured may differ.
+    """
+    from t2g_jax.phases.provenance import measured_with
+
     misfits = {}
     for job in jobs:
         snapshot = job.folder / "config.yaml"
-        if snapshot.exists() and (keys := diff(load_config(snapshot), job.config)):
+        if not snapshot.exists():
+            continue
+        decides = measured_with(job.config)
+        keys = diff(load_config(snapshot), job.config)
+        if keys := [key for key in keys if not is_aside(key) or key in decides]:
             misfits[job.folder] = keys
     if misfits:
         listed = "\n".join(f"  {folder} ({', '.join(keys)})" for folder, keys in misfits.items())

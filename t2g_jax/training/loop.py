@@ -34,6 +34,7 @@ def train(
     token_budget: int | None = None,
     max_skipped_updates: int | None = None,
     measure: Measure = lambda state, step: {},
+    before_save: Callable[[], None] = lambda: None,
     on_step: Callable[[int, dict[str, float]], None] = lambda step, metrics: None,
 ) -> TrainState:
     """Takes `state` to step `steps`, from the last checkpoint if there is one.
@@ -60,6 +61,7 @@ def train(
       max_skipped_updates: so many updates skipped in a row end the run.
       measure: metrics of a state that is about to be saved, with those of its step what the best
         checkpoint is chosen by.
+      before_save: may raise, so that nothing is written.
       on_step: called after each step with the number of steps made and the metrics.
 
     Raises:
@@ -86,6 +88,7 @@ def train(
                 f"checkpoint.keep_best is {by!r}, which {meta.get('phase')} does not measure; it "
                 f"measures {', '.join(sorted(compared))}"
             )
+        before_save()
         writer.sync()
         about = {"step": step} | ({"tokens_generated": generated} if generated else {})
         checkpoints.save(step, state, {**meta, **about}, metrics=compared)

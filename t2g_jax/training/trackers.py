@@ -80,6 +80,14 @@ def opened(
         trackers.close(failed=failed)
 
 
+def require_packages(config: Config) -> None:
+    """Raises T2GError if the package of a tracker that a config asks for is missing."""
+    if config.tracking.tensorboard:
+        _package("tensorboard", extra="tensorboard", key="tracking.tensorboard")
+    if config.tracking.wandb != "disabled":
+        _package("wandb", extra="wandb", key="tracking.wandb")
+
+
 class Trackers:
     """Several trackers as one. What is no finite number is not told: a gap in the curve."""
 

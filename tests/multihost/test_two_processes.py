@@ -163,7 +163,7 @@ def test_sigterm_stops_annotation(start, config, warm_start, tmp_path):
     """With what was judged before in the journal."""
     workdir = warm_start(tmp_path / "run")
     journal = workdir / "annotate" / "journal.jsonl"
-    slow = ("--judge.name", "bad_judges:Slow")
+    slow = ("--judge.name", "bad_judges:Slow", "--accept-changes")
     run = start("annotate", config, "--workdir", workdir, *slow)
     run.when(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 1)
     run.send(0, signal.SIGTERM)
@@ -212,6 +212,7 @@ def warm_start(killed):
     def warm_start(workdir):
         for name in ("sft", "tokenizer"):
             shutil.copytree(killed / name, workdir / name)
+        shutil.copy(killed / "config.yaml", workdir)
         return workdir
 
     return warm_start
@@ -226,7 +227,7 @@ def test_a_judge_that_hangs_ends_the_run(start, config, warm_start, tmp_path):
         "--training.watchdog_minutes": 0.2,  # enough to come so far on a busy machine
     }
     words = [word for setting in settings.items() for word in setting]
-    run = start("annotate", config, "--workdir", workdir, *words)
+    run = start("annotate", config, "--workdir", workdir, *words, "--accept-changes")
     assert run.statuses() == [70, 70], run.said()
     first, second = sorted((workdir / "stacks").iterdir())
     assert "in _hang" in first.read_text()
