@@ -114,7 +114,7 @@ def test_overrides_and_workdir_in_any_order(phase, config):
         (["plan", "STUDY"], "describes a study; use `t2g study "),
         (["sft", "STUDY", "--help"], "describes a study; use `t2g study "),
         (["study", "CONFIG"], "is the configuration of one run; use `t2g run "),
-        (["sft", "."], "t2g: .: cannot be read: Is a directory\n"),
+        (["sft", "."], "t2g: . is no run: it has no config.yaml; name a configuration file, "),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line(phase, config, tmp_path, capsys, words, expected):
