@@ -90,7 +90,8 @@ class _Claim:
         missing = [path for path in (root, *root.parents) if not path.exists()]
         with writable(root):
             root.mkdir(parents=True, exist_ok=True)
-            self._made = [*missing, root / "run.lock"] if not any(root.iterdir()) else []
+            self._held = {path.name for path in root.iterdir()}
+            self._made = [root / "run.lock", *missing]
             self._folder = os.open(root, os.O_RDONLY)
         try:
             if not _lock(self._folder):
@@ -118,9 +119,10 @@ class _Claim:
 
     def release(self) -> None:
         """Another process may claim the folder; if nothing was made in it, it is as it was."""
-        if self._is_there() and {p.name for p in self.root.iterdir()} <= {"run.lock"}:
+        new = {"run.lock"} - self._held
+        if new and self._is_there() and {p.name for p in self.root.iterdir()} == self._held | new:
             with contextlib.suppress(OSError):
-                for path in sorted(self._made, key=lambda path: -len(path.parts)):
+                for path in self._made:  # run.lock, then folders from the innermost
                     path.rmdir() if path.is_dir() else path.unlink()
         self._file.close()
         os.close(self._folder)

@@ -222,7 +222,8 @@ def last_step(workspace: Workspace, phase: str) -> int:
     if there and step not in there:
         raise T2GError(
             f"{folder} has no step {step} any more, with which {phase} was complete, but {there}: "
-            "put it back"
+            f"put it back; or delete {workspace.phase(phase) / 'complete.json'} and run "
+            f"`{command(phase)} CONFIG`, which goes on from step {there[-1]}"
         )
     return step
 
