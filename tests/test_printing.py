@@ -98,7 +98,15 @@ def _fail(error):
 
 SAFE = {
     *("visible", "one_line", "safe_text", "tell"),  # of printing, and what only hands it on
-    *("result_table", "class_score_table", "token_line", "marked_line", "as_table", "options_of"),
+    *(
+        "result_table",
+        "class_score_table",
+        "calibration_table",
+        "token_line",
+        "marked_line",
+        "as_table",
+        "options_of",
+    ),
     *("dumps", "rule"),  # JSON escapes all that is not ASCII
 }
 """Functions whose result may be printed."""
