@@ -260,7 +260,7 @@ def test_help_with_a_config_lists_its_options(config, capsys):
     assert cli.main(["train-policy", config, "--seed", "41", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "(default: 41)" in text
-    assert "--text2grad.kl {k1,k2,k3,abs,full}" in text
+    assert "--text2grad.kl {None,k1,k2,k3,abs,full}" in text
 
 
 def test_version(capsys):

@@ -51,7 +51,7 @@ class Evaluation(Record):
     step: NotRequired[Count | None]
     accuracy: Share
     interval: Annotated[list[float], Len(2, 2)]
-    second_turn: Share
+    second_turn: Share | None
     floor: float
     floor_policy: str
     correct: Annotated[list[list[Literal[0, 1]]], Len(1), AfterValidator(_of_one_length)]

@@ -32,7 +32,7 @@ def make(i):
         critique="" if i % 2 else "Nearly \N{WARNING SIGN}",
         judge="programmatic",
         reward=rng.random(),
-        correct=i % 2,
+        correct=i % 2 == 1,
         span_starts=starts,
         span_ends=starts + 1,
         span_rewards=rng.normal(size=spans),

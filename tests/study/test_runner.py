@@ -117,7 +117,7 @@ def test_a_folder_appears_whole(study_file, tmp_path, monkeypatch):
 def test_wrong_number_of_jobs(study_file, jobs, capsys):
     with pytest.raises(SystemExit):
         cli.main(["study", str(study_file()), "--jobs", jobs])
-    assert "is not a number of processes" in capsys.readouterr().err
+    assert "is not a number from 1" in capsys.readouterr().err
 
 
 def test_unknown_option(study_file, capsys):
