@@ -66,7 +66,7 @@ def test_ratios_are_1_before_the_first_update(round_of, dtype, surrogate, update
     assert [float(found[name]) for name in RATIOS] == pytest.approx([1] * 3, abs=1e-6)
     assert found["clip_fraction"] == 0
     # How far the sampler is away is still measured.
-    assert (found["kl_sampler_trainer"] > 1e-7) == (dtype == "bfloat16")
+    assert 0 <= found["kl_sampler_trainer"] < {"float32": 1e-7, "bfloat16": 1e-4}[dtype]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_also_of_second_attempts_of_critics_and_of_truncated_samples(round_of, n
     for batch in batches:
         found = metrics_of(context, method, params, batch)
         assert [float(found[name]) for name in RATIOS] == pytest.approx([1] * 3, abs=1e-6)
-        assert found["kl_sampler_trainer"] > 1e-7
+        assert 0 < found["kl_sampler_trainer"] < 1e-2
 
 
 def test_gspo_in_bfloat16_learns_from_all_sequences(round_of):
