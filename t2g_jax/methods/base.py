@@ -134,7 +134,8 @@ def scored(
     temperature = context.config.sampling.temperature
     fields = ("cutoffs",) if truncated else ()
     with context.watch.stage("score"):
-        settings = {"model": context.model, "temperature": temperature, "mesh": context.mesh}
+        settings: dict[str, Any] = {"model": context.model, "temperature": temperature}
+        settings |= {"mesh": context.mesh, "with_untruncated": truncated}
         found = about_rows(
             context, rows, lambda batch: score(params, batch, **settings), at_once, fields=fields
         )

@@ -283,7 +283,9 @@ def _score(
         phase,
         name,
         shape,
-        lambda: score.lower(params, batch, mesh=context.mesh, **settings),
+        lambda: score.lower(
+            params, batch, mesh=context.mesh, with_untruncated="cutoffs" in fields, **settings
+        ),
         {"weights": _bytes(params), "batch": _bytes(batch)},
         _resident(kept, [params]),
         {},

@@ -146,7 +146,7 @@ def _combine(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {kind: jax.tree.map(how[kind], a[kind], b[kind]) for kind in how}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "mesh"))
+@functools.partial(jax.jit, static_argnames=("model", "temperature", "mesh", "with_untruncated"))
 def score(
     params: heads.Params,
     batch: Batch,
@@ -154,19 +154,20 @@ def score(
     model: DecoderConfig,
     temperature: float = 1.0,
     mesh: Mesh | None = None,
+    with_untruncated: bool = False,
 ) -> dict[str, Array]:
     """Scores rows [B, T] without gradients; give the mesh that they are sharded over.
 
     Returns:
-      "logprobs", "entropy" [B, T] of the targets; "values" [B, T] if there is a value head; with
-      cutoffs, which logprobs and entropy then follow, "untruncated" [B, T], the log-probabilities
-      under the whole distribution.
+      "logprobs", "entropy" [B, T] of the targets, which follow cutoffs if the batch has them;
+      "values" [B, T] if there is a value head; "untruncated" [B, T], if asked for, the
+      log-probabilities without cutoffs.
     """
     hidden = read(params, batch, model=model, mesh=mesh)
     settings: Any = {"model": model, "temperature": temperature, "mesh": mesh}
     scored = score_targets(params, hidden, batch, **settings)
     out = {"logprobs": scored.logprobs, "entropy": scored.entropy}
-    if batch.cutoffs is not None:
+    if with_untruncated:
         whole = score_targets(params, hidden, batch, truncated=False, **settings)
         out["untruncated"] = whole.logprobs
     if "value_head" in params:

@@ -90,6 +90,7 @@ def test_what_an_update_reports(run):
         *("loss", "policy_loss", "value_loss", "distill_loss", "nll", "span_loss", "kl_loss"),
         *("ratio", "ratio_min", "ratio_max", "log_ratio", "log_ratio_min", "log_ratio_max"),
         *("clip_fraction", "kl_sampler_trainer", "entropy", "distill_logprob", "distill_dropped"),
+        *("nll_loss", "value_clip_fraction", "distill_clip_fraction"),
         *("span_accuracy", "grad_norm", "skipped_updates", "skipped_in_row"),
     }
     assert all(np.shape(value) == () for value in reports[0].values())
