@@ -172,18 +172,21 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(file, start=1):
             try:
                 entry = json.loads(line)
-            except (ValueError, RecursionError) as error:  # bad JSON or bad UTF-8
+                if not isinstance(entry, dict):
+                    raise T2GError(f"{path}, line {number} is not a JSON object; delete the line")
+                found = entry.pop(_CHECKSUM, None)
+                expected = _checksum(entry)
+            except T2GError:
+                raise
+            except (ValueError, RecursionError) as error:  # bad JSON or UTF-8, or not finite
                 raise T2GError(
                     f"{path}, line {number} is damaged ({error}); repair it, or delete the line to "
                     f"have that record done again"
                 ) from error
-            if not isinstance(entry, dict):
-                raise T2GError(f"{path}, line {number} is not a JSON object; delete the line")
-            found = entry.pop(_CHECKSUM, None)
-            if found != _checksum(entry):
+            if found != expected:
                 raise T2GError(
                     f"{path}, line {number} is not as it was written: its checksum is {found!r}, "
-                    f"not {_checksum(entry)!r}; delete the line to have that record done again"
+                    f"not {expected!r}; delete the line to have that record done again"
                 )
             yield number, entry
 

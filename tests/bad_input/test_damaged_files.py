@@ -5,6 +5,7 @@ import re
 import shutil
 
 import pytest
+from checked import line
 
 
 @pytest.fixture
@@ -30,8 +31,10 @@ def half_annotated(annotated):
     [
         ('{"id": "0-1-0", "prom\n', "journal.jsonl, line 3 is damaged ("),
         ("[1, 2]\n", "journal.jsonl, line 3 is not a JSON object; delete the line"),
-        ('{"prompt": "?"}\n', 'journal.jsonl, line 3: the entry has no "id" text'),
-        ('{"id": "0-2-0"}\n', "journal.jsonl: the entry '0-2-0' is damaged ("),
+        ('{"id": "2-0"}\n', "journal.jsonl, line 3 is not as it was written: its checksum is None"),
+        (line({"prompt": "?"}), 'journal.jsonl, line 3: the entry has no "id" text'),
+        (line({"id": "0-2-0"}), "journal.jsonl: the entry '0-2-0' is none of the "),
+        (line({"id": "2-0"}), "journal.jsonl: the entry '2-0' is damaged ("),
     ],
 )
 def test_line_of_the_journal(t2g, half_annotated, damaged, expected):
@@ -58,7 +61,7 @@ def test_line_of_the_journal(t2g, half_annotated, damaged, expected):
         ("reward", "good"),
         ("completion_tokens", None),
         ("completion_tokens", []),
-        ("span_rewards", [1e999]),
+        ("span_rewards", [1e39]),
         ("span_starts", [[0]]),
         ("prompt", 3),
         ("unaligned", 3),
@@ -67,7 +70,8 @@ def test_line_of_the_journal(t2g, half_annotated, damaged, expected):
 def test_values_of_the_journal(t2g, half_annotated, field, value):
     workdir, config, journal, lines = half_annotated
     entry = json.loads(lines[2]) | {field: value}
-    journal.write_text("".join([*lines[:2], json.dumps(entry) + "\n", *lines[3:10]]))
+    del entry["checksum"]
+    journal.write_text("".join([*lines[:2], line(entry), *lines[3:10]]))
     outcome = t2g("annotate", workdir, config)
     assert outcome.status == 2
     assert f"{journal}: the entry {entry['id']!r} is damaged (" in outcome.error
@@ -83,7 +87,7 @@ def test_a_last_line_that_was_cut_is_done_again(t2g, half_annotated):
 
 def test_line_of_the_quarantine(t2g, half_annotated):
     workdir, config, journal, _ = half_annotated
-    journal.with_name("quarantine.jsonl").write_text("{}\n")
+    journal.with_name("quarantine.jsonl").write_text(line({}))
     outcome = t2g("annotate", workdir, config)
     assert outcome.status == 2
     assert "quarantine.jsonl, line 1: the entry has no " in outcome.error

@@ -76,7 +76,7 @@ def test_needs_no_tensorflow_and_says_nothing(tmp_path):
         sys.path[:0] = {path!r}
         from t2g_jax.data.dataset import load_dataset, write_dataset
         from t2g_jax.data.records import AnnotationRecord
-        r = AnnotationRecord("a", "p", "x", [1], "y", [2], [-1], "c", "j", 1, 1, [0], [1], [1])
+        r = AnnotationRecord("a", "p", "x", [1], "y", [2], [-1], "c", "j", 1, True, [0], [1], [1])
         write_dataset({out!r}, {{"train": [r]}}, name="toy", description="", metadata={{}})
         assert load_dataset({out!r}, "train")[0] == r
         assert "tensorflow" not in sys.modules

@@ -4,19 +4,14 @@ import json
 import os
 import subprocess
 import sys
-import zlib
 
 import pytest
+from checked import line
 
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.errors import T2GError
 
 ENTRIES = [{"id": f"é{i}", "text": "line\nbreak", "value": i / 3} for i in range(4)]
-
-
-def line(text):
-    """A line with the checksum of this JSON object."""
-    return text[:-1] + f', "checksum": "{zlib.crc32(text.encode()):08x}"}}'
 
 
 @pytest.fixture
@@ -66,10 +61,12 @@ def test_a_long_cut_line_is_dropped(path):
         (b'{"id": "\xff"}', "line 2 is damaged"),
         (b"", "line 2 is damaged"),
         (b"[1]", "line 2 is not a JSON object"),
-        (line('{"text": "x"}').encode(), 'line 2: the entry has no "id"'),
-        (line('{"id": 7}').encode(), 'line 2: the entry has no "id"'),
+        (line('{"text": "x"}').strip().encode(), 'line 2: the entry has no "id"'),
+        (line('{"id": 7}').strip().encode(), 'line 2: the entry has no "id"'),
         (b'{"id": "new"}', "line 2 is not as it was written: its checksum is None"),
         (b"[" * 100_000, "line 2 is damaged"),
+        (b'{"id": "new", "reward": 1e999}', "line 2 is damaged"),
+        (b'{"id": "new", "reward": NaN}', "line 2 is damaged"),
     ],
 )
 def test_damage_in_the_middle_is_refused(path, line, message):
@@ -171,9 +168,9 @@ def test_quarantine_counts_by_reason(tmp_path):
 
 
 def test_damaged_quarantine_is_refused(tmp_path):
-    (tmp_path / "q").write_text(line('{"id": "a", "reason": "x", "payload": 1}') + '\n{"id"\n')
+    (tmp_path / "q").write_text(line('{"id": "a", "reason": "x", "payload": 1}') + '{"id"\n')
     with pytest.raises(T2GError, match="q, line 2 is damaged"):
         Quarantine(tmp_path / "q")
-    (tmp_path / "q").write_text(line('{"id": "a"}') + "\n")
+    (tmp_path / "q").write_text(line('{"id": "a"}'))
     with pytest.raises(T2GError, match='q, line 1: the entry has no "reason"'):
         Quarantine(tmp_path / "q")
