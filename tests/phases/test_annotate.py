@@ -30,6 +30,14 @@ def everything(workdir):
     return list(itertools.chain(*both(workdir).values()))
 
 
+def begun(tiny_run, workdir):
+    """The folder of annotations that say what they are made from, and no more yet."""
+    folder = workdir / "annotate"
+    folder.mkdir()
+    shutil.copy(tiny_run.workdir / "annotate" / "begun.json", folder)
+    return folder
+
+
 def test_what_is_written(tiny_run):
     splits = both(tiny_run.workdir)
     summary = json.loads((tiny_run.workdir / "annotate" / "complete.json").read_text())
@@ -43,7 +51,7 @@ def test_what_is_written(tiny_run):
     assert summary["accuracy"] == np.mean([r.correct for r in records])
     assert summary["quarantined"] == {}
     facts = read_metadata(tiny_run.workdir / "annotate" / "dataset")
-    assert facts == {"judge": "binary_matrix", "config": summary["config"]}
+    assert facts == {"judge": "binary_matrix", "fingerprint": summary["fingerprint"]}
     prompts = [{record.prompt for record in records} for records in splits.values()]
     assert not prompts[0] & prompts[1]
 
@@ -171,7 +179,7 @@ def test_what_cannot_be_in_the_journal_is_refused(tiny_run, tmp_path, changes, m
         changes = changes | {"completion_logprobs": []}
     if changes.get("completion_logprobs"):
         changes["completion_logprobs"] *= len(entry["completion_tokens"])
-    with Journal(workdir / "annotate" / "journal.jsonl") as journal:
+    with Journal(begun(tiny_run, workdir) / "journal.jsonl") as journal:
         journal.append(entry | changes)
     before = journal.path.read_bytes()
     with pytest.raises(T2GError) as error:
@@ -193,8 +201,7 @@ def test_how_many_are_drawn(tiny_run, tmp_path):
 def test_another_batch_size_half_way_leaves_no_prompt_out(tiny_run, tmp_path):
     """As accepted with --accept-changes: what is judged stays, the other prompts are drawn."""
     workdir, config = tiny_run.branch(tmp_path / "run", "sft")
-    folder = workdir / "annotate"
-    folder.mkdir()
+    folder = begun(tiny_run, workdir)
     lines = (tiny_run.workdir / "annotate" / "journal.jsonl").read_text().splitlines(True)
     (folder / "journal.jsonl").write_text("".join(lines[:6]))
     changed = tiny.with_values(config, annotate__batch_size=3)
