@@ -70,7 +70,9 @@ def test_a_failure_is_handed_on(tiny_context, example, monkeypatch):
         raise failure
 
     monkeypatch.setattr(type(tiny_context.judge), "critique", fail)
-    assert judge(tiny_context, tiny.turn(tiny_context, "0", example=example)) is failure
+    outcome = judge(tiny_context, tiny.turn(tiny_context, "0", example=example))
+    assert isinstance(outcome, JudgeError)
+    assert outcome.reason == failure.reason
 
 
 def test_labels_are_those_of_the_pure_layer(rng):
