@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-import shutil
+import json
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ import tiny
 
 from t2g_jax.data.dataset import load_dataset, write_dataset
 from t2g_jax.errors import T2GError
-from t2g_jax.phases import policy, reward_model
+from t2g_jax.phases import policy, provenance, reward_model
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.reward_model import class_scores, labels_of, record_labels, training_row
 from t2g_jax.phases.span_rewards import RewardModel, hard_rewards, reward_model_row
@@ -104,17 +104,19 @@ def test_severities_are_kept_where_that_is_asked_for(tiny_context, records):
     assert by_sign.fields["span_labels"].any()
 
 
+def write_annotations(tiny_run, workdir, splits):
+    """Annotations of one's own, complete as if that phase had made them."""
+    folder = workdir / "annotate"
+    write_dataset(folder / "dataset", splits, name="tiny", description="-", metadata={})
+    summary = json.loads((tiny_run.workdir / "annotate" / "complete.json").read_text())
+    summary["fingerprint"] = provenance.of_records(splits)
+    (folder / "complete.json").write_text(json.dumps(summary))
+
+
 def test_what_is_no_severity_is_refused_before_training(tiny_run, tmp_path, records):
     workdir, config = tiny_run.branch(tmp_path / "run", "sft", reward_model__labels="severity")
     strict = [dataclasses.replace(r, span_rewards=3 * r.span_rewards) for r in records]
-    write_dataset(
-        workdir / "annotate" / "dataset",
-        {"train": records, "held_out": strict},
-        name="tiny",
-        description="-",
-        metadata={},
-    )
-    shutil.copy(tiny_run.workdir / "annotate" / "complete.json", workdir / "annotate")
+    write_annotations(tiny_run, workdir, {"train": records, "held_out": strict})
     with pytest.raises(T2GError, match=r"record '.*': a span's reward is -?3, but .*severity"):
         reward_model.run(config, workdir)
     assert not (workdir / "reward_model" / "checkpoints").exists()
@@ -131,14 +133,7 @@ def test_from_severities_to_a_policy(tiny_run, tmp_path, records):
         text2grad__reward="hard",
     )
     graded = [dataclasses.replace(r, span_rewards=0.5 * r.span_rewards) for r in records]
-    write_dataset(
-        workdir / "annotate" / "dataset",
-        {"train": graded[:-4], "held_out": graded[-4:]},
-        name="tiny",
-        description="-",
-        metadata={},
-    )
-    shutil.copy(tiny_run.workdir / "annotate" / "complete.json", workdir / "annotate")
+    write_annotations(tiny_run, workdir, {"train": graded[:-4], "held_out": graded[-4:]})
     summary = reward_model.run(config, workdir)
     tokens = sum(len(r.completion_tokens) for r in graded[-4:])
     for found in summary["calibration"]:
