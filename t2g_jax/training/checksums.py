@@ -55,6 +55,8 @@ def _parts(leaf: Any) -> list[jax.Array]:
     """The sums of the parts of an array that are here."""
     if not isinstance(leaf, jax.Array):
         return [bit_sum(leaf)]
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)  # the shards of keys are indexed as their numbers are
     strides = _strides(leaf.shape)
     return [
         bit_sum(

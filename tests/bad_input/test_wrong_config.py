@@ -53,8 +53,5 @@ def test_impossible_mesh(t2g, tiny_run, tmp_path, axes, expected):
 def test_a_mesh_that_was_wrong_at_first_can_be_mended(t2g, tiny_run, tmp_path):
     words = ["sft", tmp_path / "run", tiny_run.config, "--sft.steps", "2"]
     assert t2g(*words, "--mesh.data", "3").status == 2
-    outcome = t2g(*words)
-    assert outcome.status == 2
-    assert "(mesh.data: 3 → -1)" in outcome.error
-    assert "--accept-changes" in outcome.error
-    assert t2g(*words, "--accept-changes").status == 0
+    assert not (tmp_path / "run").exists()  # a start that fails leaves nothing in its way
+    assert t2g(*words).status == 0
