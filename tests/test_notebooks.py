@@ -100,7 +100,7 @@ def test_what_differs_from_one_execution_to_the_next_is_not_kept():
     ]
     kept = EXECUTE["keep"](nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
     assert [out.get("text") for out in kept] == [
-        "{'seconds':     …}\n… h  … min,   …\u202fs\n",
+        "{'seconds':     …, 'n': 3}\n… h  … min,   …\u202fs\n",
         None,
     ]
     assert kept[1].data == {"text/plain": "(a page of 200 kB: run the cell)"}
