@@ -309,7 +309,13 @@ def test_padding_has_no_effect(case, run):
     @partial(jax.value_and_grad, argnums=0)
     def masked_total(x, inputs):
         leaves = jax.tree.leaves(_call(case, inputs | {first: x}))
-        return sum(reductions.masked_mean(y, mask) if y.shape == mask.shape else y for y in leaves)
+        by_token = mask.shape
+        return sum(
+            reductions.masked_mean(y, jnp.broadcast_to(_over_tokens(mask, y), y.shape))
+            if y.shape[:2] == by_token
+            else y
+            for y in leaves
+        )
 
     dirty, clean = (
         masked_total(x[first], x) for x in (_cast(x, np.float32) for x in (dirty, inputs))

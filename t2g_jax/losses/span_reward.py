@@ -44,10 +44,10 @@ def span_reward_cross_entropy(
             f"{logits.shape} and labels has shape {labels.shape}"
         )
     weights = _weights(class_weights)
-    ok = jnp.all(jnp.isfinite(logits), axis=-1)
-    log_probs = jax.nn.log_softmax(jnp.where(ok[..., None], logits, 0))
+    logits, ok = _finite(logits)
+    log_probs = jax.nn.log_softmax(logits)
     loss = -jnp.sum(span_targets(labels) * weights * log_probs, axis=-1)
-    return jnp.where(ok, loss, jnp.nan)
+    return jnp.where(ok[..., 0], loss, jnp.nan)
 
 
 def span_targets(labels: ArrayLike) -> jax.Array:
@@ -80,7 +80,7 @@ def span_probabilities(
       class_weights: [3] float above 0, those of the training; 1 by default.
 
     Returns:
-      [..., 3] float, adding up to 1.
+      [..., 3] float, adding up to 1; NaN without a gradient where logits are not finite.
 
     Raises:
       ValueError: shapes do not fit.
@@ -88,7 +88,15 @@ def span_probabilities(
     logits = as_float(logits)
     if logits.shape[-1:] != (3,):
         raise ValueError(f"logits must end in an axis of 3 classes, got shape {logits.shape}")
-    return jax.nn.softmax(logits - jnp.log(_weights(class_weights)))
+    logits, ok = _finite(logits)
+    probabilities = jax.nn.softmax(logits - jnp.log(_weights(class_weights)))
+    return jnp.where(ok, probabilities, jnp.nan)
+
+
+def _finite(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The logits, 0 where any of a token's is not finite, and whether all are, [..., 1]."""
+    ok = jnp.all(jnp.isfinite(logits), axis=-1, keepdims=True)
+    return jnp.where(ok, logits, 0), ok
 
 
 def _weights(class_weights: ClassWeights | None) -> jax.Array:

@@ -208,4 +208,5 @@ def test_rows_split_along_their_length_give_the_same(alone, name, shape):
         found, slopes = jax.device_get(run(params, *batch))
     np.testing.assert_allclose(found, value, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(slopes), jax.tree.leaves(gradient), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+        # Sums in another order: what is near 0 among large numbers is as inexact as they are.
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * max(10, np.abs(b).max()))

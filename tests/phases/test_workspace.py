@@ -153,6 +153,7 @@ ASIDE = {
     "grpo__eval_every": 1,
     "evaluate__samples_per_prompt": 7,
     "evaluate__batch_size": 2,
+    "evaluate__second_turn": False,
     "evaluate__checkpoint": "best",
     "checkpoint__every_steps": 1,
     "checkpoint__keep_last": 5,
