@@ -1,7 +1,6 @@
 import math
 import random
 import re
-import time
 import unicodedata
 
 import pytest
@@ -10,6 +9,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from t2g_jax.spans import search
 from t2g_jax.spans.align import CharSpan, Quote, TokenSpan, align, to_token_spans
 
 STORY = "The cat sat on the mat. The dog sat on the log, and the cat saw the dog."
@@ -395,20 +395,20 @@ def test_an_ordinal_or_verbatim_neighbours_name_a_place_within_a_word():
 # Bounds
 
 
-def test_five_hundred_quotes_of_a_long_text_take_well_under_a_second():
+def test_five_hundred_quotes_of_a_long_text_take_few_steps(monkeypatch):
+    """A twentieth of what they may; seconds are measured by `python -m benchmarks`."""
     rng = random.Random(0)
     text = " ".join("".join(rng.choices("abcdefgh", k=rng.randint(2, 9))) for _ in range(1800))
     words = list(re.finditer(r"\w+", text))
     cut = [(words[i].start(), words[i + 5].end()) for i in rng.choices(range(1790), k=500)]
+    marked = [Quote(text[a], 1.0, before=text[a - 9 : a]) for a, _ in cut]
+    reasons = {item.reason for item in align(text, marked + ["a"] * 500).unaligned}
+    assert not any("too long" in reason for reason in reasons)
+    monkeypatch.setattr(search, "STEPS", search.STEPS // 20)
     for change in (str, str.upper):
-        begin = time.process_time()
         found = align(text, [change(text[a:b]) for a, b in cut])
-        assert time.process_time() - begin < 1
         assert len(found.spans) > 400
-    starts = [a for a, _ in cut]
-    begin = time.process_time()
-    align(text, [Quote(text[i], 1.0, before=text[i - 9 : i]) for i in starts] + ["a"] * 500)
-    assert time.process_time() - begin < 1
+        assert not any("too long" in item.reason for item in found.unaligned)
 
 
 # Token spans

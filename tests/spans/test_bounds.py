@@ -27,12 +27,13 @@ TEXTS = {
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_a_quote_of_half_a_text_is_decided_in_bounded_time(name):
+    """A quarter of a second on a core of one's own; a search without bounds takes a minute."""
     text = TEXTS[name][:LENGTH]
     half = text[LENGTH // 4 : LENGTH * 3 // 4]
     for quote in (half + " zzz", half[:3000] + " zzz " + half[3000:], half.upper(), text + "!"):
         begin = time.process_time()
         align(text, [quote])
-        assert time.process_time() - begin < 5  # a quarter of a second on a core of one's own
+        assert time.process_time() - begin < 20
 
 
 @pytest.mark.parametrize("name", ["words", "lines", "pairs", "code"])
