@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import collections
 import fcntl
-import json
 import os
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from t2g_jax import checked_lines
 from t2g_jax.errors import T2GError
-
-_CHECKSUM = "checksum"
 
 
 class Journal:
     """One JSON object a line, each with an "id" of its own; survives being killed at any byte.
 
-    A line ends in a "checksum" of what stands before it, so that one that was changed is noticed.
+    Lines have checksums, see `checked_lines`, so that one that was changed is noticed.
     Every entry is handed to the operating system before `append` returns, so it outlives the
     process; it is forced to disk with the others of the last `sync_seconds`, so at most those are
     lost with the machine. Opening a journal again drops a last line that was cut short. One process
@@ -138,8 +135,7 @@ class _AppendOnly:
         self._sync_seconds, self._synced = sync_seconds, time.monotonic()
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        line = _line({**entry, _CHECKSUM: _checksum(entry)})
-        self._file.write(line + b"\n")
+        self._file.write(checked_lines.line(entry))
         self._file.flush()
         if time.monotonic() - self._synced >= self._sync_seconds:
             self._sync()
@@ -168,35 +164,10 @@ def _whole_lines(file, block: int = 1 << 16) -> int:
 
 
 def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    mend = "repair it, or delete the line to have that record done again"
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            try:
-                entry = json.loads(line)
-                if not isinstance(entry, dict):
-                    raise T2GError(f"{path}, line {number} is not a JSON object; delete the line")
-                found = entry.pop(_CHECKSUM, None)
-                expected = _checksum(entry)
-            except T2GError:
-                raise
-            except (ValueError, RecursionError) as error:  # bad JSON or UTF-8, or not finite
-                raise T2GError(
-                    f"{path}, line {number} is damaged ({error}); repair it, or delete the line to "
-                    f"have that record done again"
-                ) from error
-            if found != expected:
-                raise T2GError(
-                    f"{path}, line {number} is not as it was written: its checksum is {found!r}, "
-                    f"not {expected!r}; delete the line to have that record done again"
-                )
-            yield number, entry
-
-
-def _line(entry: Mapping[str, Any]) -> bytes:
-    return json.dumps(dict(entry), ensure_ascii=True, allow_nan=False).encode("ascii")
-
-
-def _checksum(entry: Mapping[str, Any]) -> str:
-    return f"{zlib.crc32(_line(entry)):08x}"
+            yield number, checked_lines.read_line(line, where=f"{path}, line {number}", mend=mend)
 
 
 def _id(entry: Mapping[str, Any], where: str) -> str:

@@ -12,10 +12,11 @@ import inspect
 import json
 import os
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
+from t2g_jax import checked_lines
+from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, Judge, plain_text
 from t2g_jax.tasks.base import Example
 
@@ -24,7 +25,8 @@ MAX_LINE = 1_000_000
 
 
 class CritiqueCache:
-    """Append-only JSON lines, {"key", "critique", "check"}, one for each critique.
+    """Append-only JSON lines, {"key", "critique"}, one for each critique, with their
+    checksums (`checked_lines`).
 
     The key is a hash of who was asked (`identity_of`), prompt, answer, metadata and completion.
     Failures are not kept: they are asked about again. A line that was cut short by a kill, or whose
@@ -61,7 +63,7 @@ class CritiqueCache:
         """Keeps a critique, unless there is one."""
         key = self.key(example, completion)
         self._look()
-        line = _line({"key": key, "critique": critique.to_dict()})
+        line = checked_lines.line({"key": key, "critique": critique.to_dict()})
         if not self._writes or key in self._where or len(line) > MAX_LINE:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,24 +121,12 @@ def identity_of(judge: Judge, name: str, level: str) -> str:
     return json.dumps([name, level, own, hashlib.sha256(code).hexdigest(), settings])
 
 
-def _line(entry: dict[str, Any]) -> bytes:
-    text = json.dumps(entry, sort_keys=True, allow_nan=False)
-    return (json.dumps(entry | {"check": _check(text)}, sort_keys=True) + "\n").encode("ascii")
-
-
-def _check(text: str) -> int:
-    return zlib.crc32(text.encode("ascii"))
-
-
 def _entry(line: bytes) -> dict[str, Any] | None:
     """What a line says, if it is whole and says what was written."""
     try:
-        entry = json.loads(line)
-        found = entry.pop("check")
-        whole = found == _check(json.dumps(entry, sort_keys=True, allow_nan=False))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return checked_lines.read_line(line, where="")
+    except T2GError:
         return None
-    return entry if whole else None
 
 
 def _key(line: bytes) -> str | None:

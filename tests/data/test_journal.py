@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from checked import line
 
+from t2g_jax.checked_lines import line
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.errors import T2GError
 
@@ -60,10 +60,12 @@ def test_a_long_cut_line_is_dropped(path):
         (b"\0\0\0\0", "line 2 is damaged"),
         (b'{"id": "\xff"}', "line 2 is damaged"),
         (b"", "line 2 is damaged"),
-        (b"[1]", "line 2 is not a JSON object"),
-        (line('{"text": "x"}').strip().encode(), 'line 2: the entry has no "id"'),
-        (line('{"id": 7}').strip().encode(), 'line 2: the entry has no "id"'),
-        (b'{"id": "new"}', "line 2 is not as it was written: its checksum is None"),
+        (b"[1]", "line 2 is damaged"),
+        (line({"text": "x"}).strip(), 'line 2: the entry has no "id"'),
+        (line({"id": 7}).strip(), 'line 2: the entry has no "id"'),
+        (b'{"id": "new"}', r"line 2 is damaged \(it has no checksum\)"),
+        (b'{"id": "new", "checksum": "00000000"}', r"line 2 is damaged \(its checksum is not "),
+        (b'{"id": "new", "checksum": 7}', r"line 2 is damaged \(its checksum is not "),
         (b"[" * 100_000, "line 2 is damaged"),
         (b'{"id": "new", "reward": 1e999}', "line 2 is damaged"),
         (b'{"id": "new", "reward": NaN}', "line 2 is damaged"),
@@ -168,9 +170,10 @@ def test_quarantine_counts_by_reason(tmp_path):
 
 
 def test_damaged_quarantine_is_refused(tmp_path):
-    (tmp_path / "q").write_text(line('{"id": "a", "reason": "x", "payload": 1}') + '{"id"\n')
+    whole = line({"id": "a", "reason": "x", "payload": 1})
+    (tmp_path / "q").write_bytes(whole + b'{"id"\n')
     with pytest.raises(T2GError, match="q, line 2 is damaged"):
         Quarantine(tmp_path / "q")
-    (tmp_path / "q").write_text(line('{"id": "a"}'))
+    (tmp_path / "q").write_bytes(line({"id": "a"}))
     with pytest.raises(T2GError, match='q, line 1: the entry has no "reason"'):
         Quarantine(tmp_path / "q")
