@@ -56,7 +56,7 @@ def make_task(
 
 
 def _puzzle_class(name: str) -> type["ReasoningTask"]:
-    # reasoning-gym takes a second to import: only those who use it wait.
+    # reasoning-gym need not be there: only those who use it ask for it.
     try:
         match name:
             case "binary_matrix":

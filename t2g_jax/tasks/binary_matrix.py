@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from reasoning_gym.algorithmic.binary_matrix import QUESTION_TEMPLATE, BinaryMatrixConfig
-
 from t2g_jax.judges.base import CritiqueLevel, Judge
 from t2g_jax.tasks.base import Example, Floor
 from t2g_jax.tasks.boxed import boxed
+from t2g_jax.tasks.gym import gym_module
 from t2g_jax.tasks.reasoning import ReasoningTask
 
+_GYM = gym_module("algorithmic.binary_matrix")
 Grid = list[list[int]]
 
 
@@ -20,7 +20,7 @@ class BinaryMatrix(ReasoningTask[Grid, Grid]):
     """Binary matrices of reasoning-gym, each with at least one 0."""
 
     name = "binary_matrix"
-    gym_config = BinaryMatrixConfig
+    gym_config = _GYM.BinaryMatrixConfig
     presets = {
         "paper": {"min_n": 3, "max_n": 5, "p_zero": 0.25},
         "tiny": {"min_n": 3, "max_n": 4, "p_zero": 0.25},
@@ -45,7 +45,7 @@ class BinaryMatrix(ReasoningTask[Grid, Grid]):
     def example(self, puzzle: Grid, id: str) -> Example:
         matrix = to_text(puzzle)
         if self.prompt_style == "full":
-            question = QUESTION_TEMPLATE.format(matrix=matrix).strip()
+            question = _GYM.QUESTION_TEMPLATE.format(matrix=matrix).strip()
             prompt = f"{question}\n\nPut your final answer in \\boxed{{}}, one row on each line."
         else:
             prompt = f"Distance to the nearest 0 for each cell:\n{matrix}\nAnswer in \\boxed{{}}."

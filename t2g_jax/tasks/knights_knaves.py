@@ -9,18 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from reasoning_gym.logic.knights_knaves import (
-    KKProblemFormatter,
-    KKProblemSampler,
-    KnightsKnavesConfig,
-    KnightsKnavesDataset,
-)
-
 from t2g_jax.judges.base import CritiqueLevel, Judge
 from t2g_jax.tasks.base import Example, Floor, TaskError
 from t2g_jax.tasks.boxed import boxed
+from t2g_jax.tasks.gym import gym_module
 from t2g_jax.tasks.reasoning import ReasoningTask
 
+_GYM = gym_module("logic.knights_knaves")
 Statement = Sequence[Any]
 """("telling-truth" | "lying", person), or ("not" | "and" | "or" | "->" | "<=>", statement, ...)."""
 Roles = tuple[bool, ...]
@@ -40,7 +35,7 @@ class Island:
 
 
 @dataclass
-class KnightsKnavesSettings(KnightsKnavesConfig):
+class KnightsKnavesSettings(_GYM.KnightsKnavesConfig):
     """reasoning-gym's settings, and one more.
 
     one_cast: 1 gives the people of all puzzles the same names and kinds, so that a small model need
@@ -68,7 +63,7 @@ class KnightsKnaves(ReasoningTask[tuple[int, int], Island]):
 
     def build(self, ticket: tuple[int, int]) -> Island:
         statements_seed, words_seed = ticket
-        sampler = KKProblemSampler(
+        sampler = _GYM.KKProblemSampler(
             statements_seed,
             n_people=self.settings["n_people"],
             depth_constraint=self.settings["depth_constraint"],
@@ -81,7 +76,7 @@ class KnightsKnaves(ReasoningTask[tuple[int, int], Island]):
                 f"depth_constraint (settings: {self.settings})"
             )
         words_seed = 0 if self.settings["one_cast"] else words_seed
-        words = KKProblemFormatter(words_seed, problems[0]).format_problem()
+        words = _GYM.KKProblemFormatter(words_seed, problems[0]).format_problem()
         role_names = words["knight_knave"]
         return Island(
             names=tuple(map(str, words["names"])),
@@ -155,7 +150,7 @@ class KnightsKnaves(ReasoningTask[tuple[int, int], Island]):
 def says_true(metadata: Mapping[str, Any], attempt: Sequence[bool], person: int) -> bool:
     """Whether what this person says is true if the roles are those of `attempt`."""
     statement = metadata["statements"][person]
-    return bool(KnightsKnavesDataset.test_satisfiability(statement, attempt))
+    return bool(_GYM.KnightsKnavesDataset.test_satisfiability(statement, attempt))
 
 
 def holds(metadata: Mapping[str, Any], attempt: Sequence[bool], person: int) -> bool:

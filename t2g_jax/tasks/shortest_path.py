@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from reasoning_gym.graphs.shortest_path import QUESTION_TEMPLATE, ShortestPathConfig
 
 from t2g_jax.judges.base import CritiqueLevel, Judge
 from t2g_jax.tasks.base import Example, Floor
 from t2g_jax.tasks.boxed import boxed
+from t2g_jax.tasks.gym import gym_module
 from t2g_jax.tasks.reasoning import ReasoningTask
 
+_GYM = gym_module("graphs.shortest_path")
 Grid = list[list[str]]
 Place = tuple[int, int]
 
@@ -28,7 +29,7 @@ _CONFUSED = {
 
 
 @dataclass
-class ShortestPathSettings(ShortestPathConfig):
+class ShortestPathSettings(_GYM.ShortestPathConfig):
     """reasoning-gym's settings, and one more.
 
     distinct_ends: 0 lets the destination fall on the start and hide it, as it does in RLTF's code
@@ -100,7 +101,7 @@ class ShortestPath(ReasoningTask[int, Grid]):
     def example(self, puzzle: Grid, id: str) -> Example:
         text = _to_text(puzzle)
         if self.prompt_style == "full":
-            question = QUESTION_TEMPLATE.format(grid=text).strip()
+            question = _GYM.QUESTION_TEMPLATE.format(grid=text).strip()
             prompt = f"{question}\n\nPut your final answer in \\boxed{{}}."
         else:
             # A small model finds it hard to count where a symbol stands, so it is told.
