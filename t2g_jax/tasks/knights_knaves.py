@@ -16,6 +16,7 @@ from t2g_jax.tasks.gym import gym_module
 from t2g_jax.tasks.reasoning import ReasoningTask
 
 _GYM = gym_module("logic.knights_knaves")
+_Config: Any = _GYM.KnightsKnavesConfig
 Statement = Sequence[Any]
 """("telling-truth" | "lying", person), or ("not" | "and" | "or" | "->" | "<=>", statement, ...)."""
 Roles = tuple[bool, ...]
@@ -35,7 +36,7 @@ class Island:
 
 
 @dataclass
-class KnightsKnavesSettings(_GYM.KnightsKnavesConfig):
+class KnightsKnavesSettings(_Config):
     """reasoning-gym's settings, and one more.
 
     one_cast: 1 gives the people of all puzzles the same names and kinds, so that a small model need

@@ -5,6 +5,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from t2g_jax.tasks.gym import gym_module
 from t2g_jax.tasks.reasoning import ReasoningTask
 
 _GYM = gym_module("graphs.shortest_path")
+_Config: Any = _GYM.ShortestPathConfig
 Grid = list[list[str]]
 Place = tuple[int, int]
 
@@ -29,7 +31,7 @@ _CONFUSED = {
 
 
 @dataclass
-class ShortestPathSettings(_GYM.ShortestPathConfig):
+class ShortestPathSettings(_Config):
     """reasoning-gym's settings, and one more.
 
     distinct_ends: 0 lets the destination fall on the start and hide it, as it does in RLTF's code
