@@ -16,4 +16,5 @@ if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then
 fi
 
 prepare_environment test
-exec python -m pytest --numprocesses "${JOBS:-auto}" "$@"
+# Tests of one file share what is dear to make, so one process gets all of them.
+exec python -m pytest --numprocesses "${JOBS:-auto}" --dist loadfile --no-loadscope-reorder "$@"

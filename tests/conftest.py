@@ -4,14 +4,17 @@ import contextlib
 import fcntl
 import os
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["T2G_COMPILATION_CACHE"] = "off"  # of the user, who has programs for one device
-# Tests compile more than they compute: most of their time would go into LLVM's optimisations.
+# Tests compile more than they compute: most of their time would go into LLVM's optimisations, and
+# into MLIR's for fused loops (of jax 0.10, whose flags are known).
 for _flag, _value in (
     ("--xla_force_host_platform_device_count", 8),
     ("--xla_backend_optimization_level", 0),
+    *([("--xla_cpu_use_fusion_emitters", "false")] if version("jax").startswith("0.10.") else []),
 ):
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
@@ -77,7 +80,13 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def compiled_once(tmp_path_factory):
+def programs(tmp_path_factory) -> Path:
+    """The folder of compiled programs that tests share."""
+    return _shared(tmp_path_factory) / "compiled"
+
+
+@pytest.fixture(scope="session")
+def compiled_once(programs):
     """A context in which what was compiled before comes from a cache on disk."""
 
     @contextlib.contextmanager
@@ -85,7 +94,7 @@ def compiled_once(tmp_path_factory):
         from jax.experimental.compilation_cache import compilation_cache
 
         settings = {  # here, and JAX's default
-            "jax_compilation_cache_dir": (str(_shared(tmp_path_factory) / "compiled"), None),
+            "jax_compilation_cache_dir": (str(programs), None),
             "jax_persistent_cache_min_compile_time_secs": (0.1, 1.0),
         }
 

@@ -183,7 +183,8 @@ def test_what_makes_it_install_again(copy, fake_venv):
     run(test, "-k", "gae")
     pip, pytest_line = fake_venv()
     assert pip.endswith("--editable .[test]")
-    assert pytest_line == "-m pytest --numprocesses auto -k gae"
+    by_file = "--dist loadfile --no-loadscope-reorder"
+    assert pytest_line == f"-m pytest --numprocesses auto {by_file} -k gae"
     run(local)
     assert len(fake_venv()) == 1
     run(local, "configs/quickstart.yaml", EXTRAS="tpu notebooks")
