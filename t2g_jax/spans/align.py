@@ -230,12 +230,12 @@ _CONTEXT_MARGIN = 10.0
 _CONTEXT_FLOOR = 60.0
 _CONTEXT_LENGTH = 200
 # Likeness from which it is said what differs.
-_NEAR = 75.0
+_NEAR = 60.0
 # Most places of a phrase, and when no steps are left; most characters that are compared to find
-# them; and the longest text or phrase that is searched for more than the phrase as it stands.
+# them; and the longest text and phrase that are searched for more than the phrase as it stands.
 _PLACES, _FEW = 10_000, 50
 _COMPARED = 20_000_000
-_LONGEST = 200_000
+_LONGEST, _LONGEST_PHRASE = 200_000, 40_000
 
 
 @dataclass(frozen=True)
@@ -351,9 +351,13 @@ class _Page:
             raise TooLong
         if places := self._meant(exact, quote):
             return _Found(places, "exact")
-        if max(len(self.text), len(phrase)) > _LONGEST:
-            reason = f"is too long to be searched for more than that (> {_LONGEST:,} characters)"
-            return _Found([], "exact", reason=f"{_ABSENT} as it stands, and {reason}")
+        for name, searched, most in (
+            ("text", self.text, _LONGEST),
+            ("phrase", phrase, _LONGEST_PHRASE),
+        ):
+            if len(searched) > most:
+                reason = f"the {name} is too long to be searched for more (> {most:,} characters)"
+                return _Found([], "exact", reason=f"{_ABSENT} as it stands, and {reason}")
         found, differing = self.normalised(phrase)
         if places := self._meant(found, quote):
             return _Found(places, "normalised")
@@ -423,15 +427,15 @@ class _Page:
         if self.threshold is None:
             return _Found([], "fuzzy", reason=_ABSENT)
         quote = Reading(phrase)
+        self.budget.spend(100 + len(phrase) // 2)
         if len(quote.plain.text.strip()) < _FUZZY_LENGTH:
             reason = f"{_ABSENT}, and is too short (< {_FUZZY_LENGTH}) to be matched fuzzily"
-            return _Found([], "fuzzy", reason=reason)
-        self.budget.spend(100 + len(phrase) // 2)
+            return _Found([], "fuzzy", reason=self._nearest(quote, quote.units) or reason)
         # Punctuation that ends a quote is often the critic's.
         units = list(quote.units)
         while len(units) > 1 and units[-1].key in (".", ",", ";", ":") and not quote.code.blocks:
             units.pop()
-        units = self.search.respaced(units)
+        units = self.search.respaced(quote, units)
         matches: dict[Place, float] = {}
         passages = self.search.passages(quote, units)
         for passage in passages:
@@ -446,12 +450,17 @@ class _Page:
             near = sorted(p for p, score in matches.items() if score >= best - _FUZZY_MARGIN)
             return _Found(near, "fuzzy", [matches[place] for place in near])
         reason = f"{_ABSENT}, and no passage is {self.threshold:g} % like it"
-        nearest = None if passages else self.search.nearest(quote, units)
-        if nearest and self.search.likeness(units, nearest) >= min(_NEAR, self.threshold):
-            there = self.reading.units[slice(*nearest)]
-            differing = sameness.differences(quote, units, self.reading, there)
-            reason = f"{_ABSENT}; what is most like it differs in: {differing}"
-        return _Found([], "fuzzy", reason=reason)
+        differing = "" if passages else self._nearest(quote, units)
+        return _Found([], "fuzzy", reason=differing or reason)
+
+    def _nearest(self, quote: Reading, units: Sequence[Unit]) -> str:
+        """How the passage that is most like a quote differs from it; empty if none is like it."""
+        nearest = self.search.nearest(quote, units)
+        if not nearest or self.search.likeness(units, nearest) < min(_NEAR, self.threshold):
+            return ""
+        there = self.reading.units[slice(*nearest)]
+        differing = sameness.differences(quote, units, self.reading, there)
+        return f"{_ABSENT}; what is most like it differs in: {differing}"
 
     def context_scores(self, places: Sequence[Place], quote: Quote) -> list[float]:
         """How well the neighbours of each place fit the quote's, 0 to 100; verbatim is 100."""

@@ -4,6 +4,7 @@ The plain spelling drops what never changes a meaning (Unicode's ways to write o
 shapes of quotation marks and dashes, amounts of white space) and nothing that may: x² is not x2.
 """
 
+import re
 import unicodedata
 from bisect import bisect_left
 from collections import defaultdict
@@ -80,7 +81,7 @@ class Reading:
     @cached_property
     def _cuts(self) -> bytearray | None:
         """1 where a grapheme cluster starts or ends; None: anywhere."""
-        if self.text.isascii() and "\r\n" not in self.text:
+        if not _CLUSTERING.search(self.text):
             return None
         cuts = bytearray(len(self.text) + 1)
         cuts[0] = 1
@@ -98,12 +99,13 @@ class Reading:
             return False
         if self._cuts is not None and not self._cuts[i]:
             return True
-        left, right = text[i - 1], text[i]
-        if left.isspace() or right.isspace():
+        before, after = text[max(0, i - 10) : i], text[i : i + 10]
+        before, after = visible(before), visible(after)  # words run on across what is invisible
+        left, right = before[-1:], after[:1]
+        if not (left and right) or left.isspace() or right.isspace():
             return False
         if _is_wordy(left) and _is_wordy(right):
             return True
-        before, after = text[max(0, i - 10) : i], text[i : i + 10]
         return any(head.search(before) and tail.match(after) for head, tail in _INSIDE)
 
 
@@ -134,13 +136,16 @@ _CONTRACTED = r"(?:t|s|re|ll|ve|m|d)(?!\w)"
 _INSIDE = [
     (regex.compile(head), regex.compile(tail, regex.IGNORECASE))
     for head, tail in (
-        (r"\p{L}$", rf"['’]{_CONTRACTED}"),  # is|n't is cut by its letters, it|'s here
-        (r"\p{L}['’]$", _CONTRACTED),
+        (r"\p{L}$", rf"['’ʼ]{_CONTRACTED}"),  # is|n't is cut by its letters, it|'s here
+        (r"\p{L}['’ʼ]$", _CONTRACTED),
         (_UNARY + r"[-−–‒]$", r"\.?\d"),
         (r"\d$", r"\.\d|,\d{3}(?!\d)"),
         (r"(?<![\p{L}.])\.$", r"\d"),
         (r"(?<!\d)\d{1,3}(?:,\d{3})*,$", r"\d{3}(?!\d)"),
         (r"\d[eE]$", r"[-+]\d"),
+        (r"[=!<>:+\-*/%&|^]$", "="),  # operators, as <=
+        (r"[-=]$", ">"),
+        *((re.escape(char) + "$", re.escape(char)) for char in "&|+-*/<>:"),
         (r"\d[eE][-+]$", r"\d"),
         # non-|negative
         (
@@ -180,7 +185,8 @@ def _plain(text: str) -> Plain:
     starts: list[int] = []
     ends: list[int] = []
     for start, end in _clusters(text):
-        for char in _spelled(text[start:end]):
+        spelled = _spelled(text[start:end])
+        for char in spelled if spelled.isspace() else spelled.replace(" ", ""):
             if char.isspace() and out and out[-1] == " ":
                 ends[-1] = end
             else:
@@ -195,7 +201,15 @@ def _plain(text: str) -> Plain:
 _JOINING = regex.compile("[\u1160-\u11ff\ud7b0-\ud7ff\uff9e\uff9f\uffa0-\uffdc\\p{M}]")
 
 
+# What only texts with clusters of several characters have.
+_CLUSTERING = regex.compile(
+    r"[^\p{GCB=Other}\p{GCB=Control}\n\r\p{GCB=LV}\p{GCB=LVT}]|\r\n|[\uffa0-\uffdc]"
+)
+
+
 def _clusters(text: str) -> list[Place]:
+    if not _CLUSTERING.search(text):
+        return [(i, i + 1) for i in range(len(text))]
     found: list[Place] = []
     for match in _GRAPHEME.finditer(text):
         start, end = match.span()
@@ -207,13 +221,18 @@ def _clusters(text: str) -> list[Place]:
 
 _PLAIN = str.maketrans(
     {
-        **dict.fromkeys("‘’‚‛′`", "'"),
-        **dict.fromkeys("“”„‟«»", '"'),
-        **dict.fromkeys("‐‒–—―−", "-"),
-        # Invisible: soft hyphen, zero-width space, word joiner, byte order mark, emoji selectors.
-        **dict.fromkeys("\u00ad\u200b\u2060\ufeff\ufe0e\ufe0f", None),
+        **dict.fromkeys("‘’‚‛‹›′ʼ`", "'"),
+        **dict.fromkeys("“”„‟«»⹂「」『』〝〞〟", '"'),
+        **dict.fromkeys("‐‒–—―−⸺⸻", "-"),
     }
 )
+# What nobody sees: soft hyphens, zero-width spaces and joiners, marks of direction, selectors. Not
+# what turns the order of letters around, fillers that are letters, and the tags of flags.
+_INVISIBLE = regex.compile(
+    r"[\p{DI}--[\u115f\u1160\u3164\uffa0\u202d\u202e\U000e0020-\U000e007f]]", regex.VERSION1
+)
+_INVISIBLE_IN_EMOJI = regex.compile("[\ufe0e\ufe0f]")
+_EMOJI = regex.compile(r"\p{ExtPict}")
 # Superscripts, fractions, letters in circles and mathematical fonts say more than what they are
 # made of.
 _MEANT = ("<super>", "<sub>", "<fraction>", "<circle>", "<font>")
@@ -227,8 +246,15 @@ def _spelled(cluster: str) -> str:
     if len(cluster) > _LONGEST_CLUSTER:
         return cluster
     # A spacing acute, typed as an apostrophe, is a space and an accent.
-    plain = _composed(cluster).replace(" \u0301", "'").translate(_PLAIN)
+    plain = visible(_composed(cluster).replace(" \u0301", "'")).translate(_PLAIN)
     return _composed(plain.casefold())
+
+
+def visible(text: str) -> str:
+    """A text without its invisible characters, but for those that join emoji."""
+    if text.isascii():
+        return text
+    return (_INVISIBLE_IN_EMOJI if _EMOJI.search(text) else _INVISIBLE).sub("", text)
 
 
 def _composed(text: str) -> str:
@@ -251,45 +277,52 @@ def _decomposed(char: str) -> str:
 _UNIT = regex.compile(
     rf"""
     (?P<unspaced>[{_NO_SPACES}]\p{{M}}*)
-    |(?P<number>(?:{_UNARY}[-+](?=\.?\d))?(?:(?<![\d\w.])\.)?\p{{Nd}}+(?:[.,]\p{{Nd}}+)*
+    |(?P<keycap>[\d*\#]\u20e3)
+    |(?P<number>(?:{_UNARY}[-+](?=\.?\d))?(?:(?<![\d\w.])\.)?\p{{Nd}}+(?:\.\p{{Nd}}+)*
         (?:e[-+]?\p{{Nd}}+(?!\w))?)
     |(?P<word>[\p{{L}}\p{{M}}_](?:[\p{{L}}\p{{M}}\p{{Nd}}_--[{_NO_SPACES}]])*
         (?:'(?:[\p{{L}}\p{{M}}\p{{Nd}}_--[{_NO_SPACES}]])+)*)
     |(?P<ellipsis>\.(?:\ ?\.){{2,}})
     |(?P<dash>-+)
     |(?P<quotation>["'])
-    |(?P<emphasis>\*\*)
+    |(?P<emphasis>\*{{1,3}})
     |(?P<sign>\S(?:[\p{{M}}\p{{EMod}}]|\u200d\S?)*)
     """,
     regex.VERBOSE | regex.VERSION1,
 )
-_EMPHASIS = regex.compile(r"(?<![\w*)\]])\*\*(?=[^\s*])[^*]{1,200}(?<=[^\s*])\*\*(?![\w*(\[])")
+# One asterisk may be a product's: what it stresses is a word at least.
+_EMPHASIS = regex.compile(
+    r"(?<![\w*)\]])(\*\*\*?|\*(?=\p{L}{2}))(?=[^\s*])[^*]{1,200}(?<=[^\s*])\1(?![\w*(\[])"
+)
 
-
+_KINDS = {"word": WORD, "number": NUMBER, "ellipsis": MARK}
 _OPENING = regex.compile(r"""(?<![^\s(\[{=,:])["'](?=\S)""")
 
 
 def _units(text: str) -> list[Unit]:
-    emphasis = {i for m in _EMPHASIS.finditer(text) for i in (m.start(), m.end() - 2)}
+    stressed = _EMPHASIS.finditer(text)
+    emphasis = {i for m in stressed for i in (m.start(), m.end() - len(m[1]))}
     units: list[Unit] = []
     is_open = {'"': False, "'": False}
     for match in _UNIT.finditer(text):
         name, key = match.lastgroup, match[0]
         start, end = match.span()
-        kind = {"word": WORD, "number": NUMBER, "ellipsis": MARK}.get(name, SIGN)
+        kind = _KINDS.get(name, SIGN)
         if name == "emphasis":
             kind = MARK if start in emphasis else SIGN
         elif name == "quotation":
             # After a number or a lone letter it is a prime, as in 6" and f', unless it closes.
             last = units[-1] if units and units[-1].end == start else None
             prime = last is not None and (
-                last.kind == NUMBER or (last.kind == WORD and len(last.key) == 1)
+                last.kind == NUMBER
+                or (last.kind == WORD and len(last.key) == 1)
+                or (last.kind == SIGN and last.key == key)
             )
             kind = SIGN if prime and not is_open[key] else MARK
             is_open[key] = _OPENING.search(text, max(0, start - 1), start + 2) is not None
         elif name == "dash":
-            left, right = text[max(0, start - 1) : start], text[end : end + 1]
-            if not (left.isdigit() or right.isdigit()):
+            # "--" is a dash among words, but -v and --v are two options, 3-2 and 3--2 two numbers.
+            if not (text[max(0, start - 1) : start].isalnum() or text[end : end + 1].isalnum()):
                 key = "-"
             if _is_punctuation(text, start, end):
                 kind = MARK
@@ -300,10 +333,13 @@ def _units(text: str) -> list[Unit]:
 def _is_punctuation(text: str, start: int, end: int) -> bool:
     """Whether a dash is no minus: it stands between words, not between letters or numbers.
 
-    One of the words, or if there is space between, both are longer than a letter.
+    One of the words, or if there is space between, both are longer than a letter; and it is not the
+    beginning of a word, as that of an option.
     """
     left, right = text[max(0, start - 3) : start], text[end : end + 3]
     apart = left[-1:] == " " or right[:1] == " "
+    if left[-1:] == " " and right[:1] != " ":
+        return False
     left, right = left.rstrip()[-2:], right.lstrip()[:2]
     if not (left[-1:].isalpha() and right[:1].isalpha()):
         return False

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import regex
 from rapidfuzz.distance import Levenshtein
 
 from t2g_jax.spans import words
-from t2g_jax.spans.reading import NUMBER, WORD, Place, Reading, Unit
+from t2g_jax.spans.reading import NUMBER, WORD, Place, Reading, Unit, visible
 
 _LISTED = 3
 _LONGEST_LISTED = 30
@@ -38,7 +38,8 @@ def same(quote: Reading, here: Sequence[Unit], text: Reading, there: Sequence[Un
         elif not (may_be(q, t.key) and (loud or _same_case(quote, q, text, t, before, here))):
             return False
         before = q
-    return True
+    gaps = zip(_gaps(quote, here), _gaps(text, there), strict=True)
+    return all(a == b or "-" in (a, b) for a, b in gaps)
 
 
 def may_be(unit: Unit, key: str) -> bool:
@@ -64,8 +65,9 @@ def differences(quote: Reading, here: Sequence[Unit], text: Reading, there: Sequ
     if not pairs:
         pairs = _edits([unit.key for unit in here], [unit.key for unit in there])
         telling = [(a, b) for a, b in pairs if not may_be(Unit(a, WORD, 0, 0), b)]
-        # If none is, then forms of names or words in code, or their case.
+        # If none is, then forms of names or words in code, or their case; or dashes and spaces.
         pairs = telling or pairs or _edits(_raw(quote, here), _raw(text, there))
+        pairs = pairs or _edits(_written(quote, here).split(), _written(text, there).split())
     shown = [" / ".join(repr(_short(part)) for part in pair if part) for pair in pairs[:_LISTED]]
     return ", ".join([*shown, *["…"] * (len(pairs) > _LISTED)])
 
@@ -92,6 +94,24 @@ def _short(words: str) -> str:
     return words if len(words) <= _LONGEST_LISTED else words[: _LONGEST_LISTED - 1] + "…"
 
 
+def _gaps(reading: Reading, units: Sequence[Unit]) -> list[str]:
+    """What stands between units and is none, where it says something: " - ", "-" or ","; or "".
+
+    A dash with space around it may be a minus: "price - cost" is another than "price cost". A comma
+    within a number has none behind it: 1,2 is another than 1, 2.
+    """
+    plain = reading.plain.text
+    gaps = []
+    for left, right in pairwise(units):
+        between = plain[left.end : right.start]
+        if "-" in between:
+            gaps.append(" - " if " -" in between or "- " in between else "-")
+        else:
+            within = left.key == "," and right.kind == NUMBER and not between
+            gaps.append("," if within and plain[max(left.start - 1, 0)].isdigit() else "")
+    return gaps
+
+
 # Case
 
 
@@ -101,7 +121,7 @@ def _same_case(
     """Whether case makes no other word of `q` than of `t`."""
     if q.kind != WORD:
         return True
-    a, b = quote.raw((q.start, q.end)), text.raw((t.start, t.end))
+    a, b = (visible(side.raw((u.start, u.end))) for side, u in ((quote, q), (text, t)))
     if a == b:
         return True
     if q.key != t.key:
@@ -109,6 +129,8 @@ def _same_case(
         names = a[0].isupper() and b[0].isupper()
         return not names or not (a.rstrip("s") == b.rstrip("s") or _in_sentence(text, t))
     if "_" in a or any(char.isdigit() for char in a):  # x1 is not X1
+        return False
+    if _CAMEL.match(b):  # maxValue is a name in code
         return False
     if len(a) == 1 and a not in "aAiI":  # nor n N, beside words or numbers of the same alphabet
         return not any(unit.key.isascii() for unit in passage if unit is not q)
@@ -128,6 +150,7 @@ def _in_sentence(text: Reading, unit: Unit) -> bool:
     return bool(before) and before[-1] not in ".!?:"
 
 
+_CAMEL = regex.compile(r"\p{Ll}+\p{Lu}")
 # US is not us.
 _INITIALS = frozenset("aids it us who".split())
 # Of which case tells one from another: 5 mW, 5 MW.
@@ -150,8 +173,12 @@ def _in(places: list[Place], reading: Reading, units: Sequence[Unit]) -> bool:
 
 def _tokens(reading: Reading, units: Sequence[Unit]) -> list[str]:
     """The code of a passage without white space, but for that in strings."""
-    written = reading.raw((units[0].start, units[-1].end)) if units else ""
-    return [match[0] for match in _TOKEN.finditer(written) if match[0] != "`"]
+    found = _TOKEN.finditer(_written(reading, units))
+    return [match[0] for match in found if match[0] != "`"]
+
+
+def _written(reading: Reading, units: Sequence[Unit]) -> str:
+    return reading.raw((units[0].start, units[-1].end)) if units else ""
 
 
 def _raw(reading: Reading, units: Sequence[Unit]) -> list[str]:

@@ -131,7 +131,7 @@ class Search:
         both = units, self._units(place)
         return fuzz.ratio(*(" ".join(unit.key for unit in side) for side in both))
 
-    def respaced(self, units: Sequence[Unit]) -> list[Unit]:
+    def respaced(self, quote: Reading, units: Sequence[Unit]) -> list[Unit]:
         """Units of a quote, words joined or parted as in the text, where that has them only so."""
         known = self.text.positions
         found: list[Unit] = []
@@ -139,7 +139,7 @@ class Search:
             last = found[-1] if found else unit
             joined = last.key + unit.key
             apart = last.end < unit.start and not (last.key in known and unit.key in known)
-            if apart and joined in known and words.may_join(last.key, unit.key):
+            if apart and joined in known and _may_join(quote, last, unit):
                 found[-1] = Unit(joined, WORD, last.start, unit.end)
             elif unit.key not in known and unit.key in self._joined:
                 left, right = self._joined[unit.key]
@@ -206,5 +206,11 @@ class Search:
         return {
             a.key + b.key: (a.key, b.key)
             for a, b in pairwise(self.text.units)
-            if a.end < b.start and words.may_join(a.key, b.key)
+            if a.end < b.start and _may_join(self.text, a, b)
         }
+
+
+def _may_join(text: Reading, a: Unit, b: Unit) -> bool:
+    """Whether two words of a text mean the same written as one."""
+    hyphen = text.plain.text[a.end : b.start] == "-"
+    return words.may_join(a.key, b.key, hyphen=hyphen)

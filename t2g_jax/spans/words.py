@@ -50,10 +50,16 @@ def is_misspelling(a: str, b: str) -> bool:
     return (a in _dictionary()) != (b in _dictionary()) and not _are_opposite(a, b)
 
 
-def may_join(a: str, b: str) -> bool:
-    """Whether two words mean the same written as one: data base, but not now here."""
-    plain = all(len(word) > 2 and word.isascii() and word.isalpha() for word in (a, b))
-    return plain and not {a, b} & _FIXED and a not in _PARTS
+def may_join(a: str, b: str, *, hyphen: bool = False) -> bool:
+    """Whether two words mean the same written as one: data base, but not now here.
+
+    With a hyphen between, so do the parts of a word: co-operate, but not re-cover.
+    """
+    if not all(word.isascii() and word.isalpha() for word in (a, b)):
+        return False
+    if hyphen and a not in _PARTED and a + b in _dictionary():
+        return True
+    return min(len(a), len(b)) > 2 and not {a, b} & _FIXED and a not in _PARTS
 
 
 @lru_cache(maxsize=1 << 16)
@@ -145,4 +151,6 @@ _PREFIXES = [
     """.split()
 ]
 _PARTS = frozenset("anti counter dis mis multi non per post pre pro pseudo semi sub super".split())
+# Before a hyphen these make another word than without: re-sign, un-ionized.
+_PARTED = frozenset("re un".split())
 _CHEMICAL = re.compile("(?:ane|ene|yne|ine|one|ol|al|ide|ite|ate|ic|ous)s?$")

@@ -343,6 +343,46 @@ you can see it, can you
     you can see it, can't you
 no, it is safe to touch the wire right now
     no it is safe to touch the wire right now
+the flag -v is passed to the tool at the start
+    the flag --v is passed to the tool at the start
+the flag --cache is passed to the tool at the start
+    the flag cache is passed to the tool at the start
+the profit is price - cost in the second row
+    the profit is price cost in the second row
+f'' is positive in the second of the cases
+    f' is positive in the second of the cases
+the mean of the sample is 1,2 in the second row
+    the mean of the sample is 1, 2 in the second row
+the population is 1,234,567 as of the last census
+    the population is 1,234,576 as of the last census
+they had to re-sign the papers on the next day
+    they had to resign the papers on the next day
+x = a && b ? c : d;
+    x = a || b ? c : d;
+x <<= 1
+    x >>= 1
+x = not y
+    x = y
+return True
+    return False
+a == b
+    a = b
+{"a": true}
+    {"a": false}
+\forall x \exists y
+    \exists x \forall y
+| a | 1 | 2 |
+    | a | 2 | 1 |
+rm -rf /tmp/build
+    rm -r /tmp/build
+لا يجوز الدخول إلى المبنى بعد الساعة العاشرة
+    يجوز الدخول إلى المبنى بعد الساعة العاشرة
+عدد الطلاب ٢٥ في الصف الأول من المدرسة
+    عدد الطلاب ٥٢ في الصف الأول من المدرسة
+यह आदेश सर्वर पर चलाना सुरक्षित है
+    यह आदेश सर्वर पर चलाना सुरक्षित नहीं है
+ยานี้ปลอดภัยสำหรับเด็กทุกคน
+    ยานี้ไม่ปลอดภัยสำหรับเด็กทุกคน
 """
 
 ALIKE = r"""
@@ -412,16 +452,65 @@ THE ALGORITHM TERMINATES ON FINITE GRAPHS
     the algorithm terminates on finite graphs
 …and the algorithm terminates on finite graphs…
     ...and the algorithm terminates on finite graphs...
+she said ‹it is fine› and then left the room
+    she said 'it is fine' and then left the room
+she said 「it is fine」 and then left the room
+    she said "it is fine" and then left the room
+she said ``it is fine'' and then left the room
+    she said "it is fine" and then left the room
+the valve is *very* important in all of the plants
+    the valve is very important in all of the plants
+the valve is ***very*** important in all of the plants
+    the valve is very important in all of the plants
+please co-operate with the police in this matter
+    please cooperate with the police in this matter
+the e-mail address is shown at the top of the page
+    the email address is shown at the top of the page
+{"a":1,"b":[1,2]}
+    { "a": 1, "b": [1, 2] }
+we say “the cost” — in other words, the price — twice
+    we say "the cost" -- in other words, the price -- twice
 """
+
+
+# With characters that nobody sees.
+UNLIKE_SEEN = [
+    (
+        "press 1\ufe0f\u20e3 to go on to the next page",
+        "press 2\ufe0f\u20e3 to go on to the next page",
+    ),
+    (
+        "the word \u202eabc\u202c is at the end of the text",
+        "the word abc is at the end of the text",
+    ),
+    (
+        "the match was won by \U0001f3f4\U000e0067\U000e0062\U000e0065\U000e007f last year",
+        "the match was won by \U0001f3f4\U000e0067\U000e0062\U000e0073\U000e007f last year",
+    ),
+]
+ALIKE_SEEN = [
+    ("zero\u200cwidth joiners are not seen in a text", "zerowidth joiners are not seen in a text"),
+    (
+        "left\u200e to right marks are not seen in a text",
+        "left to right marks are not seen in a text",
+    ),
+    ("an \u2066isolated\u2069 word is shown as it is", "an isolated word is shown as it is"),
+    ("press 1\ufe0f\u20e3 to go on to the next page", "press 1\u20e3 to go on to the next page"),
+    ("he won\u02bct agree to the terms of it all", "he won't agree to the terms of it all"),
+    ("the entry x1\u200b of the list is not there", "the entry x1 of the list is not there"),
+]
 
 
 def pairs(block):
     lines = [line.strip().replace("\\n", "\n") for line in block.strip().splitlines()]
-    both = list(zip(lines[::2], lines[1::2], strict=True))
-    return both + [(right, left) for left, right in both]
+    return both_ways(list(zip(lines[::2], lines[1::2], strict=True)))
 
 
-@pytest.mark.parametrize(("passage", "quote"), pairs(UNLIKE))
+def both_ways(some):
+    return some + [(right, left) for left, right in some]
+
+
+@pytest.mark.parametrize(("passage", "quote"), pairs(UNLIKE) + both_ways(UNLIKE_SEEN))
 def test_a_passage_that_says_something_else_is_not_the_quoted_one(passage, quote):
     for text in (passage, BEFORE + passage + AFTER):
         if quote not in text:
@@ -430,7 +519,7 @@ def test_a_passage_that_says_something_else_is_not_the_quoted_one(passage, quote
             assert "differs in: " in alignment.unaligned[0].reason
 
 
-@pytest.mark.parametrize(("passage", "quote"), pairs(ALIKE))
+@pytest.mark.parametrize(("passage", "quote"), pairs(ALIKE) + both_ways(ALIKE_SEEN))
 def test_a_passage_that_can_only_say_the_same_is_the_quoted_one(passage, quote):
     for text in (passage, BEFORE + passage + AFTER):
         (span,) = align(text, [quote]).spans
@@ -463,6 +552,7 @@ def test_case_counts_where_it_tells_words_apart():
         ("let n be the number of rows", "let N be the number of rows"),
         ("the entry x1 of the list", "the entry X1 of the list"),
         ("value = getValue(x)", "value = getvalue(x)"),
+        ("the option maxValue is set here", "the option maxvalue is set here"),
     ):
         assert "differs in: " in align(text, [quote]).unaligned[0].reason
     assert align("THE US IS FAR FROM HERE", ["the us is far from here"]).spans
