@@ -104,7 +104,8 @@ SAFE = {
         "calibration_table",
         "token_line",
         "marked_line",
-        "as_table",
+        "memory_table",
+        "time_table",
         "options_of",
     ),
     *("dumps", "rule"),  # JSON escapes all that is not ASCII

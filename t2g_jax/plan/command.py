@@ -47,7 +47,7 @@ def run(
     if json_file is not None and not json_file.parent.is_dir():  # said before minutes of compiling
         raise T2GError(f"--json {json_file}: No such folder: {json_file.parent}")
     needs, mesh, basis = measured(config, where, only)
-    console = console or rich.console.Console(highlight=False, width=_width())
+    console = console or rich.console.Console(highlight=False)
     how = {
         "compiled": "compiled for it",
         "counted": "memory and time are counted, not compiled: expect temporaries to differ",
@@ -148,8 +148,3 @@ def _environment(where: Topology) -> dict[str, str]:
 
 def _root() -> str:
     return str(Path(__file__).resolve().parents[2])
-
-
-def _width() -> int | None:
-    """Tables are wide: where the output is no terminal, nothing is folded."""
-    return None if sys.stdout.isatty() else 220

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import rich.box
 import rich.console
 import rich.table
 from rich.text import Text
@@ -18,23 +20,45 @@ KINDS = ("weights", "optimizer", "gradients", "temporaries", "KV cache", "kept b
 too."""
 
 ASSUMPTIONS = """\
-Rows are as long as model.context_length and no two share a batch row: what a run needs at most.
-GiB of one chip. kept beside: what a phase keeps while the function runs (reference, reward model,
-the state of the optimizer while sampling). temporaries: activations and all else.
-Time: the longest of computing (matrix products, half of the attention's pairs), reading memory and
-receiving from other chips, each at the maker's rate and at the same time; no run is faster.
-Expected: the cycles that the compiler counts for a TPU's operations one after another, without
-waiting for others, where that is longer. MFU: FLOPs that the mathematics needs, nothing counted
-twice, by peak FLOPs in that time."""
+Rows are as long as model.context_length and no two share a batch row: what a
+run needs at most. GiB of one chip.
+kept beside: what a phase keeps while the function runs (reference, reward
+model, the state of the optimizer while sampling). temporaries: activations and
+all else.
+received: GiB, by one chip.
+time: the longest of computing (matrix products, half of the attention's
+pairs), reading memory and receiving from other chips, each at the maker's rate
+and at the same time; no run is faster.
+expected: the cycles that the compiler counts for a TPU's operations one after
+another, without waiting for others, where that is longer.
+MFU: FLOPs that the mathematics needs, nothing counted twice, by peak FLOPs in
+that time."""
 
 
-def as_table(needs: Sequence[Need], topology: Topology) -> rich.table.Table:
-    table = rich.table.Table(title_justify="left", header_style="bold", pad_edge=False)
-    for name, justify in _COLUMNS:
-        table.add_column(name, justify=justify)
-    for need in needs:
-        *cells, fits = _cells(need)
-        table.add_row(*cells, Text(fits, style="green" if need.fits else "bold red"))
+def memory_table(needs: Sequence[Need], topology: Topology) -> rich.table.Table:
+    """What each function takes of a chip's memory; 80 columns are enough."""
+    table = _table(f"GiB of a chip, which has {topology.chip.memory / GIB:.1f}")
+    for name in (*_SHORT.values(), "total", "fits"):
+        table.add_column(name, justify="left" if name == "fits" else "right")
+    for phase, found in itertools.groupby(needs, lambda need: need.phase):
+        table.add_section()
+        table.add_row(Text(phase, style="bold"))
+        for need in found:
+            fits = Text("yes", style="green") if need.fits else Text("no", style="bold red")
+            table.add_row(_function(need), *_memory(need), _total(need), fits)
+    return table
+
+
+def time_table(needs: Sequence[Need]) -> rich.table.Table:
+    """What each function computes and receives, and how long it takes at least."""
+    table = _table("Work of all chips, and time")
+    for name in _WORK:
+        table.add_column(name, justify="right")
+    for phase, found in itertools.groupby(needs, lambda need: need.phase):
+        table.add_section()
+        table.add_row(Text(phase, style="bold"))
+        for need in found:
+            table.add_row(_function(need), *_work(need))
     return table
 
 
@@ -43,7 +67,8 @@ def show(
 ) -> None:
     """Prints a plan: the table, what does not fit and what to change, and what it assumes."""
     console.print(Text(visible(about), style="bold"))
-    console.print(as_table(needs, topology))
+    console.print(memory_table(needs, topology))
+    console.print(time_table(needs))
     for need in needs:
         if need.fits:
             continue
@@ -65,8 +90,7 @@ def show(
 
 
 def as_markdown(needs: Sequence[Need]) -> str:
-    names = [name for name, _ in _COLUMNS]
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "|" + "---|" * len(_COLUMNS)]
     lines += ["| " + " | ".join(_cells(need)) + " |" for need in needs]
     return "\n".join(lines)
 
@@ -89,42 +113,74 @@ def expected_seconds(need: Need) -> float:
     return max(need.seconds, need.compiler_seconds or 0.0)
 
 
-_COLUMNS: tuple[tuple[str, Any], ...] = (
-    ("phase", "left"),
-    ("function", "left"),
-    ("rows", "left"),
-    *((kind, "right") for kind in KINDS),
-    ("total", "right"),
-    ("of", "right"),
-    ("PFLOP", "right"),
-    ("received", "right"),
-    ("time ≥", "right"),
-    ("expected", "right"),
-    ("MFU ≤", "right"),
-    ("fits", "left"),
+_SHORT = dict(
+    zip(
+        KINDS,
+        ("weights", "optim-\nizer", "gradi-\nents", "tempo-\nraries", "KV\ncache", "kept\nbeside"),
+        strict=True,
+    )
 )
+_WORK = ("PFLOP", "received", "time ≥", "expected", "MFU ≤")
+_COLUMNS = ("phase", "function", "rows", *KINDS, "total", "of", *_WORK, "fits")
+
+
+def _table(title: str) -> rich.table.Table:
+    table = rich.table.Table(
+        title=title,
+        title_justify="left",
+        title_style="",
+        box=rich.box.SIMPLE_HEAD,
+        header_style="bold",
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("function\nrows", overflow="fold")
+    return table
+
+
+def _function(need: Need) -> Text:
+    """Its name, and its rows below it."""
+    return Text(visible(f"{need.name}\n{need.shape}"))
 
 
 def _cells(need: Need) -> list[str]:
-    memory = dict(need.memory)
-    memory["temporaries"] += memory.pop("batch", 0.0)
-    memory["kept beside"] = memory.get("kept beside", 0.0) + memory.pop("reference", 0.0)
-    received = f"{sum(need.network.values()) / GIB:.1f}" if need.network else ""
-    expected = expected_seconds(need)
-    mfu = need.mfu * need.seconds / expected
+    """What a page has in `_COLUMNS`."""
     return [
         need.phase,
         need.name,
         need.shape,
-        *(f"{memory[kind] / GIB:.2f}" if memory.get(kind) else "" for kind in KINDS),
-        f"{'' if need.basis == 'compiled' else '≈ '}{need.total / GIB:.2f}",
+        *_memory(need),
+        _total(need),
         f"{need.available / GIB:.1f}",
+        *_work(need),
+        "yes" if need.fits else "no",
+    ]
+
+
+def _memory(need: Need) -> list[str]:
+    memory = dict(need.memory)
+    memory["temporaries"] += memory.pop("batch", 0.0)
+    memory["kept beside"] = memory.get("kept beside", 0.0) + memory.pop("reference", 0.0)
+    return [_gib(memory[kind]) if memory.get(kind) else "" for kind in KINDS]
+
+
+def _total(need: Need) -> str:
+    return f"{'' if need.basis == 'compiled' else '≈ '}{_gib(need.total)}"
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size < 100 * GIB else f"{size / GIB:.0f}"
+
+
+def _work(need: Need) -> list[str]:
+    received = f"{sum(need.network.values()) / GIB:.1f}" if need.network else ""
+    expected = expected_seconds(need)
+    return [
         f"{need.flops / 1e15:.3g}",
         received,
         _seconds(need.seconds),
         _seconds(expected) if need.compiler_seconds else "",
-        f"{mfu:.0%}",
-        "yes" if need.fits else "no",
+        f"{need.mfu * need.seconds / expected:.0%}",
     ]
 
 

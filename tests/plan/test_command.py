@@ -2,22 +2,25 @@
 
 import dataclasses
 import importlib.util
+import io
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
 import pytest
+import rich.console
 import tiny
 
 from t2g_jax import cli
 from t2g_jax.config import Config, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.models import families
-from t2g_jax.plan import command, page, programs
+from t2g_jax.plan import command, page, programs, table
 from t2g_jax.plan.advice import advised
 from t2g_jax.plan.measure import from_json, to_json
-from t2g_jax.plan.topologies import topology
+from t2g_jax.plan.topologies import GIB, topology
 from t2g_jax.training.batch import round_up
 from t2g_jax.training.sharding import make_mesh
 
@@ -186,6 +189,26 @@ def test_evaluation_samples_each_prompt_several_times(config):
     few = tiny.with_values(config, task__test_size=1)
     (found,) = programs.programs(few, mesh, "evaluate")
     assert found.shape.startswith(f"[{round_up(5)}, ")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_tables_fit_80_columns(plan, terminal):
+    needs = [from_json(need) for need in plan["programs"]]
+    large = dict.fromkeys(table.KINDS, 700 * GIB)
+    needs += [dataclasses.replace(n, phase="grpo-multiturn", memory=large) for n in needs]
+    console = rich.console.Console(
+        file=io.StringIO(), width=80, force_terminal=terminal, color_system=None, highlight=False
+    )
+    table.show(console, needs, topology("h200-8"), "small on h200-8")
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    # Nothing is cut: each function with its rows, every number whole.
+    assert "…" not in text
+    for need in needs:
+        assert need.name in text
+        assert re.sub(r"\s", "", need.shape) in re.sub(r"\s", "", text)
+        assert f"{need.total / GIB:.2f}" in text
 
 
 def test_what_does_not_fit_is_said(config, tmp_path, capsys):
