@@ -26,6 +26,7 @@ NAMES = (
     "quickstart",
     "flat",
     "importing",
+    "quotes",
     "gpu",
 )
 PAGE = """\
