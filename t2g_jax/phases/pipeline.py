@@ -14,7 +14,7 @@ from t2g_jax.phases.claim import claimed
 from t2g_jax.phases.context import say
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 from t2g_jax.report.contents import Report
-from t2g_jax.report.terminal import took
+from t2g_jax.report.terminal import followed_by, took
 
 
 def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:
@@ -32,22 +32,29 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
     The warm start is evaluated at once: nobody should wait for methods that it is no start for.
     """
     todo = phases(config)
-    count, began = len(todo) + 1, time.monotonic()
+    names = [*todo, judge_calls.EVALUATE]
+    began = time.monotonic()
 
-    def announce(number: int, name: str) -> None:
-        since = f", {took(time.monotonic() - began)} after the start" if number > 1 else ""
-        say(f"phase {number} of {count}: {name}{since}")
+    def announce(name: str) -> None:
+        at = names.index(name)
+        since = f", {took(time.monotonic() - began)} after the start" if at else ""
+        then = f"; then {', '.join(names[at + 1 :])}" if names[at + 1 :] else ""
+        say(f"phase {at + 1} of {len(names)}: {name}{since}{then}")
 
     Workspace(workdir, config)
     with claimed(workdir):
         say(judge_calls.announcement(config))
-        for number, (name, phase) in enumerate(todo.items(), start=1):
-            announce(number, name)
-            phase(config, workdir)
+        evaluation = 0.0
+        for name, phase in todo.items():
+            announce(name)
+            # Of what comes later, only evaluations are known: as many answers as the warm start's.
+            last = name == names[-2]
+            with followed_by(evaluation * len(config.methods) if last else None):
+                phase(config, workdir)
             if name == SFT:
-                evaluate.run(config, workdir, only=(SFT,))
-        announce(count, judge_calls.EVALUATE)
+                evaluation = evaluate.run(config, workdir, only=(SFT,))[SFT]["seconds"]
+        announce(judge_calls.EVALUATE)
         evaluate.run(config, workdir)
         report = reporting.run(config, workdir)
-        say(f"all {count} phases done after {took(time.monotonic() - began)}")
+        say(f"all {len(names)} phases done after {took(time.monotonic() - began)}")
         return report

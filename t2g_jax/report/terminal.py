@@ -5,11 +5,13 @@ steer the terminal is made visible first, see `t2g_jax.printing`.
 """
 
 import collections
+import contextlib
+import contextvars
 import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 from rich import box
@@ -173,6 +175,24 @@ def took(seconds: float) -> str:
     return _plain(formatting.duration(seconds))
 
 
+_FOLLOWED_BY: contextvars.ContextVar[float | None] = contextvars.ContextVar(
+    "seconds that a run takes after this phase", default=None
+)
+
+
+@contextlib.contextmanager
+def followed_by(seconds: float | None) -> Iterator[None]:
+    """While a phase runs: how long the rest of the run takes after it; None: that is not known.
+
+    A `PhaseProgress` then says what is left of the run beside what is left of the phase.
+    """
+    token = _FOLLOWED_BY.set(seconds)
+    try:
+        yield
+    finally:
+        _FOLLOWED_BY.reset(token)
+
+
 class PhaseProgress:
     """Progress of one phase: a live bar on a terminal, plain lines anywhere else.
 
@@ -333,7 +353,10 @@ class PhaseProgress:
         if late <= early or ended <= began:
             return ""
         seconds = max(self.total - self.step, 0) * (ended - began) / (late - early)
-        return f"{took(seconds)} left"
+        after = _FOLLOWED_BY.get()
+        return f"{took(seconds)} left" + (
+            "" if after is None else f" (of the run about {took(seconds + after)})"
+        )
 
     def _print(self, line: str) -> None:
         self._console.print(safe_text(line), soft_wrap=True)

@@ -1,6 +1,7 @@
 """All phases, one after the other, as `t2g run` does: what they write, and what they refuse."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -59,8 +60,13 @@ def test_a_second_run_does_nothing_again(tiny_run, capsys):
     assert cli.main(["run", str(tiny.CONFIG), "--workdir", str(tiny_run.workdir)]) == 0
     assert written() == before
     said = capsys.readouterr().err
-    for phase in pipeline.phases(tiny_run.config):
+    names = [*pipeline.phases(tiny_run.config), "evaluate"]
+    for phase in names[:-1]:
         assert f"{phase}: complete, skipped" in said
+    assert f"phase 1 of {len(names)}: sft; then {', '.join(names[1:])}\n" in said
+    assert re.search(
+        rf"phase {len(names)} of {len(names)}: evaluate, \S+ s after the start\n", said
+    )
 
 
 def test_a_phase_that_is_complete_gives_its_summary(tiny_run):

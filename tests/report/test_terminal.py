@@ -11,6 +11,7 @@ from t2g_jax.report.terminal import (
     PhaseProgress,
     calibration_table,
     class_score_table,
+    followed_by,
     marked_line,
     result_table,
     token_line,
@@ -163,6 +164,15 @@ def test_remaining_time_after_resuming_counts_this_run_only():
     # 100 steps took 30 s, 100 are left: 30 s, whatever was done before.
     (first, *_) = run(start=200, every_seconds=30.0)
     assert first.endswith("30.0 s left")
+
+
+def test_what_is_left_of_the_run_is_said_where_it_is_known():
+    with followed_by(60.0):
+        (first, *_) = run(every_seconds=30.0)
+    assert first.endswith("  1 min 30 s left (of the run about 2 min 30 s)")
+    with followed_by(None):
+        assert run(every_seconds=30.0)[0].endswith("  1 min 30 s left")
+    assert run(every_seconds=30.0)[0].endswith("  1 min 30 s left")
 
 
 def test_tokens_instead_of_steps():
