@@ -303,27 +303,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentPars
             allow_abbrev=False,
             add_help=False,
         )
-        subparser.add_argument(
-            "config",
-            nargs="?",
-            type=pathlib.Path,
+        _add_what_all_take(
+            subparser,
             metavar="CONFIG",
-            help="a YAML file, or the work folder of a run",
-        )
-        subparser.add_argument(
-            "--workdir",
-            type=pathlib.Path,
-            metavar="DIR",
-            help="where artifacts are read and written (the work folder given as CONFIG; or "
+            config="a YAML file, or the work folder of a run",
+            workdir="where artifacts are read and written (the work folder given as CONFIG; or "
             "runs/NAME, NAME being the config's name)",
+            page="this page; with CONFIG, all its values too",
         )
         subparser.add_argument(
             "--accept-changes",
             action="store_true",
             help="go on in DIR with values that differ from those it began with",
-        )
-        subparser.add_argument(
-            "-h", "--help", action="store_true", help="this page; with CONFIG, all its values too"
         )
         if command.arguments:
             command.arguments(subparser)
@@ -342,12 +333,12 @@ def _add_study(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
         add_help=False,
     )
-    study.add_argument(
-        "config",
-        nargs="?",
-        type=pathlib.Path,
+    _add_what_all_take(
+        study,
         metavar="FILE",
-        help="a YAML file of configs/study/",
+        config="a YAML file of configs/study/",
+        workdir="where cells are kept (runs/NAME, NAME being the study's name)",
+        page="this page",
     )
     study.add_argument(
         "--jobs",
@@ -358,14 +349,16 @@ def _add_study(commands: Any) -> argparse.ArgumentParser:
     study.add_argument(
         "--report-only", action="store_true", help="train nothing, only write the results"
     )
-    study.add_argument(
-        "--workdir",
-        type=pathlib.Path,
-        metavar="DIR",
-        help="where cells are kept (runs/NAME, NAME being the study's name)",
-    )
-    study.add_argument("-h", "--help", action="store_true", help="this page")
     return study
+
+
+def _add_what_all_take(
+    parser: argparse.ArgumentParser, *, metavar: str, config: str, workdir: str, page: str
+) -> None:
+    """The file that a command is about, its work folder and `--help`, each with its help."""
+    parser.add_argument("config", nargs="?", type=pathlib.Path, metavar=metavar, help=config)
+    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help=workdir)
+    parser.add_argument("-h", "--help", action="store_true", help=page)
 
 
 def _positive(word: str) -> int:
