@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any, Literal
 
-import grain
 import jax
 from jax.sharding import Mesh
 
@@ -165,6 +164,8 @@ class Context:
         Raises:
           T2GError: no prompt leaves room for a completion.
         """
+        import grain  # takes a while, and only training needs it
+
         source = self.task.split("train")
         size = len(source) if among is None else among
         order = grain.MapDataset.range(size).shuffle(self.seed(purpose)).repeat()

@@ -1,9 +1,9 @@
 """How sure an accuracy is: intervals that stay in [0, 1] and respect repeated samples."""
 
 import math
+import statistics
 
 import numpy as np
-from scipy.special import ndtri, stdtrit
 
 
 def wilson_interval(
@@ -31,7 +31,8 @@ def wilson_interval(
         raise ValueError(f"trials is {trials}; an interval needs at least one trial")
     if not 0 <= successes <= trials:
         raise ValueError(f"successes is {successes}; it must lie in [0, trials] = [0, {trials}]")
-    return _score_interval(successes / trials, trials, float(ndtri(_upper_tail(confidence))))
+    quantile = statistics.NormalDist().inv_cdf(_upper_tail(confidence))
+    return _score_interval(successes / trials, trials, quantile)
 
 
 def clustered_interval(correct, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -80,7 +81,7 @@ def clustered_interval(correct, *, confidence: float = 0.95) -> tuple[float, flo
         effective = float(prompts)
     else:
         effective = min(spread / variance, correct.size) if variance > 0 else float(correct.size)
-    return _score_interval(mean, effective, float(stdtrit(prompts - 1, tail)))
+    return _score_interval(mean, effective, _student_quantile(tail, prompts - 1))
 
 
 def crossed_interval(correct, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -133,7 +134,7 @@ def crossed_interval(correct, *, confidence: float = 0.95) -> tuple[float, float
         return clustered_interval(by_prompt, confidence=confidence)
     freedom = variance**2 / (v_seeds**2 / (seeds - 1) + v_prompts**2 / (prompts - 1))
     effective = min(spread / variance, correct.size)
-    return _score_interval(mean, float(effective), float(stdtrit(freedom, tail)))
+    return _score_interval(mean, float(effective), _student_quantile(tail, freedom))
 
 
 def _score_interval(mean: float, trials: float, quantile: float) -> tuple[float, float]:
@@ -149,3 +150,9 @@ def _upper_tail(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie strictly between 0 and 1")
     return 0.5 + confidence / 2
+
+
+def _student_quantile(probability: float, freedom: float) -> float:
+    from scipy.special import stdtrit  # takes a while, and most who import this ask for no interval
+
+    return float(stdtrit(freedom, probability))

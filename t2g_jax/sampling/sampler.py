@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -105,6 +106,7 @@ def sample(
     if mesh is not None:
         rows, lookup = rows_sharding(mesh), lookup_sharding(mesh, config.width)
         whole, split = token_sharding(mesh), logits_sharding(mesh, config.vocab_size)
+    config = dataclasses.replace(config, remat="none")  # no gradient is asked for: less to trace
     batch, prompt_width = tokens.shape
     new = sampling.max_new_tokens
     stop_ids = jnp.array(sampling.stop_ids or (-1,), jnp.int32)

@@ -1,5 +1,7 @@
 import io
 import json
+import subprocess
+import sys
 
 import pytest
 import rich.console
@@ -208,3 +210,23 @@ def test_no_more_test_prompts_are_read_than_answered(tiny_context, monkeypatch):
     monkeypatch.setattr(Context, "prompt", prompt)
     assert len(generate._first_examples(tiny_context)) == 3
     assert len(read) == 3
+
+
+def test_only_what_answers_need_is_imported(tiny_run):
+    """What takes seconds to import, and only others need."""
+    program = """
+import sys
+from t2g_jax import cli
+from t2g_jax.config import load_config
+from t2g_jax.phases import generate
+from t2g_jax.phases.context import Context
+folder = sys.argv[1]
+context = Context.open(load_config(folder + "/config.yaml"), folder, read_only=True)
+assert context.task.split("test")[0].prompt
+heavy = {"sympy", "matplotlib", "pandas", "grain", "scipy.special", "tensorflow", "torch"}
+heavy |= {"tensorflow_datasets", "reasoning_gym"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+    command = [sys.executable, "-c", program, str(tiny_run.workdir)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
