@@ -250,7 +250,8 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
             length=config.layers,
-            check_constancy_invariants=False,  # nothing is one, and looking traces all twice
+            # Looking for constants traces all layers twice; initial values depend on it.
+            check_constancy_invariants=self.is_initializing(),
         )(config, self.sharding, self.decoding, backend, platform, name="layers")
         locality = jnp.array(config.locality)
         x, fresh = layers(x, rotation, local_rotation, see, locality, earlier)
