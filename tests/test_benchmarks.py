@@ -19,10 +19,10 @@ def found():
 
 
 @pytest.mark.parametrize(
-    "name", ["decode", "labels", "update", "vocabulary", "rltf_step", "flat", "gpu"]
+    "name", ["decode", "labels", "update", "vocabulary", "rltf_step", "flat", "quotes", "gpu"]
 )
 def test_a_benchmark_runs(name, compiled_once):
-    if name not in ("vocabulary", "flat"):
+    if name not in ("vocabulary", "flat", "quotes"):
         pytest.importorskip("torch")
     with compiled_once():
         section = importlib.import_module(f"benchmarks.{name}").measure(small=True)
