@@ -139,7 +139,9 @@ def contents(workspace: Workspace) -> Report:
         absent = set(range(1, summaries[name]["step"] + 1)) - {line["step"] for line in lines}
         if absent:
             warnings.append(f"{name}: its log has no line of step {min(absent)}: curves have holes")
-        curves += drawn(name, lines, after)
+        curves += drawn(
+            name, lines, after if _measured_as_trained(workspace, name, after) else None
+        )
         warnings += [
             f"{name}, step {sign.step}: {sign.text}"
             for sign in collapses(lines, floor=after["floor"], floor_policy=after["floor_policy"])
@@ -234,11 +236,12 @@ def drawn(
 
     Args:
       evaluation: of what came of it: the last point of the test accuracy, unless the last step
-        was looked at already or another checkpoint was evaluated.
+        was looked at already or another step's checkpoint was evaluated.
     """
     curves = []
     tested = ["test_accuracy" in line for line in lines]
-    if evaluation and evaluation.get("step") is None and any(tested) and not tested[-1]:
+    at_the_end = evaluation is not None and any(tested) and evaluation["step"] == lines[-1]["step"]
+    if evaluation is not None and at_the_end and not tested[-1]:
         last = {name: lines[-1][name] for name in COUNTS if name in lines[-1]}
         if "tokens_generated" in last:
             last["tokens_generated"] = 0  # after them all
@@ -275,6 +278,12 @@ def made_with(workspace: Workspace, phase: str, evaluation: Mapping[str, Any] | 
         differs=tuple(differs),
         misfits=tuple(provenance.misfits(workspace, phase)),
     )
+
+
+def _measured_as_trained(workspace: Workspace, phase: str, evaluation: Mapping[str, Any]) -> bool:
+    """Whether a score is of the settings (temperature, seed, …) that its phase was trained with."""
+    inputs = provenance.of_phase(workspace, phase)["inputs"]
+    return all(inputs.get(key, value) == value for key, value in evaluation["settings"].items())
 
 
 def _measured(evaluation: Mapping[str, Any]) -> str:

@@ -190,7 +190,7 @@ def test_the_last_point_is_what_came_of_the_training():
     ]
     by_axis = {
         (curve.metric, curve.x_label): (curve.steps, curve.values)
-        for curve in reporting.drawn("m", lines, {"step": None, "accuracy": 0.75})
+        for curve in reporting.drawn("m", lines, {"step": 4, "accuracy": 0.75})
     }
     test, train = reporting.CURVES["test_accuracy"], reporting.CURVES["accuracy"]
     assert by_axis[test, "steps"] == ((1, 3, 4), (0.2, pytest.approx(0.6), 0.75))
@@ -198,12 +198,33 @@ def test_the_last_point_is_what_came_of_the_training():
     assert by_axis[train, "steps"][0] == (1, 2, 3, 4)
     # Of another checkpoint than the last: the evaluation says nothing about the end. And where the
     # last step was looked at, that is the last point.
-    for log, evaluation in ((lines, {"step": 2}), (lines[:3], {"step": None})):
+    for log, evaluation in ((lines, {"step": 2}), (lines[:3], {"step": 3})):
         found = reporting.drawn("m", log, evaluation | {"accuracy": 0.75})
         assert next(curve for curve in found if curve.metric == test).steps == (1, 3)
     # Nobody looked at the test accuracy while training: one point is no curve.
-    bare = [{"step": 1, "accuracy": 0.5}]
-    assert [curve.metric for curve in reporting.drawn("m", bare, {"accuracy": 0.7})] == [train]
+    bare, evaluation = [{"step": 1, "accuracy": 0.5}], {"step": 1, "accuracy": 0.7}
+    assert [curve.metric for curve in reporting.drawn("m", bare, evaluation)] == [train]
+
+
+def test_the_last_point_is_measured_as_the_others_were(tiny_run, tmp_path):
+    """The evaluation that the run itself made; not one of another temperature."""
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    log = workdir / "grpo" / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    del lines[-1]["test_accuracy"]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = workdir / "grpo" / "evaluation.json"
+    evaluation = json.loads(path.read_text())
+    for temperature, steps in ((1.0, (1, 3)), (0.5, (1,))):
+        evaluation["settings"]["sampling.temperature"] = temperature
+        path.write_text(json.dumps(evaluation))
+        report = reporting.contents(Workspace(workdir, config))
+        (curve,) = (
+            curve
+            for curve in report.curves
+            if curve.metric == reporting.CURVES["test_accuracy"] and curve.x_label == "steps"
+        )
+        assert curve.steps == steps
 
 
 def test_the_environment_says_where_it_was_made(monkeypatch):
