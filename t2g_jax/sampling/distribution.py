@@ -122,6 +122,7 @@ def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
         probs = jnp.exp(likeliest)
         mass_before = jnp.cumsum(probs, -1) - probs
         keep = jnp.sum(mass_before < top_p * jnp.sum(probs, -1, keepdims=True), -1, keepdims=True)
+        keep = jnp.maximum(keep, 1)  # where top_p is less than float32 has
         last_kept = jnp.take_along_axis(likeliest, keep - 1, -1)[..., 0]
     lower = jnp.where(log_probs < last_kept[..., None], log_probs, -jnp.inf)
     first_dropped = jnp.max(lower, -1)

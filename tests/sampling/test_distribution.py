@@ -57,6 +57,13 @@ def test_nothing_is_dropped_without_truncation(rng):
         np.testing.assert_array_equal(cutoff, [-np.inf] * 3)
 
 
+@pytest.mark.parametrize("top_p", [1e-40, 1e-320])
+def test_a_top_p_that_float32_does_not_have_keeps_the_likeliest(rng, top_p):
+    log_probs = jax.nn.log_softmax(np.float32(rng.normal(size=(3, 6))))
+    cutoff = truncation_cutoff(log_probs, top_k=0, top_p=top_p)
+    np.testing.assert_array_equal(jnp.sum(log_probs >= cutoff[:, None], -1), [1, 1, 1])
+
+
 def test_tiny_top_p_keeps_the_likeliest(rng):
     logits = np.float32(rng.normal(size=(5, 7)))
     log_probs, _ = log_distribution(logits, settings(top_p=1e-9))
