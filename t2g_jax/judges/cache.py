@@ -34,7 +34,7 @@ class CritiqueCache:
     operating system before `put` returns, and on disk within a second or so.
 
     Args:
-      path: the file; made with the first critique.
+      path: the file; made with the first critique, in a folder that is there.
       identity: of the judge. Critiques of another are in the same file, and are not found.
       writes: whether anything may be written; else what is there is read alone.
     """
@@ -50,7 +50,7 @@ class CritiqueCache:
         """The critique that was given of a completion, if one was."""
         key = self.key(example, completion)
         self._look()
-        if key not in self._where:
+        if key not in self._where or not self.path.exists():
             return None
         with open(self.path, "rb") as file:
             file.seek(self._where[key])
@@ -60,13 +60,14 @@ class CritiqueCache:
         return Critique.from_dict(entry["critique"])
 
     def put(self, example: Example, completion: str, critique: Critique) -> None:
-        """Keeps a critique, unless there is one."""
+        """Keeps a critique, unless there is one, or the folder is gone (other writers say so)."""
         key = self.key(example, completion)
         self._look()
         line = checked_lines.line({"key": key, "critique": critique.to_dict()})
         if not self._writes or key in self._where or len(line) > MAX_LINE:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if not self.path.parent.is_dir():
+            return
         with open(self.path, "ab") as file:
             # After a line that was cut short, ours begins anew.
             gap = b"\n" if file.tell() > self._read_to else b""

@@ -29,6 +29,7 @@ from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.judges.counts import FAILED, counted
 from t2g_jax.judges.guard import name_of
 from t2g_jax.phases import provenance
+from t2g_jax.phases.claim import require_claims
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import Judgement, aligned
 from t2g_jax.phases.rollout import Turn, attempt, unbroken
@@ -88,6 +89,7 @@ def written(
     began: float,
 ) -> dict[str, Any]:
     """Writes the dataset; the summary of the phase."""
+    require_claims()
     splits = split(records, context.config.annotate.held_out, quarantined)
     fingerprint = provenance.of_records(splits)
     dataset = context.workspace.dataset
@@ -228,6 +230,7 @@ class Notes:
             self.quarantine.add(id, "the policy's logits are NaN or Inf", {"completion": turn.text})
 
     def add(self, id: str, turn: Turn, critique: Critique | JudgeError) -> None:
+        require_claims()  # a folder that was moved takes the open files along
         if isinstance(critique, JudgeError):
             self.failed.append((id, turn, critique))
             return

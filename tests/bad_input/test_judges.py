@@ -58,6 +58,21 @@ def test_all_that_a_judge_can_do_is_quarantined_and_counted(t2g, branch):
     assert "bad_judges.py, line " in details
 
 
+@pytest.mark.parametrize("command", ["annotate", "evaluate"])
+def test_a_folder_that_is_moved_meanwhile_is_not_made_again(t2g, branch, monkeypatch, command):
+    workdir, config = branch("sft", judge="moves_the_folder", judge__timeout_seconds=60.0)
+    (workdir / "sft" / "evaluation.json").unlink()
+    monkeypatch.setenv("MOVED", str(workdir))
+    outcome = t2g(command, workdir, config)
+    assert outcome.status == 2
+    moved = workdir.with_name("run-elsewhere")
+    assert outcome.error.startswith(f"{workdir} was moved, deleted or replaced while this run")
+    assert f"(it is now {moved})" in outcome.error
+    assert not workdir.exists()
+    monkeypatch.delenv("MOVED")
+    assert t2g(command, moved, config).status == 0
+
+
 def test_quotes_of_what_is_not_there_are_counted_and_teach_nothing(t2g, branch):
     workdir, config = branch("sft", judge="invented_quotes")
     assert t2g("annotate", workdir, config).status == 0

@@ -19,6 +19,7 @@ SAID = Critique("Ψ wrong.\n", (Quote("1", -0.1, 2, "a", "b"),), "because")
 
 @pytest.fixture
 def path(tmp_path):
+    (tmp_path / "run").mkdir()
     return tmp_path / "run" / "critiques.jsonl"
 
 
@@ -182,3 +183,12 @@ def test_a_changed_program_is_another_judge(tmp_path, monkeypatch):
     one = "class Mine:\n    name = 'mine'\n"
     assert identity(one) == identity(one)
     assert identity(one) != identity(one + "    words = 3\n")
+
+
+def test_a_folder_that_is_gone_is_not_made_again(path):
+    cache = CritiqueCache(path, "a")
+    cache.put(ONE, "3", Critique("Yes."))
+    path.parent.rename(path.parent.with_name("elsewhere"))
+    assert cache.get(ONE, "3") is None
+    cache.put(ONE, "4", Critique("No."))
+    assert not path.parent.exists()

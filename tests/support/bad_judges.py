@@ -1,6 +1,7 @@
 """Judges that misbehave at every third completion, by `judge.name`: "bad_judges:raises"."""
 
 import math
+import os
 import threading
 import time
 
@@ -54,6 +55,12 @@ def _in_turn(*acts):
     return lambda completion: left.pop(0)(completion)
 
 
+def _move(completion):
+    """Renames the folder that `MOVED` names, as somebody might while the judge thinks."""
+    os.rename(os.environ["MOVED"], os.environ["MOVED"] + "-elsewhere")
+    return Critique("Hm.", ())
+
+
 def all_that_is_bad(task, level):
     acts = (
         lambda _: _raise(KeyError("choices")),
@@ -88,6 +95,7 @@ class Slow:
 
 
 all_is_well = judge_that(None, lambda call: False)
+moves_the_folder = judge_that(_move, lambda call: call == 3)
 raises = judge_that(lambda _: _raise(KeyError("choices")))
 always_hangs = judge_that(_hang, lambda call: True)
 always_raises = judge_that(_refuse, lambda call: True)
