@@ -21,6 +21,7 @@ class BinaryMatrix(ReasoningTask[Grid, Grid]):
 
     name = "binary_matrix"
     gym_config = _GYM.BinaryMatrixConfig
+    largest = {"min_n": 32, "max_n": 32}
     presets = {
         "paper": {"min_n": 3, "max_n": 5, "p_zero": 0.25},
         "tiny": {"min_n": 3, "max_n": 4, "p_zero": 0.25},

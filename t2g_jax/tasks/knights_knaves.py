@@ -51,6 +51,7 @@ class KnightsKnaves(ReasoningTask[tuple[int, int], Island]):
 
     name = "knights_knaves"
     gym_config = KnightsKnavesSettings
+    largest = {"n_people": 12, "depth_constraint": 8, "width_constraint": 8}
     presets = {
         "paper": {"n_people": 5, "depth_constraint": 3, "width_constraint": 3},
         "tiny": {"n_people": 3, "depth_constraint": 2, "width_constraint": 2, "one_cast": 1},

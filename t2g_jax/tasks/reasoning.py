@@ -9,6 +9,7 @@ where the stream repeats one (seven in a hundred binary matrices), training sees
 import abc
 import dataclasses
 import functools
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Generic, TypeVar
@@ -32,6 +33,8 @@ class ReasoningTask(abc.ABC, Generic[Ticket, Puzzle]):
     system: str = ""
     gym_config: ClassVar[type]
     """The dataclass of the dataset's settings."""
+    largest: ClassVar[dict[str, int]]
+    """Settings beyond which a puzzle takes minutes and gigabytes, or never ends."""
     presets: ClassVar[dict[str, dict[str, float]]]
     default_mistakes: ClassVar[dict[str, float]]
 
@@ -176,10 +179,12 @@ class ReasoningTask(abc.ABC, Generic[Ticket, Puzzle]):
             f"(settings: {self.settings}) or test_size ({self.test_size}) smaller"
         )
 
-    def _known(self, what: str, given: Any, known: Any) -> None:
+    def _known(self, what: str, given: Any, known: Any, *, of: str = "") -> None:
         for name in given:
             if name not in known:
-                raise TaskError(f"{self.name}: unknown {what} {name!r}; known: {', '.join(known)}")
+                raise TaskError(
+                    f"{of or self.name}: unknown {what} {name!r}; known: {', '.join(known)}"
+                )
 
     def _checked_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
         defaults: dict[str, Any] = {
@@ -187,18 +192,27 @@ class ReasoningTask(abc.ABC, Generic[Ticket, Puzzle]):
             for field in dataclasses.fields(self.gym_config)
             if field.name not in ("size", "seed")
         }
-        self._known("setting", settings, defaults)
+        self._known("setting", settings, defaults, of=self._settings)
         for key, value in settings.items():
             whole = isinstance(defaults[key], int)
             if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
                 kind = "a whole number" if whole else "a number"
-                raise TaskError(f"{self.name}: setting `{key}` is {value!r}; must be {kind}")
+                raise TaskError(f"{self._settings}: setting `{key}` is {value!r}; must be {kind}")
+            if value > (largest := self.largest.get(key, math.inf)):
+                raise TaskError(
+                    f"{self._settings}: setting `{key}` is {value}; must be at most {largest}"
+                )
         settings = {**defaults, **settings}
         try:
             self.gym_config(**settings).validate()
         except AssertionError as error:
-            raise TaskError(f"{self.name}: settings {settings}: {error}") from error
+            raise TaskError(f"{self._settings}: {settings}: {error}") from error
         return settings
+
+    @property
+    def _settings(self) -> str:
+        """What is wrong, as a config names it."""
+        return f"task.settings of {self.name}"
 
 
 class TrainSplit(Sequence[Example]):

@@ -50,6 +50,7 @@ class ShortestPath(ReasoningTask[int, Grid]):
 
     name = "shortest_path"
     gym_config = ShortestPathSettings
+    largest = {"min_rows": 32, "max_rows": 32, "min_cols": 32, "max_cols": 32}
     presets = {
         "paper": {
             "min_rows": 5,
