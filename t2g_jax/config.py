@@ -11,7 +11,7 @@ import dataclasses
 import os
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 import annotated_types
@@ -39,6 +39,7 @@ __all__ = [
     "config_hash",
     "diff",
     "is_aside",
+    "is_one_of",
     "learned_changes",
     "load_config",
     "print_options",
@@ -825,8 +826,13 @@ time. Whatever is not here is."""
 
 def is_aside(key: str) -> bool:
     """Whether a dotted key, or a section that it is in, is one of `ASIDE`."""
+    return is_one_of(key, ASIDE)
+
+
+def is_one_of(key: str, names: Collection[str]) -> bool:
+    """Whether a dotted key, or a section that it is in, is among names of fields and sections."""
     parts = key.split(".")
-    return any(".".join(parts[:n]) in ASIDE for n in range(1, len(parts) + 1))
+    return any(".".join(parts[:n]) in names for n in range(1, len(parts) + 1))
 
 
 def learned_changes(old: Config, new: Config) -> list[str]:

@@ -42,8 +42,9 @@ from t2g_jax.training.metrics import Stopwatch
 from t2g_jax.training.sharding import make_mesh, state_shardings
 from t2g_jax.training.watchdog import beat
 
-READING = ("sampling", "judge", "seed")
-"""Sections that need not be as in training when nothing is trained: how to sample and to judge."""
+READING = ("sampling", "judge", "seed", "mesh", "model.attention")
+"""Sections and fields that need not be as in training when nothing is trained: how to sample and to
+judge, and on which devices."""
 _TRIES = 1000
 """Training examples that are looked at for one whose prompt is not too long."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -88,9 +89,10 @@ def run(
     context = Context.open(config, workdir, read_only=True)
     prompts = None if named is None else [_checked(context, *item) for item in named]
     params = context.params(method, step=context.best_step(method))
-    for problem in hosts.from_first(lambda: provenance.misfits(workspace, method)):
-        say(f"{method} was made from {problem}")
     trained = workspace.is_complete(REWARD_MODEL)
+    for name in (method, *([REWARD_MODEL] if trained else [])):
+        for problem in hosts.from_first(functools.partial(provenance.misfits, workspace, name)):
+            say(f"{name} was made from {problem}")
     model = RewardModel.load(context) if trained else None
     console = console or rich.console.Console(highlight=False)
     for answer in answers(context, params, model, prompts, samples):

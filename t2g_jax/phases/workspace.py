@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from t2g_jax import durable, files, hosts
-from t2g_jax.config import METHODS, Config, changes, learned_changes, load_config, to_yaml
+from t2g_jax.config import (
+    METHODS,
+    Config,
+    changes,
+    is_one_of,
+    learned_changes,
+    load_config,
+    to_yaml,
+)
 from t2g_jax.errors import T2GError
 from t2g_jax.phases.claim import claimed, require_claims, writable
 from t2g_jax.phases.records import Evaluation, MethodSummary, Record, Summary
 
 SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
+TRAINED = ("tokenizer.vocabulary_size", "tokenizer.texts")
+"""What the tokenizer was trained with, which no later phase trains again."""
 PHASES: tuple[str, ...] = (SFT, ANNOTATE, REWARD_MODEL, *METHODS)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 """Of what `Path` makes of "gs://bucket"."""
@@ -49,7 +59,7 @@ class Workspace:
       root: the work directory.
       config: of this run; must be that of the run that lives here already, if there is one, but
         for what changes nothing that is learned.
-      free: sections that may differ, too: by those that learn nothing.
+      free: sections and fields that may differ, too: by those that learn nothing.
 
     Raises:
       T2GError: another config was used here before; the keys that differ are named, with their
@@ -72,7 +82,7 @@ class Workspace:
         changed = [
             change
             for change in learned_changes(load_config(self.snapshot), self.config)
-            if change.partition(":")[0].partition(".")[0] not in free
+            if not is_one_of(change.partition(":")[0], free)
         ]
         if changed and self.has_work():
             shown = ", ".join(changed[:8]) + (" …" if len(changed) > 8 else "")
@@ -122,6 +132,7 @@ class Workspace:
         with writable(self.root):
             if begun:
                 shutil.rmtree(self.tokenizer, ignore_errors=True)  # of the other config
+                _keep_written(self.snapshot)
             write_text(self.snapshot, to_yaml(self.config))
 
     def has_work(self, name: str | None = None) -> bool:
@@ -220,16 +231,33 @@ def _accept(root: Path, config: Config) -> list[str]:
     changed = changes(load_config(snapshot), config) if snapshot.exists() else []
     if changed:
         with claimed(root):
-            kept = [re.fullmatch(r"config\.(\d+)\.yaml", path.name) for path in root.iterdir()]
-            number = 1 + max((int(match[1]) for match in kept if match), default=0)
-            when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            about = [f"# Until {when}, when this changed:", *(f"#   {line}" for line in changed)]
-            before = snapshot.read_text("utf-8")
-            write_text(root / f"config.{number}.yaml", "\n".join([*about, before]))
             if not any(_has_work(path) for path in root.iterdir()):
                 shutil.rmtree(root / "tokenizer", ignore_errors=True)  # of the other config
+            elif made := [line for line in changed if is_one_of(line.partition(":")[0], TRAINED)]:
+                raise T2GError(
+                    f"{root / 'tokenizer'} was trained already, and stays ({', '.join(made)}); "
+                    "leave these values as they were, or give this run a --workdir of its own"
+                )
+            when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            about = [f"# Until {when}, when this changed:", *(f"#   {line}" for line in changed)]
+            _keep(snapshot, "\n".join([*about, snapshot.read_text("utf-8")]))
             write_text(snapshot, to_yaml(config))
     return changed
+
+
+def _keep(snapshot: Path, text: str) -> None:
+    """Writes what a config was to the next config.<n>.yaml beside it."""
+    names = [path.name for path in snapshot.parent.iterdir()]
+    kept = [re.fullmatch(r"config\.(\d+)\.yaml", name) for name in names]
+    number = 1 + max((int(match[1]) for match in kept if match), default=0)
+    write_text(snapshot.with_name(f"config.{number}.yaml"), text)
+
+
+def _keep_written(snapshot: Path) -> None:
+    """Keeps a config that somebody wrote, with notes and all; one of ours can be made again."""
+    text = snapshot.read_text("utf-8-sig")
+    if text != to_yaml(load_config(snapshot)):
+        _keep(snapshot, text)
 
 
 def _appears(path: Path, seconds: float = 5.0) -> bool:

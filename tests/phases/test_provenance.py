@@ -13,7 +13,16 @@ import tiny
 from t2g_jax import cli
 from t2g_jax.config import METHODS, is_aside
 from t2g_jax.errors import T2GError
-from t2g_jax.phases import annotate, evaluate, policy, provenance, reporting, reward_model, sft
+from t2g_jax.phases import (
+    annotate,
+    evaluate,
+    generate,
+    policy,
+    provenance,
+    reporting,
+    reward_model,
+    sft,
+)
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.workspace import PHASES, Workspace, accept_changes
 from t2g_jax.sections import values
@@ -219,6 +228,19 @@ def test_nothing_is_trained_on_what_does_not_belong_together(other_start):
     (workdir / "grpo" / "complete.json").unlink()  # as if it were under way
     with pytest.raises(T2GError, match=rf"grpo was begun with {another}; .*delete"):
         policy.run(config, workdir, "grpo")
+
+
+def test_answers_say_what_does_not_belong_together(other_start, capsys):
+    """Also on other devices than those of the training: nothing is learned from it."""
+    workdir, config = other_start
+    mesh = {"mesh__data": 4, "mesh__fsdp": 2, "model__attention": "xla"}
+    generate.run(tiny.with_values(config, **mesh), workdir, "grpo", "2 + 2?")
+    captured = capsys.readouterr()
+    assert "2 + 2?" in captured.out
+    for phase in ("grpo", "reward_model"):
+        assert f"{phase} was made from another sft/ than the one that is there" in captured.err
+    with pytest.raises(T2GError, match="another config"):
+        policy.run(tiny.with_values(config, **mesh), workdir, "ppo")
 
 
 def test_notes_of_another_policy_are_not_gone_on_with(other_start):

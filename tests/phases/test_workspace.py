@@ -205,6 +205,25 @@ def test_a_folder_without_any_work_is_taken_over(tiny_run, tmp_path):
     assert not (tmp_path / "tokenizer").exists()  # it was the other run's
 
 
+def test_a_config_that_somebody_wrote_is_kept(tiny_run, tmp_path):
+    """A folder with nothing but a config of one's own is a run's from its first start on."""
+    mine = "# Of Tuesday.\nname: tiny\nseed: 5\n"
+    (tmp_path / "config.yaml").write_text(mine)
+    for seed in (6, 7):
+        Workspace(tmp_path, tiny.with_values(tiny_run.config, seed=seed)).begin()
+        assert load_config(tmp_path / "config.yaml").seed == seed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.1.yaml", "config.yaml"]
+    assert (tmp_path / "config.1.yaml").read_text() == mine
+
+
+@pytest.mark.parametrize("key", ["vocabulary_size", "texts"])
+def test_what_the_tokenizer_was_trained_with_cannot_change(tiny_run, tmp_path, key):
+    begun(tmp_path, tiny_run.config, "sft")
+    with pytest.raises(T2GError, match=rf"tokenizer was trained already, .*tokenizer\.{key}"):
+        accept_changes(tmp_path, tiny.with_values(tiny_run.config, **{f"tokenizer__{key}": 310}))
+    assert load_config(tmp_path / "config.yaml") == tiny_run.config
+
+
 def test_a_tokenizer_of_accepted_changes_is_made_anew_where_nothing_needs_it(tiny_run, tmp_path):
     for name, complete in (("dead", ()), ("alive", ("sft",))):
         begun(tmp_path / name, tiny_run.config, *complete)
