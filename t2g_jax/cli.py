@@ -45,8 +45,8 @@ In place of the file there may be the work folder of a run: its own configuratio
 A work folder belongs to one configuration: give a changed one a --workdir of its own, or go on
 with --accept-changes; what is complete stays as it is. What changes nothing that is learned may
 differ from command to command: evaluate, checkpoint, training, tracking, limits of the judge,
-task.test_size, rows_at_once, eval_every, methods and name; and to generate or evaluate, sampling,
-judge and seed, too.
+task.test_size, rows_at_once, eval_every, methods and name; and to generate, evaluate or export,
+sampling, judge, seed, mesh and model.attention, too.
 """
 
 _STUDY = """\
@@ -165,6 +165,8 @@ def _dispatch(arguments: Sequence[str]) -> None:
         subparser.error(f"name a configuration file, e.g. {_EXAMPLE_CONFIG}")
     folder = None
     if known.config:
+        if overrides and not known.config.exists():
+            _require_first(known.config, overrides, known.command)
         known.config, folder = _file_and_run(known.config)
     config = _load(known.config, overrides) if known.config else None
     if known.help or config is None:
@@ -203,6 +205,23 @@ def _load(path: pathlib.Path, overrides: Sequence[str]) -> Config:
         if _describes(path, "seeds", "tasks", "arms"):
             raise T2GError(f"{path} describes a study; use `t2g study {path}`") from error
         raise
+
+
+def _require_first(path: pathlib.Path, overrides: Sequence[str], command: str) -> None:
+    """Raises T2GError if an option's value was taken for the file, which comes after it."""
+    option, last = overrides[0], overrides[-1]
+    if option.startswith("--") and pathlib.Path(last).exists():
+        raise T2GError(
+            f"{path} is no file, and {last} comes too late: name it before all options, as in "
+            f"`t2g {command} {last} {option} …`"
+        )
+
+
+def _path(word: str) -> pathlib.Path:
+    """A path that a user gives; as of an empty variable of a shell it would be the folder here."""
+    if not word:
+        raise argparse.ArgumentTypeError("it is empty; name a file or folder")
+    return pathlib.Path(word)
 
 
 def _describes(path: pathlib.Path, *keys: str) -> bool:
@@ -356,8 +375,8 @@ def _add_what_all_take(
     parser: argparse.ArgumentParser, *, metavar: str, config: str, workdir: str, page: str
 ) -> None:
     """The file that a command is about, its work folder and `--help`, each with its help."""
-    parser.add_argument("config", nargs="?", type=pathlib.Path, metavar=metavar, help=config)
-    parser.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help=workdir)
+    parser.add_argument("config", nargs="?", type=_path, metavar=metavar, help=config)
+    parser.add_argument("--workdir", type=_path, metavar="DIR", help=workdir)
     parser.add_argument("-h", "--help", action="store_true", help=page)
 
 
@@ -499,16 +518,14 @@ def _plan_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--only", metavar="PHASE", help="sft, annotate, reward_model, evaluate or a method (all)"
     )
-    parser.add_argument(
-        "--json", type=pathlib.Path, metavar="FILE", help="write the plan there, too"
-    )
+    parser.add_argument("--json", type=_path, metavar="FILE", help="write the plan there, too")
 
 
 def _export_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = (
         "t2g export CONFIG|RUN --to FOLDER [--method METHOD] [--adapters] [--dtype TYPE] […]"
     )
-    parser.add_argument("--to", type=pathlib.Path, metavar="FOLDER", help="a new folder")
+    parser.add_argument("--to", type=_path, metavar="FOLDER", help="a new folder")
     parser.add_argument(
         "--method",
         choices=("sft", "reward-model", *METHODS),
@@ -537,7 +554,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", metavar="TEXT", help="what to answer (a few test examples)")
     parser.add_argument(
         "--prompts-file",
-        type=pathlib.Path,
+        type=_path,
         metavar="FILE",
         help='what to answer, one prompt a line; or JSON lines with "prompt" in each',
     )

@@ -206,15 +206,21 @@ def _validate(kind: type[AnySection], values: Mapping[str, Any], source: str) ->
 
 def _dotted(location: Sequence[int | str]) -> str:
     """`("sft", "steps")` → `"sft.steps"`, without the names that pydantic adds inside unions."""
-    return ".".join(str(part) for part in location if part not in ("int", "float"))
+    return ".".join(str(part) for part in location if part not in ("bool", "int", "float", "str"))
 
 
 def _explain(kind: type[Section], error: Any) -> str:
-    key, message = _dotted(error["loc"]), error["msg"]
+    key, message = one_line(_dotted(error["loc"])), error["msg"]
     found = json.dumps(error["input"], default=str)
     found = found if len(found) <= 60 else found[:57] + "..."
     match error["type"]:
         case "unexpected_keyword_argument":
+            *sections, name = key.split(".")
+            if len(error["loc"]) <= len(sections) and key in dict(_fields(kind)):
+                nested = functools.reduce(
+                    lambda a, b: f"{b}: {{{a}}}", reversed(sections), f"{name}: …"
+                )
+                return f"unknown key `{key}`; in a file it is `{nested}`"
             return f"unknown key `{key}`{_did_you_mean(kind, key)}"
         case "value_error":
             message = message.removeprefix("Value error, ")

@@ -114,6 +114,7 @@ def test_overrides_and_workdir_in_any_order(phase, config):
         (["plan", "STUDY"], "describes a study; use `t2g study "),
         (["sft", "STUDY", "--help"], "describes a study; use `t2g study "),
         (["study", "CONFIG"], "is the configuration of one run; use `t2g run "),
+        (["sft", "--seed", "1", "CONFIG"], "1 is no file, and CONFIG comes too late: name it "),
         (["sft", "."], "t2g: . is no run: it has no config.yaml; name a configuration file, "),
     ],
 )
@@ -125,13 +126,24 @@ def test_what_the_user_got_wrong_is_one_line(phase, config, tmp_path, capsys, wo
     assert cli.main([given.get(word, word) for word in words]) == 2
     assert not calls
     error = capsys.readouterr().err
-    assert expected in error
+    assert expected in error.replace(config, "CONFIG")
     assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
+        *(
+            ([*command.split(), ""], "it is empty; name a file or folder")
+            for command in (
+                "sft",
+                "sft CONFIG --workdir",
+                "export CONFIG --to",
+                "plan CONFIG --json",
+                "generate CONFIG --prompts-file",
+                "study FILE --workdir",
+            )
+        ),
         (["sft"], "name a configuration file, e.g. configs/quickstart.yaml"),
         (["train", "CONFIG"], "invalid choice: 'train'"),
         (["train-policy", "CONFIG", "--method", "dpo"], "invalid choice: 'dpo'"),

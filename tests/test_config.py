@@ -94,6 +94,10 @@ def test_free_dictionary_takes_any_name(write):
     ("text", "expected"),
     [
         ("sft: {stps: 3}", "unknown key `sft.stps`; did you mean `sft.steps`?"),
+        ("sft.steps: 3", "unknown key `sft.steps`; in a file it is `sft: {steps: …}`"),
+        ("sft.optimizer.b1: 0", "in a file it is `sft: {optimizer: {b1: …}}`"),
+        ('"a\\nb": 3', "unknown key `a␊b`"),
+        ("tokenizer: {template_options: {a: [1]}}", "`tokenizer.template_options.a` is [1]; "),
         ("sed: 3", "unknown key `sed`; did you mean `seed`?"),
         ("text2grad: {optimiser: {b1: 0}}", "did you mean `text2grad.optimizer`?"),
         ("group_size: 3", "did you mean `text2grad.group_size` or `ppo.group_size`"),
