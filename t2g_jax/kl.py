@@ -1,9 +1,9 @@
 """KL(policy ‖ reference): estimators from sampled tokens, and the full sum over the vocabulary.
 
 The estimators take log-probabilities of tokens sampled from the policy; k1 and k3 are unbiased for
-the KL, k2 for half its second-order expansion. J. Schulman, "Approximating KL Divergence",
-http://joschu.net/blog/kl-approx.html. No gradient flows to the reference. A token with a non-finite
-log-probability gets NaN and no gradient.
+the KL, k2 is a little biased: its mean is the KL to second order in d. J. Schulman, "Approximating
+KL Divergence", http://joschu.net/blog/kl-approx.html. No gradient flows to the reference. A token
+with a non-finite log-probability gets NaN and no gradient.
 
 An estimator of the value is not one of the gradient. There are two places to charge it:
 

@@ -54,7 +54,7 @@ class Reference:
         Args:
           policy: what the state's policy makes of the rows (`scored_before`), if that is known.
         """
-        config, beta = self.config, float(state.carry["kl_coefficient"])
+        config, beta = self.config, self.coefficient(state)
         kl, kl_in = divergence(config)
         in_reward = kl_in == "reward"
         reference: list[np.ndarray] = []
@@ -84,6 +84,12 @@ class Reference:
             },
             carry={"kl_coefficient": adapted(beta, per_sequence, completions, config)},
         )
+
+    def coefficient(self, state: TrainState) -> float:
+        """β: where the controller has brought it or, without one, what the config says now."""
+        if self.config.adaptive_kl_target_per_sequence is None:
+            return self.config.kl_coefficient
+        return float(state.carry["kl_coefficient"])
 
     def full(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
         """KL over the whole vocabulary where each token of each row was chosen: arrays [n]."""
