@@ -64,14 +64,16 @@ def step_key(context: Context, name: str, step: int, turn: int) -> jax.Array:
 
 
 def attempt_metrics(turns: Sequence[Turn], group_size: int) -> dict[str, float]:
-    """How first attempts did, on average; `equal_groups`: the share that cannot be compared."""
+    """How first attempts did, on average; `equal_groups`: the share that cannot be compared, where
+    there is more than one of a prompt."""
     lengths = [len(turn.completion.tokens) for turn in turns]
     rewards = np.array([turn.score.reward for turn in turns]).reshape(-1, group_size)
+    equal = {"equal_groups": float(np.mean(np.ptp(rewards, axis=1) == 0))}
     return {
         "accuracy": float(np.mean([turn.score.correct for turn in turns])),
         "reward": float(rewards.mean()),
         "formatted": float(np.mean([turn.score.formatted for turn in turns])),
-        "equal_groups": float(np.mean(np.ptp(rewards, axis=1) == 0)),
+        **(equal if group_size > 1 else {}),
         "completion_tokens": float(np.mean(lengths)),
         "completion_tokens_max": max(lengths),
         "cut_off": float(np.mean([not turn.completion.ended for turn in turns])),

@@ -196,6 +196,7 @@ def test_metrics_of_attempts_by_hand(tiny_context):
         "completion_tokens_max": 3,
         "cut_off": 1 / 4,
     }
+    assert "equal_groups" not in attempt_metrics(turns, 1)  # nothing is compared
     assert tokens_generated(turns) == 7
 
 

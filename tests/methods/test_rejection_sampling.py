@@ -38,4 +38,4 @@ def test_where_nothing_is_right_nothing_is_learned(script, collected):
 def test_one_completion_a_prompt_is_enough(collected):
     _, found = collected("rejection-sampling", rejection_sampling__group_size=1)
     assert np.isfinite(found.metrics["reward"])
-    assert found.metrics["equal_groups"] == 1
+    assert "equal_groups" not in found.metrics
