@@ -151,6 +151,6 @@ _PREFIXES = [
     """.split()
 ]
 _PARTS = frozenset("anti counter dis mis multi non per post pre pro pseudo semi sub super".split())
-# Before a hyphen these make another word than without: re-sign, un-ionized.
-_PARTED = frozenset("re un".split())
+# Before a hyphen these make another word than without: re-sign, un-ionized, not-able.
+_PARTED = frozenset("no not re un".split())
 _CHEMICAL = re.compile("(?:ane|ene|yne|ine|one|ol|al|ide|ite|ate|ic|ous)s?$")
