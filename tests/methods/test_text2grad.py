@@ -14,6 +14,7 @@ SETTINGS = {
     "text2grad__steps": 9,  # so that step 1 keeps no samples
     "text2grad__gamma": GAMMA,
     "text2grad__gae_lambda": LAMBDA,
+    "text2grad__kl_coefficient": BETA,
 }
 
 
