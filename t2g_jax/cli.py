@@ -239,7 +239,7 @@ def _file_and_run(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None
       T2GError: it is a folder, but not that of a run.
     """
     if path.is_dir():
-        if not (path / "config.yaml").is_file():
+        if not (path / "config.yaml").exists():
             raise T2GError(
                 f"{path} is no run: it has no config.yaml; name a configuration file, e.g. "
                 f"{_EXAMPLE_CONFIG}, or the work folder of a run"

@@ -22,8 +22,8 @@ import pydantic
 
 from t2g_jax.errors import T2GError
 
-MOST_DIGITS = 20
-"""Of an integer in JSON: the next ones are no count, id or seed."""
+MOST_DIGITS = 40
+"""Of an integer in JSON: tokenizers write 10³⁰ for no limit; longer ones are nothing of use."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from t2g_jax import checked_lines
+from t2g_jax import checked, files
 from t2g_jax.errors import T2GError
 
 
 class Journal:
     """One JSON object a line, each with an "id" of its own; survives being killed at any byte.
 
-    Lines have checksums, see `checked_lines`, so that one that was changed is noticed.
+    Lines have checksums, see `checked`, so that one that was changed is noticed.
     Every entry is handed to the operating system before `append` returns, so it outlives the
     process; it is forced to disk with the others of the last `sync_seconds`, so at most those are
     lost with the machine. Opening a journal again drops a last line that was cut short. One process
@@ -123,7 +123,10 @@ class _AppendOnly:
 
     def __init__(self, path: Path, sync_seconds: float):
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(path, "a+b")
+        try:
+            self._file = open(path, "a+b")
+        except OSError as error:
+            raise files.unreadable(path, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -135,7 +138,7 @@ class _AppendOnly:
         self._sync_seconds, self._synced = sync_seconds, time.monotonic()
 
     def append(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(checked_lines.line(entry))
+        self._file.write(checked.line(entry))
         self._file.flush()
         if time.monotonic() - self._synced >= self._sync_seconds:
             self._sync()
@@ -167,7 +170,7 @@ def _entries(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     mend = "repair it, or delete the line to have that record done again"
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            yield number, checked_lines.read_line(line, where=f"{path}, line {number}", mend=mend)
+            yield number, checked.read_line(line, where=f"{path}, line {number}", mend=mend)
 
 
 def _id(entry: Mapping[str, Any], where: str) -> str:

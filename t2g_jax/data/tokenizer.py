@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
+from typing_extensions import TypedDict
 
 from t2g_jax import durable, files
 from t2g_jax.data.offsets import (
@@ -221,10 +222,10 @@ class ChatTokenizer:
 
         Raises:
           FileNotFoundError: no such folder, or no tokenizer in it.
-          ValueError: as the constructor.
+          ValueError: as the constructor; or a file is damaged, it is named.
         """
         directory = Path(directory)
-        if not (directory / "tokenizer.json").is_file():
+        if not (directory / "tokenizer.json").exists():
             other = [name for name in _OTHER_FILES if (directory / name).is_file()]
             state = (
                 f"has {other[0]}, but no tokenizer.json, which is what is read"
@@ -241,11 +242,12 @@ class ChatTokenizer:
                 else "make a tokenizer there with `train_tokenizer`"
             )
             raise FileNotFoundError(f"{directory} {state}; get it with `{get}`, or {make}")
+        backend = _backend_of(directory)
         # By its tokenizer_class, `transformers` 5 may split text otherwise than this file says.
         tokenizer = PreTrainedTokenizerFast.from_pretrained(
             directory, trust_remote_code=False, local_files_only=True
         )
-        tokenizer = _without_unknown_pad(tokenizer, directory)
+        tokenizer = _without_unknown_pad(tokenizer, backend)
         if not tokenizer.chat_template:
             tokenizer.chat_template = _template_beside(directory)
         stop_ids = _stop_ids(directory / _GENERATION)
@@ -612,14 +614,47 @@ def _check(messages: Sequence[Message]) -> None:
             raise ValueError(f"role {message['role']!r} is none of {', '.join(_ROLES)}")
 
 
+_Token = str | dict[str, Any] | None
+
+
+class _Tokens(TypedDict, total=False):
+    """Of tokenizer_config.json and special_tokens_map.json, what `transformers` reads."""
+
+    bos_token: _Token
+    eos_token: _Token
+    pad_token: _Token
+    unk_token: _Token
+    additional_special_tokens: list[str | dict[str, Any]] | None
+    extra_special_tokens: list[str | dict[str, Any]] | dict[str, str | dict[str, Any]] | None
+    added_tokens_decoder: dict[str, dict[str, Any]]
+    chat_template: str | dict[str, str] | list[dict[str, str]] | None
+    model_max_length: int | float | None
+
+
+def _backend_of(directory: Path) -> Tokenizer:
+    """What tokenizer.json says.
+
+    Raises:
+      T2GError: it, or a file beside it, is damaged; `transformers` would not name the file.
+    """
+    mend = "put it back as it was, or fetch it again"
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (directory / name).exists():
+            files.read_json(directory / name, _Tokens, mend=mend)
+    text = files.read_text(directory / "tokenizer.json", mend=mend)
+    try:
+        return Tokenizer.from_str(text)
+    except Exception as error:  # the library has no other kind
+        raise files.damaged(directory / "tokenizer.json", str(error), mend) from error
+
+
 def _without_unknown_pad(
-    tokenizer: PreTrainedTokenizerFast, directory: Path
+    tokenizer: PreTrainedTokenizerFast, backend: Tokenizer
 ) -> PreTrainedTokenizerFast:
-    """The same tokenizer; without its pad_token if tokenizer.json does not have that.
+    """The same tokenizer; without its pad_token if its tokenizer.json, `backend`, has it not.
 
     `transformers` would add it, as one token more than the model has rows.
     """
-    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
     pad = tokenizer.pad_token
     if pad is None or backend.token_to_id(str(pad)) is not None:
         return tokenizer
@@ -637,23 +672,21 @@ def _without_unknown_pad(
     )
 
 
+class _Template(TypedDict):
+    chat_template: str
+
+
 def _template_beside(directory: Path) -> str | None:
     """The template in chat_template.json, where processors of models that see have theirs."""
     file = directory / "chat_template.json"
-    if not file.is_file():
+    if not file.exists():
         return None
-    try:
-        template = json.loads(file.read_text("utf-8"))["chat_template"]
-        if not isinstance(template, str):
-            raise TypeError("chat_template is no text")
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} cannot be read: {error}; repair or delete it") from error
-    return template
+    return files.read_json(file, _Template, mend="repair or delete it")["chat_template"]
 
 
 def _stop_ids(path: Path) -> list[int]:
     """The tokens that end a completion by a generation_config.json, if there is one."""
-    if not path.is_file():
+    if not path.exists():
         return []
     mend = "repair or delete it"
     found = files.read_json(path, dict, mend=mend).get("eos_token_id")
@@ -665,7 +698,7 @@ def _stop_ids(path: Path) -> list[int]:
 
 def _as_before_5(path: Path) -> None:
     """Makes a tokenizer_config.json what `transformers` 4, and who builds on it, reads too."""
-    about = json.loads(path.read_text("utf-8"))
+    about = files.read_json(path, dict)
     if about.get("tokenizer_class") == "TokenizersBackend":
         about["tokenizer_class"] = "PreTrainedTokenizerFast"
     if isinstance(about.get("extra_special_tokens"), list):

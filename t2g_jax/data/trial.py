@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from t2g_jax.errors import T2GError
 
@@ -23,7 +26,7 @@ WALL_SECONDS = 600
 MEMORY_BYTES = 8 * 2**30
 
 _PROGRAM = f"""
-import resource, sys
+import json, resource, sys
 for what, most in (
     (resource.RLIMIT_CPU, {CPU_SECONDS}),
     (resource.RLIMIT_DATA, {MEMORY_BYTES}),
@@ -32,28 +35,31 @@ for what, most in (
     hard = resource.getrlimit(what)[1]
     resource.setrlimit(what, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 from t2g_jax.data.tokenizer import ChatTokenizer
-ChatTokenizer.load(sys.argv[1]).next_turn("", ended=True)
+ChatTokenizer.load(sys.argv[1], template_options=json.loads(sys.argv[2])).next_turn("", ended=True)
 """
 _FILES = ("*token*", "*.jinja", "vocab*", "merges.txt", "chat_template*", "generation_config.json")
 
 
-def require_bounded(folder: Path) -> None:
+def require_bounded(folder: Path, options: Mapping[str, Any] | None = None) -> None:
     """Loads the tokenizer of a folder and renders a conversation, elsewhere and within bounds.
+
+    Args:
+      options: of its template, see `ChatTokenizer`.
 
     Raises:
       T2GError: that did not end in a minute of computing, or took more than 8 GiB. Of any other
         error nothing is said.
     """
-    _require(folder, _fingerprint(folder))
+    _require(folder, _fingerprint(folder), json.dumps(dict(options or {}), sort_keys=True))
 
 
 @functools.cache
-def _require(folder: Path, contents: str) -> None:
-    if contents in _tried:
+def _require(folder: Path, contents: str, options: str) -> None:
+    if (contents, options) in _tried:
         return
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, str(folder)],
+            [sys.executable, "-c", _PROGRAM, str(folder), options],
             env=os.environ
             | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "JAX_PLATFORMS": "cpu"}
             | {"TRANSFORMERS_VERBOSITY": "error", "TOKENIZERS_PARALLELISM": "false"},
@@ -71,10 +77,10 @@ def _require(folder: Path, contents: str) -> None:
             f"the tokenizer in {folder} takes more than {MEMORY_BYTES >> 30} GiB to read or to "
             "render a conversation; its files are damaged or hostile: fetch them from elsewhere"
         )
-    _tried.add(contents)
+    _tried.add((contents, options))
 
 
-_tried: set[str] = set()
+_tried: set[tuple[str, str]] = set()
 
 
 def _endless(folder: Path) -> T2GError:

@@ -13,9 +13,9 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from t2g_jax import checked_lines
+from t2g_jax import checked, files
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique, Judge, plain_text
 from t2g_jax.tasks.base import Example
@@ -26,7 +26,7 @@ MAX_LINE = 1_000_000
 
 class CritiqueCache:
     """Append-only JSON lines, {"key", "critique"}, one for each critique, with their
-    checksums (`checked_lines`).
+    checksums (`checked`).
 
     The key is a hash of who was asked (`identity_of`), prompt, answer, metadata and completion.
     Failures are not kept: they are asked about again. A line that was cut short by a kill, or whose
@@ -52,7 +52,7 @@ class CritiqueCache:
         self._look()
         if key not in self._where or not self.path.exists():
             return None
-        with open(self.path, "rb") as file:
+        with self._opened() as file:
             file.seek(self._where[key])
             entry = _entry(file.readline(MAX_LINE + 1))
         if entry is None or entry.get("key") != key:  # it was changed since
@@ -63,7 +63,7 @@ class CritiqueCache:
         """Keeps a critique, unless there is one, or the folder is gone (other writers say so)."""
         key = self.key(example, completion)
         self._look()
-        line = checked_lines.line({"key": key, "critique": critique.to_dict()})
+        line = checked.line({"key": key, "critique": critique.to_dict()})
         if not self._writes or key in self._where or len(line) > MAX_LINE:
             return
         if not self.path.parent.is_dir():
@@ -89,11 +89,17 @@ class CritiqueCache:
         self._look()
         return len(self._where)
 
+    def _opened(self) -> IO[bytes]:
+        try:
+            return open(self.path, "rb")
+        except OSError as error:
+            raise files.unreadable(self.path, error, "put it back, or delete it") from error
+
     def _look(self) -> None:
         """Reads the lines that were added since the last look; other phases write there too."""
         if not self.path.exists() or self.path.stat().st_size <= self._read_to:
             return
-        with open(self.path, "rb") as file:
+        with self._opened() as file:
             file.seek(self._read_to)
             while line := file.readline(MAX_LINE + 1):
                 if not line.endswith(b"\n"):
@@ -125,7 +131,7 @@ def identity_of(judge: Judge, name: str, level: str) -> str:
 def _entry(line: bytes) -> dict[str, Any] | None:
     """What a line says, if it is whole and says what was written."""
     try:
-        return checked_lines.read_line(line, where="")
+        return checked.read_line(line, where="")
     except T2GError:
         return None
 

@@ -58,6 +58,10 @@ def _rope(parameters: Mapping[str, Any], hf: Any) -> Rope:
         if value is not None and value != _ONLY.get(key, value):
             raise ValueError(f"rope_parameters: {key} is {value!r}; must be {_ONLY[key]}")
 
+    of_all = getattr(hf, "partial_rotary_factor", None)  # beside parameters by kind of layer
+    if of_all not in (None, 1):
+        raise ValueError(f"partial_rotary_factor is {of_all!r}; must be 1")
+
     def number(key: str, default: float | None = None) -> float:
         value = parameters.get(key) if default is not None else parameters[key]
         value = default if value is None else value

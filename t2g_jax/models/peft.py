@@ -14,8 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 from flax.traverse_util import unflatten_dict
+from typing_extensions import TypedDict
 
-from t2g_jax import hosts
+from t2g_jax import files, hosts
 from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, lora, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
@@ -162,18 +163,19 @@ def check_base(folder: Path, base: Path) -> None:
       T2GError: they were trained on others.
     """
     file = folder / BASE
-    if not file.is_file():
+    if not file.exists():
         return
-    try:
-        wanted = json.loads(file.read_text("utf-8"))["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise T2GError(f"{file} is damaged ({error}); export the adapters again") from error
+    wanted = files.read_json(file, _Base, mend="export the adapters again")["fingerprint"]
     found = tensor_files.fingerprint(base)
     if found != wanted:
         raise T2GError(
             f"the adapters in {folder} were trained on other weights (fingerprint {wanted}) than "
             f"those in {base} ({found}); take the model that they were trained on"
         )
+
+
+class _Base(TypedDict):
+    fingerprint: str
 
 
 Layers = dict[int, tuple[np.ndarray, np.ndarray]]
@@ -232,15 +234,8 @@ def _read(
 def _described(folder: Path, rank: int, config: DecoderConfig) -> dict[str, Any]:
     """adapter_config.json, once it is known to be what these adapters can be."""
     file = folder / CONFIG
-    try:
-        described = json.loads(file.read_text("utf-8"))
-        if not isinstance(described, dict):
-            raise ValueError("it is no object with keys")
-    except (OSError, ValueError) as error:
-        raise T2GError(
-            f"{file} cannot be read ({error}); name a folder that `save_pretrained` of "
-            "peft, or `t2g export --adapters`, has written"
-        ) from error
+    mend = "name a folder that `save_pretrained` of peft, or `t2g export --adapters`, has written"
+    described = files.read_json(file, dict, mend=mend)
     wanted = _PLAIN | {"r": (rank,), "lora_alpha": (config.lora_alpha,)}
     for key, value in (_ABSENT | described).items():
         named = {"r": " (lora.rank)", "lora_alpha": " (lora.alpha)"}.get(key, "")

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax import hosts
+from t2g_jax import files, hosts
 from t2g_jax.config import Config
 from t2g_jax.data.dataset import read_metadata, write_dataset
 from t2g_jax.data.journal import Journal, Quarantine
@@ -76,7 +76,7 @@ def made_from(context: Context) -> provenance.Made:
     )
     if context.workspace.has_work(ANNOTATE):
         before = read_json(path, made_by="t2g annotate")["made"] if path.exists() else None
-        lines = journal.read_bytes().count(b"\n") if journal.exists() else 0
+        lines = files.read_bytes(journal).count(b"\n") if journal.exists() else 0
         made = provenance.gone_on(made, before, lines, folder)
     write_json(path, {"phase": ANNOTATE, "made": made})
     return made

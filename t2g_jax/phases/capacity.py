@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from t2g_jax.config import Config, RolloutConfig
 from t2g_jax.errors import T2GError
+from t2g_jax.models.decoder import DecoderConfig
 
 ROW_BYTES = 500
 """Of a prompt, its tokens, a completion and its score, as Python objects; at the very least."""
@@ -23,17 +24,25 @@ TOKEN_BYTES = 50
 """Of an entry of a vocabulary while it is learned."""
 
 
-def check(config: Config) -> None:
-    """Raises T2GError if a part cannot be held in all the memory there is; names the keys."""
+def check(config: Config, model: DecoderConfig | None = None, *, learns: bool = True) -> None:
+    """Checks that each part of a run can be held in all the memory there is.
+
+    Args:
+      model: of a pretrained model; None: it is as the config says.
+      learns: whether anything is trained. Else parameters are read, and answers to tests sampled.
+
+    Raises:
+      T2GError: one cannot; the keys that ask for it are named.
+    """
     for where, there, parts in (
-        ("this machine has", host_bytes(), _on_host(config)),
-        ("the devices have", device_bytes(), _on_devices(config)),
+        ("this machine has", host_bytes(), _on_host(config, learns)),
+        ("the devices have", device_bytes(), _on_devices(config, model, learns)),
     ):
         for what, needed in parts:
             if needed > there:
                 raise T2GError(
                     f"{what} would need at least {needed / 2**30:,.0f} GiB, but {where} "
-                    f"{there / 2**30:,.0f} GiB; choose smaller ones"
+                    f"{there / 2**30:,.0f} GiB; choose smaller ones, or more machines"
                 )
 
 
@@ -54,33 +63,56 @@ def device_bytes() -> int:
     return jax.process_count() * host_bytes()
 
 
-def _on_devices(config: Config) -> Iterator[tuple[str, int]]:
-    model = config.model
-    if model.pretrained is not None:
-        return  # its shape is read, and its tensors are checked against their files
-    head = model.head_width or model.width // model.heads
-    attention = 2 * model.width * head * (model.heads + model.kv_heads)
-    weights = model.layers * (attention + 3 * model.width * model.mlp_width)
-    copies = 2 if config.sft.steps else 1  # gradients
+def check_model(config: Config, model: DecoderConfig, source: str) -> None:
+    """Checks that the parameters of a pretrained model can be held. Raises as `check`."""
+    needed, there = _weights(config, model), device_bytes()
+    if needed > there:
+        raise T2GError(
+            f"{source} would need at least {needed / 2**30:,.0f} GiB as {config.model.param_dtype}"
+            f", but the devices have {there / 2**30:,.0f} GiB; choose a smaller model, more "
+            "machines, or model.param_dtype: bfloat16"
+        )
+
+
+def _weights(config: Config, model: DecoderConfig | None) -> int:
+    """Bytes of the parameters, heads aside."""
+    shape = config.model if model is None else model
+    head = shape.head_width or shape.width // shape.heads
+    attention = 2 * shape.width * head * (shape.heads + shape.kv_heads)
+    mlp = 3 * shape.width * shape.mlp_width
+    count = shape.layers * (attention + mlp)
+    if model is not None:
+        mlp *= model.experts or 1
+        count = model.layers * (attention + mlp) + model.vocab_size * model.width
+    return count * jnp.dtype(config.model.param_dtype).itemsize
+
+
+def _on_devices(
+    config: Config, model: DecoderConfig | None, learns: bool
+) -> Iterator[tuple[str, int]]:
+    shape = config.model if model is None else model
+    head = shape.head_width or shape.width // shape.heads
+    copies = 2 if learns and config.sft.steps else 1  # gradients
     yield (
-        "model.layers, width, heads and mlp_width",
-        copies * weights * jnp.dtype(model.param_dtype).itemsize,
+        config.model.pretrained or "model.layers, width, heads and mlp_width",
+        copies * _weights(config, model),
     )
     yield (
         "lora.rank and model.layers, width",
-        2 * 4 * config.lora.rank * model.layers * model.width,
+        2 * 4 * config.lora.rank * shape.layers * shape.width,
     )
-    of_a_token = 2 * model.layers * model.kv_heads * head * jnp.dtype(model.compute_dtype).itemsize
-    for name, rows in _rounds(config):
+    of_a_token = 2 * shape.layers * shape.kv_heads * head
+    of_a_token *= jnp.dtype(config.model.compute_dtype).itemsize
+    for name, rows in _rounds(config, learns):
         yield (
             f"{name}, sampling.max_new_tokens and model.layers, kv_heads",
             rows * config.sampling.max_new_tokens * of_a_token,
         )
 
 
-def _rounds(config: Config) -> Iterator[tuple[str, int]]:
+def _rounds(config: Config, learns: bool) -> Iterator[tuple[str, int]]:
     """Completions that are sampled at once, with the keys that say how many."""
-    for method in config.methods:
+    for method in config.methods if learns else ():
         section = method.replace("-", "_")
         settings: RolloutConfig = getattr(config, section)
         rows = settings.prompts_per_step * settings.group_size
@@ -93,14 +125,21 @@ def _rounds(config: Config) -> Iterator[tuple[str, int]]:
         "evaluate.batch_size and samples_per_prompt",
         tests * config.evaluate.samples_per_prompt,
     )
+    if learns:
+        yield (
+            "annotate.batch_size and samples_per_prompt",
+            min(config.annotate.batch_size, config.annotate.prompts)
+            * config.annotate.samples_per_prompt,
+        )
+
+
+def _on_host(config: Config, learns: bool) -> Iterator[tuple[str, int]]:
     yield (
-        "annotate.batch_size and samples_per_prompt",
-        min(config.annotate.batch_size, config.annotate.prompts)
-        * config.annotate.samples_per_prompt,
+        "task.test_size and evaluate.samples_per_prompt",
+        ROW_BYTES * config.task.test_size * config.evaluate.samples_per_prompt,
     )
-
-
-def _on_host(config: Config) -> Iterator[tuple[str, int]]:
+    if not learns:
+        return
     if config.model.pretrained is None:
         yield (
             "tokenizer.vocabulary_size",
@@ -119,7 +158,3 @@ def _on_host(config: Config) -> Iterator[tuple[str, int]]:
         )
     yield "sft.batch_size", ROW_BYTES * config.sft.batch_size * (config.sft.steps > 0)
     yield "reward_model.batch_size", ROW_BYTES * config.reward_model.batch_size
-    yield (
-        "task.test_size and evaluate.samples_per_prompt",
-        ROW_BYTES * config.task.test_size * config.evaluate.samples_per_prompt,
-    )

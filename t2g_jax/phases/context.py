@@ -92,15 +92,15 @@ class Context:
           T2GError: it is the folder of another run, or of none; or something cannot be made as the
             config says, or is not what complete phases were made with.
         """
-        capacity.check(config)
         workspace = Workspace(workdir, config, free=READING if read_only else ())
         pretrained.pin(config, workspace.root)
+        capacity.check(config, pretrained.described(config), learns=not read_only)
         mesh, task, judge = parts(config)
         if not read_only:
             trackers.require_packages(config)
             new = not hosts.from_first(workspace.tokenizer.exists)
             pretrained_tokenizer = (
-                pretrained.tokenizer(config.model.pretrained)
+                pretrained.tokenizer(config.model.pretrained, config.tokenizer.template_options)
                 if new and config.model.pretrained is not None
                 else None
             )
@@ -119,12 +119,7 @@ class Context:
                 "used without the tokenizer that they were trained with"
             ) from error
         hosts.from_first(lambda: provenance.require_tokenizer(workspace, workspace.tokenizer))
-        try:
-            tokenizer.next_turn("", ended=True)
-        except ValueError as error:  # sooner here than after an hour
-            raise T2GError(f"no critique could be answered: {error}") from error
-        if config.sft.steps or "rltf-fm" in config.methods:
-            pretrained.check_answers(tokenizer)
+        pretrained.check_chat(config, tokenizer)  # sooner here than after an hour
         return cls(
             config=config,
             workspace=workspace,

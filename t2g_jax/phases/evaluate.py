@@ -52,6 +52,10 @@ def run(
 def _run(context: Context, only: Sequence[str] | None) -> dict[str, Any]:
     workspace, scores = context.workspace, {}
     done = [name for name in (SFT, *METHODS) if workspace.is_complete(name)]
+    begun = hosts.from_first(lambda: [name for name in METHODS if workspace.has_work(name)])
+    for name in begun if only is None else ():
+        if name not in done:
+            say(f"{name}: not complete, and left out")
     for phase in done if only is None else only:
         path = workspace.phase(phase) / "evaluation.json"
         before, now = _before(path), measured(context, phase)

@@ -148,7 +148,7 @@ def look(config: Config) -> dict[str, Any]:
     folder = huggingface.fetch(config.model.pretrained)
     family, _ = families.describe(folder)
     pretrained.check(config)
-    tokenizer = pretrained.tokenizer(config.model.pretrained)
+    tokenizer = pretrained.tokenizer(config.model.pretrained, config.tokenizer.template_options)
     model = pretrained.decoder_config(config, tokenizer.vocab_size)
     began = time.monotonic()
     params = pretrained.params(config, model, make_mesh(config.mesh), jax.random.key(0))
@@ -307,15 +307,18 @@ def _write_heads(folder: Path, heads: dict[str, Any]) -> None:
 
 def _sees(source: Path | None) -> bool:
     """Whether the decoder is the language model of a larger one."""
-    return source is not None and "text_config" in json.loads(
-        (source / "config.json").read_text("utf-8")
-    )
+    return source is not None and "text_config" in _config_of(source)
+
+
+def _config_of(source: Path) -> dict[str, Any]:
+    """config.json of a pretrained model."""
+    return files.read_json(source / "config.json", dict, mend="fetch the model again")
 
 
 def _described(context: Context, source: Path | None) -> dict[str, Any]:
     """config.json of the model as it is exported."""
     if source is not None:
-        described = json.loads((source / "config.json").read_text("utf-8"))
+        described = _config_of(source)
         if _sees(source):
             whole, described = described, described["text_config"]
             described |= {key: whole[key] for key in _OF_BOTH if key in whole}

@@ -9,13 +9,15 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from t2g_jax import durable, hosts
+from t2g_jax import durable, files, hosts
 from t2g_jax.config import Config
 from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import ChatTokenizer
@@ -23,6 +25,7 @@ from t2g_jax.errors import T2GError, reason
 from t2g_jax.files import expanded
 from t2g_jax.models import families, heads, huggingface, peft, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.phases import capacity
 from t2g_jax.training.sharding import state_shardings
 
 REVISIONS = "revisions.json"
@@ -41,7 +44,10 @@ def check(config: Config) -> None:
     """
     source, reading = config.model.pretrained, config.reward_model.pretrained
     if source is not None:
-        model = decoder_config(config, tokenizer(source).vocab_size)
+        capacity.check(config, described(config))
+        reads = tokenizer(source, config.tokenizer.template_options)
+        check_chat(config, reads)
+        model = decoder_config(config, reads.vocab_size)
         _check_tensors(source, model, values=False)
         if config.lora.pretrained is not None:
             folder, base = expanded(config.lora.pretrained), huggingface.fetch(source)
@@ -51,7 +57,29 @@ def check(config: Config) -> None:
     if reading is not None:
         reads = tokenizer(reading)
         check_answers(reads)
-        _check_tensors(reading, _described(config, reading, reads.vocab_size), values=True)
+        model = _described(config, reading, reads.vocab_size)
+        capacity.check_model(config, model, reading)
+        _check_tensors(reading, model, values=True)
+
+
+def check_chat(config: Config, tokenizer: ChatTokenizer) -> None:
+    """Checks that a run can say with the tokenizer of its policy what it will have to.
+
+    Raises:
+      T2GError: its template has no way to answer a critique, or to write an answer or a critique
+        for a model to learn.
+    """
+    try:
+        tokenizer.next_turn("", ended=True)
+    except ValueError as error:
+        raise T2GError(f"no critique could be answered: {error}") from error
+    critiques = (
+        "text2grad" in config.methods
+        and config.text2grad.span_source == "reward_model"
+        and config.reward_model.pretrained is None
+    )
+    if config.sft.steps or "rltf-fm" in config.methods or critiques:
+        check_answers(tokenizer)
 
 
 def check_answers(tokenizer: ChatTokenizer) -> None:
@@ -83,18 +111,8 @@ def pin(config: Config, workdir: Path, *, record: bool = False) -> None:
     file = workdir / REVISIONS
 
     def recorded() -> dict[str, str]:
-        try:
-            found = json.loads(file.read_text("utf-8"))
-            if not isinstance(found, dict) or not all(isinstance(r, str) for r in found.values()):
-                raise ValueError("it has no commits by model")
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise T2GError(
-                f"{file} is damaged ({error}); put it back, or delete it to go on with the newest "
-                "revisions"
-            ) from error
-        return found
+        mend = "put it back, or delete it to go on with the newest revisions"
+        return files.read_json(file, dict[str, str], mend=mend) if file.exists() else {}
 
     known = hosts.from_first(recorded)
     for source, revision in known.items():
@@ -132,6 +150,16 @@ def decoder_config(config: Config, vocab_size: int) -> DecoderConfig:
     return _described(config, model.pretrained, vocab_size)
 
 
+def described(config: Config) -> DecoderConfig | None:
+    """The decoder of the pretrained model that a run begins with, if it does.
+
+    Raises:
+      T2GError: it cannot be used.
+    """
+    source = config.model.pretrained
+    return None if source is None else _described(config, source, 0)
+
+
 def _described(config: Config, source: str, vocab_size: int) -> DecoderConfig:
     """The decoder of a pretrained model."""
     folder = huggingface.fetch(source)
@@ -163,16 +191,19 @@ def _as_configured(config: Config, shape: DecoderConfig) -> DecoderConfig:
     )
 
 
-def tokenizer(source: str) -> ChatTokenizer:
+def tokenizer(source: str, options: Mapping[str, Any] | None = None) -> ChatTokenizer:
     """The tokenizer of a Hugging Face model.
+
+    Args:
+      options: of its template, see `ChatTokenizer`.
 
     Raises:
       T2GError: it has none that can be used.
     """
     folder = huggingface.fetch(source)
-    trial.require_bounded(folder)
+    trial.require_bounded(folder, options)
     try:
-        return ChatTokenizer.load(folder)
+        return ChatTokenizer.load(folder, template_options=options)
     except Exception as error:  # of many kinds, from several libraries
         raise T2GError(
             f"the tokenizer in {folder} cannot be used: {reason(error)[:300]}"
@@ -207,7 +238,7 @@ def fingerprint(source: str) -> str:
     folder = expanded(source)
     folder = folder if folder.is_dir() else huggingface.fetch(source)
     about = folder / "config.json"
-    described = json.loads(about.read_text("utf-8")) if about.is_file() else {}
+    described = files.read_json(about, dict, mend="fetch it again") if about.exists() else {}
     said = {key: value for key, value in described.items() if key not in _SAID_ONLY}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
     return f"{tensor_files.fingerprint(folder)}-{digest[:8]}"

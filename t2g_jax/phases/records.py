@@ -18,11 +18,40 @@ class Record(TypedDict):
     phase: str
 
 
+class _ClassScore(TypedDict):
+    label: str
+    precision: float
+    recall: float
+    f1: float
+    support: Count
+
+
+class _Bin(TypedDict):
+    low: float
+    high: float
+    tokens: Count
+    predicted: float
+    observed: float
+
+
+class _Calibration(TypedDict):
+    label: str
+    error: float
+    bins: list[_Bin]
+
+
 class _Done(Record):
     seconds: Annotated[float, Ge(0)]
     lora_rank: NotRequired[Count]
     last: NotRequired[dict[str, Any]]
-    class_scores: NotRequired[list[dict[str, Any]]]
+    judge: NotRequired[dict[str, Count]]
+    quotes: NotRequired[Count]
+    unaligned: NotRequired[Count]
+    unaligned_examples: NotRequired[list[str]]
+    class_scores: NotRequired[list[_ClassScore]]
+    class_weights: NotRequired[Annotated[list[float], Len(3, 3)]]
+    calibration: NotRequired[list[_Calibration]]
+    log: NotRequired[str]
 
 
 class Summary(_Done):
@@ -45,10 +74,33 @@ def _of_one_length(rows: list[list[int]]) -> list[list[int]]:
     return rows
 
 
+_Settings = TypedDict(
+    "_Settings",
+    {
+        "seed": int,
+        "sampling.temperature": float,
+        "sampling.top_k": int,
+        "sampling.top_p": float,
+        "sampling.max_new_tokens": int,
+        "judge.level": str,
+        "evaluate.samples_per_prompt": int,
+        "evaluate.checkpoint": str,
+    },
+)
+"""Of the settings of an evaluation, those that the report shows; numbers of the others may be of
+any kind."""
+
+
 class Evaluation(Record):
     """evaluation.json, see `evaluate`."""
 
     step: NotRequired[Count | None]
+    fingerprint: NotRequired[str]
+    settings: NotRequired[_Settings]
+    judge: NotRequired[dict[str, Count]]
+    formatted: NotRequired[Share]
+    cut_off: NotRequired[Share]
+    equal_groups: NotRequired[Share | None]
     accuracy: Share
     interval: Annotated[list[float], Len(2, 2)]
     second_turn: Share | None

@@ -24,7 +24,7 @@ from t2g_jax.installation import commit
 from t2g_jax.judges.counts import FAILED
 from t2g_jax.phases import provenance
 from t2g_jax.phases.samples import read_samples
-from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, read_json
+from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, command, read_json
 from t2g_jax.printing import one_line
 from t2g_jax.report import html, learnability, terminal
 from t2g_jax.report.collapse import collapses
@@ -41,7 +41,7 @@ from t2g_jax.report.contents import (
 )
 from t2g_jax.report.formatting import duration
 from t2g_jax.sections import differences
-from t2g_jax.training.metrics import read_metrics
+from t2g_jax.training.metrics import FILE, checksum, read_metrics
 
 CURVES = {
     "test_accuracy": "Single-turn accuracy, test prompts",
@@ -109,6 +109,11 @@ def contents(workspace: Workspace) -> Report:
     before = evaluations[SFT]
     results, curves, samples = [], [], []
     warnings = [warning for record in made for warning in _warnings(record)]
+    warnings += [
+        f"{name} is not complete, and left out: `{command(name)} CONFIG` goes on with it"
+        for name in METHODS
+        if name not in summaries and workspace.has_work(name)
+    ]
     for name in methods:
         after = evaluations[name]
         # Of another warm start nobody knows here what it was before.
@@ -135,10 +140,15 @@ def contents(workspace: Workspace) -> Report:
                 seconds=summaries[name]["seconds"],
             )
         )
-        lines = read_metrics(workspace.phase(name))
+        log = workspace.phase(name) / FILE
+        lines = read_metrics(log, numbers={*CURVES, *COUNTS})
         absent = set(range(1, summaries[name]["step"] + 1)) - {line["step"] for line in lines}
         if absent:
             warnings.append(f"{name}: its log has no line of step {min(absent)}: curves have holes")
+        if "log" in summaries[name] and summaries[name]["log"] != checksum(log):
+            warnings.append(
+                f"{name}: {log} is not as it was when the phase ended: curves may be of another run"
+            )
         curves += drawn(
             name, lines, after if _measured_as_trained(workspace, name, after) else None
         )
@@ -247,7 +257,7 @@ def drawn(
             last["tokens_generated"] = 0  # after them all
         lines = [*lines, last | {"test_accuracy": evaluation["accuracy"]}]
     for metric, title in CURVES.items():
-        points = [line for line in lines if metric in line]
+        points = [line for line in lines if line.get(metric) is not None]
         counted = [line for line in points if "tokens_generated_total" in line]
         values = tuple(line[metric] for line in points)
         if points:
@@ -329,6 +339,11 @@ def _evaluation(workspace: Workspace, phase: str) -> dict[str, Any]:
     ):
         raise T2GError(
             f"{path} is of other parameters than those that {phase} has now: first run "
+            "`t2g evaluate CONFIG`"
+        )
+    if "settings" not in found:
+        raise T2GError(
+            f"{path} does not say with which settings it was measured: first run "
             "`t2g evaluate CONFIG`"
         )
     return found

@@ -24,7 +24,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.losses import span_targets
 from t2g_jax.models import heads
 from t2g_jax.models.heads import Params
-from t2g_jax.phases import provenance, span_scores
+from t2g_jax.phases import pretrained, provenance, span_scores
 from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.judgement import token_labels
 from t2g_jax.phases.reading import Answer, reader, translated
@@ -60,6 +60,7 @@ def train(context: Context) -> dict[str, Any]:
     if settings.labels == "severity":
         for record in (*source, *held_out):
             check_severities(record)
+    pretrained.check_answers(reading.tokenizer)
     size = min(settings.batch_size, len(source))
     # Each process reads and renders its part of a batch, if there are equal parts.
     apart = hosts.count() > 1 and size % hosts.count() == 0

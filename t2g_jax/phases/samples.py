@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from t2g_jax import checked
 from t2g_jax.config import RolloutConfig
 from t2g_jax.errors import T2GError
-from t2g_jax.files import read_bytes
 from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.judgement import Judgement, aligned, judge, token_labels
@@ -159,7 +160,8 @@ def token_cells(
 def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
     """Keeps the samples of a step; writing them again replaces them."""
     kept = Report(title="samples", samples=tuple(samples))
-    write_text(folder / "samples" / f"{step:08d}.json", kept.to_json())
+    line = checked.line(json.loads(kept.to_json()))
+    write_text(folder / "samples" / f"{step:08d}.json", line.decode())
 
 
 def drop_samples(folder: Path, step: int) -> None:
@@ -176,11 +178,13 @@ def read_samples(folder: Path) -> list[Sample]:
       T2GError: a file is damaged.
     """
     samples: list[Sample] = []
+    mend = "delete the file, and the report will do without"
     for file in sorted((folder / "samples").glob("*.json")):
+        kept = json.dumps(checked.read(file, mend=mend))
         try:
-            samples += Report.from_json(read_bytes(file), source=str(file)).samples
+            samples += Report.from_json(kept, source=str(file)).samples
         except ValueError as error:
-            raise T2GError(f"{error}; delete the file, and the report will do without") from error
+            raise T2GError(f"{error}; {mend}") from error
     return samples
 
 

@@ -266,7 +266,9 @@ def summary(context: Context, phase: str) -> dict[str, Any]:
     Raises:
       T2GError: no row was short enough to be learned from.
     """
-    lines = read_metrics(context.workspace.phase(phase))
+    folder = context.workspace.phase(phase)
+    counts = ("rows_too_long", "tokens_generated", "judge_")
+    lines = read_metrics(folder, numbers=counts, needed=("tokens_trained",))
     judge: collections.Counter[str] = collections.Counter()
     for line in lines:
         judge.update(judge_columns(line))

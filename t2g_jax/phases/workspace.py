@@ -9,11 +9,11 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2g_jax import durable, files, hosts
+from t2g_jax import checked, durable, hosts
 from t2g_jax.config import (
     METHODS,
     Config,
@@ -26,6 +26,7 @@ from t2g_jax.config import (
 from t2g_jax.errors import T2GError
 from t2g_jax.phases.claim import claimed, require_claims, writable
 from t2g_jax.phases.records import Evaluation, MethodSummary, Record, Summary
+from t2g_jax.training import metrics
 
 SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
 TRAINED = ("tokenizer.vocabulary_size", "tokenizer.texts")
@@ -173,8 +174,13 @@ class Workspace:
         return [name for name in PHASES if self.is_complete(name)]
 
     def complete(self, name: str, summary: dict[str, Any]) -> dict[str, Any]:
-        """Records that a phase is done; the summary is what reports and later phases read."""
-        summary = summary | {"phase": name}
+        """Records that a phase is done; the summary is what reports and later phases read.
+
+        With it goes what stands for the log that the phase wrote, "log".
+        """
+        log = self.phase(name) / metrics.FILE
+        found = hosts.from_first(lambda: metrics.checksum(log) if log.exists() else None)
+        summary = summary | {"phase": name} | ({} if found is None else {"log": found})
         write_json(self.phase(name) / "complete.json", summary)
         return summary
 
@@ -283,18 +289,19 @@ def read_json(path: Path, *, made_by: str, shape: Any = None) -> dict[str, Any]:
       shape: what it must hold (see `records`). None: by the name of the file.
 
     Raises:
-      T2GError: it is damaged.
+      T2GError: it is damaged, or not as it was written. One without a checksum is somebody's own.
     """
     shape = shape or _SHAPES.get(path.name, Record)
     mend = f"delete it, and run `{made_by} CONFIG` to have it written again"
-    return files.read_json(path, shape, mend=mend)
+    return checked.read(path, shape, mend=mend)
 
 
 _SHAPES = {"complete.json": Summary, "evaluation.json": Evaluation}
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes an object, with a checksum that `read_json` looks at."""
+    write_text(path, json.dumps(checked.sealed(value), indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -13,7 +14,9 @@ from typing import Any
 
 import rich.console
 from rich.text import Text
+from typing_extensions import TypedDict
 
+from t2g_jax import files
 from t2g_jax.config import Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import pip_install
@@ -102,6 +105,17 @@ def measured(
                 worker.wait()
 
 
+class _Answer(TypedDict, total=False):
+    """A line of the worker: one of these."""
+
+    mesh: dict[str, int]
+    basis: str
+    begins: str
+    need: dict[str, Any]
+    done: bool
+    error: str
+
+
 class _Ended(Exception):
     """The worker ended before it was done."""
 
@@ -110,15 +124,17 @@ def _listen(
     worker: subprocess.Popen, config: Config, where: Topology, file: Path, only: str | None
 ) -> tuple[list[Need], dict[str, int], str]:
     request = {"config": str(file), "topology": where.name, "only": only}
-    worker.stdin.write(json.dumps(request))
-    worker.stdin.close()
+    with contextlib.suppress(BrokenPipeError):  # it has ended; what it said is read below
+        worker.stdin.write(json.dumps(request))
+        worker.stdin.close()
     mesh: dict[str, int] = {}
+    name = where.name
     basis, doing, done = "", "before it began", False
     needs: list[Need] = []
     status = rich.console.Console(stderr=True)
     with status.status(f"{where.name}: starting the compiler") as progress:
         for text in worker.stdout:
-            line: dict[str, Any] = json.loads(text)
+            line = files.parse_json(text, _Answer, where=f"the answer of the compiler for {name}")
             if "error" in line:
                 raise T2GError(line["error"])
             mesh, basis = line.get("mesh", mesh), line.get("basis", basis)

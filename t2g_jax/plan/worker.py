@@ -7,8 +7,9 @@ before it starts. Reads a request from stdin, writes a line of JSON for each pro
 from __future__ import annotations
 
 import json
+import os
 import sys
-from typing import Any
+from typing import IO, Any
 
 import jax
 
@@ -21,22 +22,24 @@ from t2g_jax.training.sharding import make_mesh
 
 def main() -> int:
     request = json.loads(sys.stdin.read())
-    try:
-        _answer(request)
-        _write({"done": True})
-    except T2GError as error:
-        _write({"error": str(error)})
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)  # what libraries print is no answer
+        try:
+            _answer(request, answers)
+            _write(answers, {"done": True})
+        except T2GError as error:
+            _write(answers, {"error": str(error)})
     return 0
 
 
-def _answer(request: dict[str, Any]) -> None:
+def _answer(request: dict[str, Any], answers: IO[str]) -> None:
     config = load_config(request["config"])
     topology = topologies.topology(request["topology"])
     devices, basis = _devices(topology)
     mesh = make_mesh(config.mesh, devices)
-    _write({"mesh": dict(mesh.shape), "basis": basis})
+    _write(answers, {"mesh": dict(mesh.shape), "basis": basis})
     for program in programs(config, mesh, request["only"]):
-        _write({"begins": f"{program.phase}: {program.name}"})
+        _write(answers, {"begins": f"{program.phase}: {program.name}"})
         if basis == "compiled":
             need = measure.compiled(program, topology)
         else:
@@ -45,7 +48,7 @@ def _answer(request: dict[str, Any]) -> None:
             vocabulary = 0 if config.model.pretrained else config.tokenizer.vocabulary_size
             model = pretrained.decoder_config(config, vocabulary)
             need = measure.counted(program, topology, model, mesh)
-        _write({"need": measure.to_json(need)})
+        _write(answers, {"need": measure.to_json(need)})
 
 
 def _devices(topology: topologies.Topology) -> tuple[list[Any], measure.Basis]:
@@ -72,8 +75,8 @@ def _devices(topology: topologies.Topology) -> tuple[list[Any], measure.Basis]:
     return jax.devices("cpu")[: topology.chips], "counted"
 
 
-def _write(line: dict[str, Any]) -> None:
-    print(json.dumps(line), flush=True)
+def _write(answers: IO[str], line: dict[str, Any]) -> None:
+    print(json.dumps(line), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict
 
-from t2g_jax import files
+from t2g_jax import checked
 from t2g_jax.errors import T2GError
 from t2g_jax.report.statistics import crossed_interval
 from t2g_jax.study.plan import SHARED, Cell, Study
@@ -219,10 +219,10 @@ def outcome(root: Path, cell: Cell) -> Outcome:
             f"{trained / 'evaluation.json'} is of other parameters than those that are there; "
             f"run `t2g evaluate {folder}`"
         )
-    lines = read_metrics(trained)
+    lines = read_metrics(trained, numbers=("test_accuracy", "tokens_generated"))
     tokens, points = 0, []
     for line in lines:
-        if "test_accuracy" in line:  # looked at before the step's own tokens
+        if line.get("test_accuracy") is not None:  # looked at before the step's own tokens
             points.append((tokens, line["test_accuracy"]))
         tokens += int(line.get("tokens_generated", 0))
     points.append((tokens, evaluation["accuracy"]))
@@ -292,7 +292,7 @@ class _Failed(TypedDict):
 
 
 def _read(path: Path, shape: Any = dict) -> Any:
-    return files.read_json(path, shape, mend="delete the cell to have it made again")
+    return checked.read(path, shape, mend="delete the cell to have it made again")
 
 
 def records(study: Study, root: Path) -> Sequence[Mapping[str, Any]]:

@@ -8,13 +8,13 @@ import math
 import os
 import time
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from t2g_jax import durable, files
+from t2g_jax import checked, durable, files
 from t2g_jax.errors import T2GError
 
 FILE = "metrics.jsonl"
@@ -99,11 +99,18 @@ class MetricsWriter:
         self.close()
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+def read_metrics(
+    path: str | os.PathLike[str],
+    *,
+    numbers: Collection[str] = (),
+    needed: Collection[str] = (),
+) -> list[dict[str, Any]]:
     """The lines of a log, oldest first; a last line that was cut short is left out.
 
     Args:
       path: a `metrics.jsonl`, or the folder that holds it.
+      numbers: metrics, or beginnings of their names, that must be numbers (or None) where they
+        are. needed: those that every line must have, as numbers.
 
     Raises:
       T2GError: there is no log, or a line is damaged (file and line are named).
@@ -112,10 +119,16 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     path = path / FILE if path.is_dir() else path
     if not path.exists():
         raise T2GError(f"no metrics in {path}; correct the path, or run the phase that writes it")
-    return [
-        {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
-        for _, line in files.read_jsonl(path, _Line, mend="delete it")
-    ]
+    lines = []
+    for number, line in files.read_jsonl(path, _Line, mend="delete it"):
+        line = {k: _NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in line.items()}
+        for name, value in (dict.fromkeys(needed) | line).items():
+            counts = name in needed or (value is not None and name.startswith(tuple(numbers)))
+            if counts and type(value) not in (int, float):
+                what = f"`{name}` is {value!r:.60}, and no number"
+                raise files.damaged(f"{path}, line {number}", what, "put it back as it was")
+        lines.append(line)
+    return lines
 
 
 def _of_a_step(line: dict[str, Any]) -> dict[str, Any]:
@@ -130,6 +143,11 @@ def _of_a_step(line: dict[str, Any]) -> dict[str, Any]:
 _Line = typing.Annotated[
     dict[str, bool | int | float | str | None], pydantic.AfterValidator(_of_a_step)
 ]
+
+
+def checksum(path: Path) -> str:
+    """What stands for the lines of a log, times aside; see `checked`. Raises as `read_metrics`."""
+    return checked.checksum([line for _, line in files.read_jsonl(path, _Line, mend="delete it")])
 
 
 def whole_log(path: Path, steps: int) -> list[dict[str, Any]]:

@@ -11,13 +11,14 @@ import dataclasses
 import importlib
 import math
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from t2g_jax import durable
+from t2g_jax import durable, files
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import pip_install
@@ -186,6 +187,7 @@ class WeightsAndBiases:
         goes_on = note.exists()
         if not goes_on:
             durable.write_text(note, secrets.token_hex(8) + "\n")
+        identity = _identity(note)
         try:
             self._run = wandb.init(
                 mode=mode,
@@ -193,7 +195,7 @@ class WeightsAndBiases:
                 group=run,
                 name=f"{run}-{phase}",
                 job_type=phase,
-                id=note.read_text("utf-8").strip(),
+                id=identity,
                 resume=None if mode == "offline" else "allow",
                 dir=directory,
                 config=dict(config),
@@ -223,6 +225,15 @@ class WeightsAndBiases:
 
     def close(self, *, failed: bool = False) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+def _identity(note: Path) -> str:
+    """The id in a note, which W&B would refuse later, and otherwise, if it is none."""
+    mend = "put it back, or delete it to begin another run of W&B"
+    found = files.read_text(note, mend=mend).strip()
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", found):
+        raise files.damaged(note, "it is no id of a run", mend)
+    return found
 
 
 def _last_step(directory: Path) -> int:

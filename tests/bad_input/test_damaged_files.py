@@ -1,17 +1,19 @@
 """Files of a work directory that are damaged: named, with the way out, and nothing else is lost."""
 
+import html
 import json
 import re
 import shutil
 
 import pytest
+from tiny import without_checksum
 
-from t2g_jax import checked_lines
+from t2g_jax import checked
 
 
 def line(entry):
     """A line that is as it was written, whatever it says."""
-    return checked_lines.line(entry).decode()
+    return checked.line(entry).decode()
 
 
 @pytest.fixture
@@ -251,3 +253,91 @@ HARMLESS = {
     ("config.yaml", "no keys"),
 }
 """The same, or nothing, said in YAML. A log may be empty, and its last line cut short."""
+
+
+@pytest.mark.parametrize("name", ["reward", "kl", "test_accuracy", "tokens_generated_total"])
+@pytest.mark.parametrize("value", ["high", True])
+def test_what_is_drawn_is_a_number(t2g, tiny_run, tmp_path, name, value):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    path = workdir / "grpo" / "metrics.jsonl"
+    first, second, *rest = path.read_text().splitlines()
+    second = json.dumps(json.loads(second) | {name: value})
+    path.write_text("\n".join([first, second, *rest, ""]))
+    outcome = t2g("report", workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith(f"{path}, line 2 is damaged (`{name}` is {value!r}, and no ")
+
+
+@pytest.mark.parametrize("key", ["seed", "sampling.temperature", "evaluate.checkpoint"])
+@pytest.mark.parametrize("value", [None, "many", []])
+def test_settings_of_an_evaluation(t2g, tiny_run, tmp_path, key, value):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    path = workdir / "sft" / "evaluation.json"
+    score = without_checksum(path)
+    score["settings"][key] = value if value != "many" or key != "evaluate.checkpoint" else 3
+    if value is None:
+        del score["settings"][key]
+    path.write_text(json.dumps(score))
+    outcome = t2g("report", workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith(f"{path} is damaged (`settings.{key}`: ")
+
+
+def test_an_evaluation_without_its_settings(t2g, tiny_run, tmp_path):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft")
+    path = workdir / "sft" / "evaluation.json"
+    score = without_checksum(path)
+    del score["settings"]
+    path.write_text(json.dumps(score))
+    outcome = t2g("report", workdir, config)
+    assert (outcome.status, outcome.error.startswith(f"{path} does not say with which")) == (
+        2,
+        True,
+    )
+
+
+@pytest.mark.parametrize("key", ["class_scores", "calibration", "judge", "class_weights"])
+@pytest.mark.parametrize("value", [7, [{"label": "good"}], [3], {"judge_calls": "many"}])
+def test_what_the_report_reads_of_a_phase(t2g, tiny_run, tmp_path, key, value):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "annotate", "reward_model")
+    path = workdir / "reward_model" / "complete.json"
+    path.write_text(json.dumps(without_checksum(path) | {key: value}))
+    outcome = t2g("report", workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith(f"{path} is damaged (`{key}")
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "then"),
+    [
+        ("grpo/complete.json", '"tokens_generated": ', '"tokens_generated": 1'),
+        ("grpo/evaluation.json", '"accuracy": 0.', '"accuracy": 0.5'),
+        ("grpo/evaluation.json", '"floor": 0.2', '"floor": 0.6'),
+        ("grpo/samples/00000000.json", "boxed", "foxed"),
+    ],
+)
+def test_what_is_whole_but_not_what_was_written(t2g, tiny_run, tmp_path, name, was, then):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    path = workdir / name
+    text = path.read_text()
+    assert was in text
+    path.write_text(text.replace(was, then, 1))
+    outcome = t2g("report", workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith(f"{path} is damaged (its checksum is not ")
+
+
+def test_a_log_that_is_not_what_was_written_is_marked(t2g, tiny_run, tmp_path, capsys):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    path = workdir / "grpo" / "metrics.jsonl"
+    path.write_text(re.sub(r'"reward": [-\d.]+', '"reward": 0.75', path.read_text(), count=1))
+    assert t2g("report", workdir, config).status == 0
+    page = html.unescape((workdir / "report.html").read_text("utf-8"))
+    assert f"grpo: {path} is not as it was when the phase ended" in page
+
+
+def test_times_alone_differ_between_runs_that_do_the_same(tiny_run, tmp_path):
+    found = without_checksum(tiny_run.workdir / "grpo" / "complete.json")
+    slower = found | {"seconds": 9 * found["seconds"]}
+    assert checked.checksum(slower) == checked.checksum(found)
+    assert checked.checksum(slower | {"tokens_trained": 1}) != checked.checksum(found)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from t2g_jax.checked_lines import line
+from t2g_jax.checked import line
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.errors import T2GError
 

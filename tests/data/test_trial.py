@@ -49,3 +49,19 @@ def test_one_that_ends_is_tried_once(folder, monkeypatch):
 
     monkeypatch.setattr(trial.subprocess, "run", again)
     pretrained.tokenizer(str(folder))
+
+
+def test_the_template_is_tried_with_its_options(folder, limits):
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = f"{{%- if deep -%}}{endless}{{%- endif -%}}{CHAT_TEMPLATE}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert pretrained.tokenizer(str(folder), {"deep": False}).vocab_size > 256
+    with pytest.raises(T2GError, match=f"tokenizer in {folder} .*does not end"):
+        pretrained.tokenizer(str(folder), {"deep": True})
+
+
+def test_a_template_that_only_its_options_make_bounded_is_let_through(folder, limits):
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    template = f"{{%- if deep is not defined -%}}{endless}{{%- endif -%}}{CHAT_TEMPLATE}"
+    (folder / "chat_template.jinja").write_text(template)
+    assert pretrained.tokenizer(str(folder), {"deep": False}).vocab_size > 256

@@ -102,6 +102,9 @@ def test_a_key_that_may_change_what_is_computed_is_refused(kind, key, tmp_path):
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma2", {"sliding_window_pattern": 3}, "sliding_window_pattern is 3"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; must be 1"),
+        ("olmo3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; must be 1"),
+        ("gemma3_text", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; must be 1"),
+        ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; at most 10000"),
         ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step is 2"),
         (
             "qwen2",
@@ -203,6 +206,7 @@ STRAY: list[tuple[str, dict[str, Any]]] = [
     ("olmo2", {"sliding_window": 4, "max_window_layers": 1, "qkv_bias": True}),
     ("mistral", {"use_sliding_window": False, "max_window_layers": 0, "attention_bias": True}),
     ("qwen2", {"attention_bias": True, "mlp_bias": True}),
+    ("qwen3", {"sliding_window": 4, "max_window_layers": 1, "qkv_bias": True, "mlp_bias": True}),
     ("qwen3-moe", {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 2}),
     ("qwen3-moe", {"sliding_window": 4, "use_sliding_window": True, "layer_types": MIXED}),
     ("gemma2", {"hidden_act": "silu", "head_dim": 8, "use_sliding_window": False}),

@@ -1,11 +1,16 @@
 """What no memory can hold is refused before it is made, with the keys that ask for it."""
 
+import dataclasses
+import json
+
 import pytest
 import tiny
 
 from t2g_jax import cli
-from t2g_jax.config import Config, load_config
+from t2g_jax.config import Config, ModelConfig, load_config
+from t2g_jax.data.tokenizer import train_tokenizer
 from t2g_jax.errors import T2GError
+from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.phases import capacity
 
 MOST = 2**31 - 1
@@ -50,3 +55,47 @@ def test_a_command_says_so_before_it_makes_anything(tmp_path, capsys):
     assert error.startswith("t2g: model.layers, width")
     assert error.count("\n") == 1
     assert not (tmp_path / "run" / "tokenizer").exists()
+
+
+MODEL = DecoderConfig(
+    vocab_size=128_256, width=8192, layers=80, heads=64, kv_heads=8, head_width=128, mlp_width=28672
+)
+
+
+def test_a_pretrained_model_counts_as_it_is():
+    config = Config(name="large", methods=("grpo",), model=ModelConfig(pretrained="models/large"))
+    vast = dataclasses.replace(MODEL, layers=8000)
+    with pytest.raises(T2GError, match=r"^models/large would need at least .* GiB, but"):
+        capacity.check(config, vast)
+    with pytest.raises(T2GError, match=r"^models/reads would need at least .* GiB as float32"):
+        capacity.check_model(config, vast, "models/reads")
+    experts = dataclasses.replace(MODEL, layers=1, mlp_width=64, experts=10**7)
+    with pytest.raises(T2GError, match=r"^models/large would need"):
+        capacity.check(config, experts)
+    small = dataclasses.replace(MODEL, layers=1, width=64, mlp_width=64)
+    capacity.check(config, small)
+    with pytest.raises(T2GError, match=r"^grpo\.prompts_per_step"):
+        capacity.check(tiny.with_values(config, grpo__prompts_per_step=2**27), small)
+
+
+def test_what_is_not_trained_needs_no_memory_for_training():
+    large = tiny.with_values(CONFIG, text2grad__prompts_per_step=2**27)
+    capacity.check(large, learns=False)
+    with pytest.raises(T2GError, match="evaluate"):
+        capacity.check(tiny.with_values(large, evaluate__samples_per_prompt=MOST), learns=False)
+
+
+def test_a_pretrained_model_is_refused_before_it_is_read(tmp_path, capsys):
+    folder = tmp_path / "model"
+    train_tokenizer(["a b c"], 300, folder)
+    sizes = {
+        "model_type": "llama", "vocab_size": 320, "hidden_size": 2**20, "num_hidden_layers": 9999,
+        "num_attention_heads": 64, "intermediate_size": 2**22, "max_position_embeddings": 4096,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(sizes))
+    given = tmp_path / "given.yaml"
+    given.write_text(f"name: large\nmodel: {{pretrained: {folder}}}\n")
+    for command in ("sft", "import"):
+        assert cli.main([command, str(given), "--workdir", str(tmp_path / "run")]) == 2
+        assert capsys.readouterr().err.startswith(f"t2g: {folder} would need at least ")
+        assert not (tmp_path / "run").exists()

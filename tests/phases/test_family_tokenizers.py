@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
-from family_tokenizers import FAMILIES, byte_template
+import tiny
+from family_tokenizers import FAMILIES, byte_template, qwq
 
+from t2g_jax.config import Config, ModelConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.base import Critique
-from t2g_jax.phases import sft
+from t2g_jax.phases import pretrained, reward_model, sft
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.span_rewards import critique_request, reward_model_row
 from t2g_jax.training.batch import pack
@@ -139,3 +141,31 @@ def test_a_template_that_no_turn_can_be_appended_to_is_an_error_at_the_start(tin
     last += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     with pytest.raises(T2GError, match=r"earlier turns differently.*template_options"):
         opened(tiny_run, tmp_path / "a", byte_template(last))
+
+
+# A template that opens each turn with a thought, and has no way to write an answer without one
+
+
+@pytest.mark.parametrize(
+    ("values", "refused"),
+    [
+        ({"methods": ("grpo",), "sft__steps": 1}, True),
+        ({"methods": ("grpo",), "sft__steps": 0}, False),
+        ({"methods": ("rltf-fm",), "sft__steps": 0}, True),
+        ({"methods": ("text2grad",), "sft__steps": 0}, True),
+        ({"methods": ("text2grad",), "sft__steps": 0, "text2grad__span_source": "judge"}, False),
+    ],
+)
+def test_what_cannot_be_written_is_refused_at_the_door(values, refused):
+    begun = Config(name="thinks", model=ModelConfig(pretrained="a/thinker"))
+    config = tiny.with_values(begun, **values)
+    if not refused:
+        pretrained.check_chat(config, qwq())
+        return
+    with pytest.raises(T2GError, match=r"no answer could be demonstrated: .*opens each turn with"):
+        pretrained.check_chat(config, qwq())
+
+
+def test_a_reward_model_is_not_trained_on_critiques_that_cannot_be_written(tiny_context):
+    with pytest.raises(T2GError, match="no answer could be demonstrated"):
+        reward_model.train(dataclasses.replace(tiny_context, tokenizer=qwq()))

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from tiny import without_checksum
 
 from t2g_jax import cli
 from t2g_jax.config import METHODS, is_aside
@@ -32,7 +33,7 @@ TRAINED = [phase for phase in PHASES if phase != "annotate"]
 
 
 def record(workdir, phase):
-    return json.loads((workdir / phase.replace("-", "_") / "complete.json").read_text())
+    return without_checksum(workdir / phase.replace("-", "_") / "complete.json")
 
 
 def meta(workdir, phase, step=None):
@@ -352,7 +353,7 @@ def test_other_parameters_of_the_same_step_are_refused(tiny_run, tmp_path):
 def test_a_damaged_record_is_named(tiny_run, tmp_path, key, value):
     workdir, config = tiny_run.branch(tmp_path / "run", "sft")
     path = workdir / "sft" / "complete.json"
-    whole = json.loads(path.read_text())
+    whole = without_checksum(path)
     changed = {k: v for k, v in whole.items() if k != key} | ({} if value is None else {key: value})
     path.write_text(json.dumps(changed))
     with pytest.raises(T2GError, match=rf"{path} is damaged \(.*delete it, and run `t2g sft"):
@@ -398,7 +399,7 @@ def test_a_phase_under_way_goes_on_with_its_tokenizer_only(tiny_run, tmp_path):
 def test_annotations_that_are_not_those_that_were_made(tiny_run, tmp_path):
     workdir, config = tiny_run.branch(tmp_path / "run", "sft", "annotate")
     path = workdir / "annotate" / "complete.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprint": "0" * 16}))
+    path.write_text(json.dumps(without_checksum(path) | {"fingerprint": "0" * 16}))
     with pytest.raises(T2GError, match=r"dataset is not what annotate was complete with.*delete"):
         reward_model.run(config, workdir)
 

@@ -99,6 +99,16 @@ def test_what_was_not_evaluated_is_named(tiny_run, tmp_path):
         reporting.run(config, workdir)
 
 
+def test_what_is_not_complete_is_left_out_and_named(tiny_run, tmp_path):
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo", "ppo")
+    (workdir / "ppo" / "complete.json").unlink()
+    report = reporting.contents(Workspace(workdir, config))
+    assert [row.method for row in report.results] == ["grpo"]
+    assert "ppo is not complete, and left out: `t2g train-policy --method ppo CONFIG` goes on" in (
+        " ".join(report.warnings)
+    )
+
+
 def test_conversations_are_kept_whole(tiny_run, tiny_context):
     kept = samples.read_samples(tiny_run.workdir / "rltf_sd")
     conversations = [sample for sample in kept if sample.retries]
@@ -142,7 +152,8 @@ def test_a_collapse_is_in_the_report_and_on_the_terminal(tiny_run, tmp_path, cap
     log = [line(step, entropy=1.0 if step < 6 else 0.01, reward=0.0) for step in range(1, 13)]
     text = "".join(json.dumps(entry) + "\n" for entry in log)
     (workdir / "grpo" / "metrics.jsonl").write_text(text, "utf-8")
-    (start, warning) = reporting.run(config, workdir).warnings
+    (start, another, warning) = reporting.run(config, workdir).warnings
+    assert another.startswith(f"grpo: {workdir / 'grpo' / 'metrics.jsonl'} is not as it was when")
     assert start.startswith("sft: 0.0% of first attempts are right")
     assert warning.startswith("grpo, step 10: entropy fell from 1 to 0.01 nats")
     assert warning in html.unescape((workdir / "report.html").read_text("utf-8"))

@@ -8,7 +8,7 @@ import sys
 import pytest
 import tiny
 
-from t2g_jax import hosts
+from t2g_jax import checked, hosts
 from t2g_jax.config import is_aside, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import provenance
@@ -65,7 +65,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
         write_json(path, {"a": float("nan")})
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "half a pair: \ud800")
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text()) == checked.sealed({"a": 1})
 
 
 def test_only_the_first_process_writes_and_speaks(tmp_path, monkeypatch, capsys):

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 
-from t2g_jax import cli
+from t2g_jax import checked, cli
 from t2g_jax.config import Config, load_config, to_yaml
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.rollout import Turn
@@ -102,6 +102,13 @@ def lines(path) -> list[dict]:
 def contents(path):
     """A JSON file without times."""
     return _timeless(json.loads(path.read_text()))
+
+
+def without_checksum(path) -> dict:
+    """What a JSON file says; written again so, it is somebody's own."""
+    said = json.loads(path.read_text())
+    del said[checked.KEY]
+    return said
 
 
 def _timeless(value):

@@ -5,9 +5,9 @@ family, config = describe(folder)          # from its config.json
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from t2g_jax import files
 from t2g_jax.errors import T2GError
 from t2g_jax.models import formats
 from t2g_jax.models.decoder import DecoderConfig
@@ -24,6 +24,7 @@ from t2g_jax.models.families import (
 )
 from t2g_jax.models.families.base import Family
 
+MOST_LAYERS = 10_000
 FAMILIES: tuple[Family, ...] = (
     llama.FAMILY,
     mistral.FAMILY,
@@ -44,7 +45,8 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
       T2GError: there is no config.json, it is damaged, or it describes something that the decoder
         cannot be; the key is named.
     """
-    if not (folder / "config.json").is_file():
+    file = folder / "config.json"
+    if not file.exists():
         raise T2GError(
             f"{folder} has no config.json"
             + (
@@ -53,22 +55,27 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
                 "tokenizer's files)"
             )
         )
+    found = files.read_json(file, dict, mend="fetch the model again")
+    for part in (found, found.get("text_config")):
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int) and layers > MOST_LAYERS:  # lists of them would be made
+            raise T2GError(f"{file}: num_hidden_layers is {layers}; at most {MOST_LAYERS}")
     from transformers import AutoConfig  # imports PyTorch, if that is there: seconds
 
     try:
         hf = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # of many kinds: JSON, validation, unknown models
         said = " ".join(str(error).split())  # the first line alone may name no key
-        raise T2GError(f"{folder / 'config.json'} cannot be used: {said[:300]}") from error
+        raise T2GError(f"{file} cannot be used: {said[:300]}") from error
     for family in FAMILIES:
         if hf.model_type in family.model_types:
-            family.check_keys(json.loads((folder / "config.json").read_text("utf-8")), hf, folder)
+            family.check_keys(found, hf, folder)
             text = getattr(hf, "text_config", hf)
             text.tie_word_embeddings = hf.tie_word_embeddings  # the LM head is the whole's
             return family, family.decoder_config(text, folder)
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     raise T2GError(
-        f"{folder / 'config.json'}: model_type is {hf.model_type!r}; the decoder can be {known}. "
+        f"{file}: model_type is {hf.model_type!r}; the decoder can be {known}. "
         "docs/adding_a_model.md says how to add one"
     )
 

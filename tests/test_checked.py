@@ -5,7 +5,7 @@ import zlib
 
 import pytest
 
-from t2g_jax.checked_lines import line, read_line
+from t2g_jax.checked import line, read_line
 from t2g_jax.errors import T2GError
 
 ENTRIES = [
