@@ -116,7 +116,7 @@ def read_metrics(
       T2GError: there is no log, or a line is damaged (file and line are named).
     """
     path = Path(path)
-    path = path / FILE if path.is_dir() else path
+    path = path / FILE if path.is_dir() and path.name != FILE else path
     if not path.exists():
         raise T2GError(f"no metrics in {path}; correct the path, or run the phase that writes it")
     lines = []

@@ -336,7 +336,7 @@ def test_a_template_in_the_file_of_a_processor(tmp_path):
     assert ChatTokenizer.load(tmp_path).render(messages) == tokenizer.render(messages)
     for text in ("{", "{}", '{"chat_template": 3}'):
         file.write_text(text)
-        with pytest.raises(ValueError, match=r"chat_template\.json cannot be read"):
+        with pytest.raises(ValueError, match=r"chat_template\.json is damaged"):
             ChatTokenizer.load(tmp_path)
 
 
