@@ -16,6 +16,9 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
+_TIE = 1e-5
+"""Difference of log-probabilities, in nats, that may be rounding."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -110,7 +113,8 @@ def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
       top_p: of these, renormalised, keep the fewest most likely ones whose mass reaches top_p.
 
     Returns:
-      cutoff [...] float32; −inf where nothing is dropped. Tokens tied with the last kept stay.
+      cutoff [...] float32; −inf where nothing is dropped. Tokens tied with the last kept, up to
+        rounding, stay.
     """
     vocabulary = log_probs.shape[-1]
     top_k = min(top_k or vocabulary, vocabulary)
@@ -124,8 +128,10 @@ def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
         keep = jnp.sum(mass_before < top_p * jnp.sum(probs, -1, keepdims=True), -1, keepdims=True)
         keep = jnp.maximum(keep, 1)  # where top_p is less than float32 has
         last_kept = jnp.take_along_axis(likeliest, keep - 1, -1)[..., 0]
-    lower = jnp.where(log_probs < last_kept[..., None], log_probs, -jnp.inf)
-    first_dropped = jnp.max(lower, -1)
+    # Not compared to the bit: XLA may compute log_probs once for the sort and once more for this.
+    tied = log_probs >= last_kept[..., None] - _TIE
+    last_kept = jnp.min(jnp.where(tied, log_probs, jnp.inf), -1)
+    first_dropped = jnp.max(jnp.where(tied, -jnp.inf, log_probs), -1)
     # A dropped token that is next to impossible must not drag the cutoff down with it.
     cutoff = 0.5 * (last_kept + jnp.maximum(first_dropped, last_kept - 1.0))
     return jnp.where(first_dropped == -jnp.inf, -jnp.inf, cutoff)

@@ -96,6 +96,17 @@ def test_ties_and_borders(probs, top_k, top_p, kept):
     np.testing.assert_array_equal(log_probs >= cutoff, np.array(kept, bool))
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(1, 1.0), (0, 0.3)])
+def test_what_differs_by_rounding_is_tied(top_k, top_p):
+    """A program may compute a log-probability twice, and not to the same bit."""
+    once = np.log(np.float32([0.4, 0.4, 0.15, 0.05]))
+    again = np.nextafter(once, -np.inf) - np.float32([0, 2e-7, 0, 0])
+    cutoff = truncation_cutoff(jnp.asarray(again), top_k=top_k, top_p=top_p)
+    for log_probs in (once, again):
+        np.testing.assert_array_equal(log_probs >= cutoff, [True, True, False, False])
+    assert once[2] < cutoff < again[1] - 0.4
+
+
 @pytest.mark.parametrize(
     "probs", [[0.3, 0.3, 0.3, 0.1], [0.6, 0.3, 0.1, 1e-30], [0.4, 0.3, 0.2, 0.1]]
 )
