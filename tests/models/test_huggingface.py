@@ -224,7 +224,7 @@ def test_pickled_weights_are_never_read(folder):
             | {"use_sliding_window": True},
             "layer_types has chunked_attention",
         ),
-        ("{", "cannot be used"),
+        ("{", "config.json is damaged"),
         (None, "has no config.json"),
     ],
 )
