@@ -103,9 +103,8 @@ def test_inputs_are_what_a_phase_reads(tiny_run, tmp_path, compiled_once, phase,
     )
     # Whether there are adapters, and a warm start of one's own, decides where parameters are.
     known |= {"lora.rank", "lora.alpha", "lora.pretrained", "sft.steps"}
-    known.add(
-        "reward_model.pretrained"
-    )  # whatever a run will read is checked before its first phase
+    # And what a run will read is checked before its first phase.
+    known |= {"reward_model.pretrained", "text2grad.span_source"}
     unknown = set()
     for key in values(config):
         section, _, name = key.rpartition(".")
@@ -150,7 +149,7 @@ def test_what_is_aside_does_not_change_a_byte_of_what_is_learned(tiny_run, tmp_p
 
 def test_scores_are_measured_again_with_other_settings(tiny_run, tmp_path, compiled_once, capsys):
     workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
-    first = json.loads((workdir / "grpo" / "evaluation.json").read_text())
+    first = without_checksum(workdir / "grpo" / "evaluation.json")
     with compiled_once():
         more = evaluate.run(tiny.with_values(config, evaluate__samples_per_prompt=3), workdir)
         said = capsys.readouterr().err

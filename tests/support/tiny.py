@@ -107,7 +107,7 @@ def contents(path):
 def without_checksum(path) -> dict:
     """What a JSON file says; written again so, it is somebody's own."""
     said = json.loads(path.read_text())
-    del said[checked.KEY]
+    said.pop(checked.KEY, None)
     return said
 
 
