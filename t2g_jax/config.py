@@ -682,6 +682,25 @@ class EvaluateConfig(Section):
     """Which of a method's checkpoints is evaluated, and answers; best: by checkpoint.keep_best."""
 
 
+MEASURED = (
+    *("test_accuracy", "accuracy", "accuracy_turn_2", "reward", "span_reward", "formatted"),
+    *("loss", "policy_loss", "value_loss", "kl_loss", "distill_loss", "distill_logprob"),
+    *("nll", "nll_loss", "kl", "kl_per_sequence", "kl_sampler_trainer", "entropy"),
+    *("completion_tokens", "completion_tokens_max", "cut_off", "equal_groups", "clip_fraction"),
+    *("value_clip_fraction", "distill_clip_fraction", "distill_dropped", "distilled", "ratio"),
+    *("ratio_min", "ratio_max", "log_ratio", "log_ratio_min", "log_ratio_max", "grad_norm"),
+    *("accepted", "critiques_learned", "groups_kept", "unaligned_quotes", "rows"),
+    *("judge_calls", "judge_failures", "no_room", "broken_completions", "tokens_trained"),
+)
+"""What methods measure at a step, of which each has its own: what a checkpoint may be the best by.
+Times, and what is the same at each step, are not among them."""
+
+
+def is_measured(metric: str) -> bool:
+    """Whether some method measures it; "accuracy_turn_2" stands for that of later turns, too."""
+    return metric in MEASURED or re.fullmatch(r"accuracy_turn_[1-9]\d*", metric) is not None
+
+
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Section):
     """When a phase saves its state; a phase that was stopped goes on from there."""
@@ -694,6 +713,13 @@ class CheckpointConfig(Section):
     """Metric, e.g. test_accuracy: a method keeps its best checkpoint by it too. None: the last."""
     best_is: Literal["max", "min"] = "max"
     """Whether the best value is the largest or the smallest."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.keep_best is None or is_measured(self.keep_best),
+            f"keep_best ({self.keep_best}) is measured by no method; choose one of "
+            f"{', '.join(MEASURED)}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -333,6 +333,16 @@ def test_the_best_checkpoint_is_evaluated_only_if_it_is_kept(tmp_path):
     assert load_config(path).checkpoint.best_is == "max"
 
 
+def test_a_metric_that_no_method_measures_is_refused_at_the_door(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("checkpoint: {keep_best: test_acuracy}\n")
+    with pytest.raises(ConfigError, match=r"keep_best.*test_acuracy.*no method.* test_accuracy, "):
+        load_config(path)
+    for metric in ("test_accuracy", "kl", "accuracy_turn_2", "accuracy_turn_3"):
+        path.write_text(f"checkpoint: {{keep_best: {metric}}}\n")
+        assert load_config(path).checkpoint.keep_best == metric
+
+
 SECTIONS = [
     value
     for value in vars(schema).values()

@@ -469,9 +469,18 @@ def once(
                     )
             return summary
         hosts.from_first(lambda: provenance.require_fit(workspace, needs))
-        pretrained.pin(config, workspace.root)
-        pretrained.check(config)
-        return workspace.complete(phase, work(Context.open(config, workdir)))
+        return workspace.complete(phase, work(checked(config, workdir)))
+
+
+def checked(config: Config, workdir: str | os.PathLike[str]) -> Context:
+    """Opens a work directory to train in it, after all that is to be read has been checked.
+
+    Raises:
+      T2GError: see `pretrained.check` and `Context.open`.
+    """
+    pretrained.pin(config, Workspace(workdir, config).root)
+    pretrained.check(config)
+    return Context.open(config, workdir)
 
 
 def say(line: str) -> None:

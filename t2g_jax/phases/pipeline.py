@@ -11,7 +11,7 @@ from typing import Any
 from t2g_jax.config import Config
 from t2g_jax.phases import annotate, evaluate, judge_calls, policy, reporting, reward_model, sft
 from t2g_jax.phases.claim import claimed
-from t2g_jax.phases.context import say
+from t2g_jax.phases.context import checked, say
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 from t2g_jax.report.contents import Report
 from t2g_jax.report.terminal import followed_by, took
@@ -41,9 +41,11 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
         then = f"; then {', '.join(names[at + 1 :])}" if names[at + 1 :] else ""
         say(f"phase {at + 1} of {len(names)}: {name}{since}{then}")
 
-    Workspace(workdir, config)
+    workspace = Workspace(workdir, config)
     with claimed(workdir):
-        say(judge_calls.announcement(config))
+        if not all(workspace.is_complete(name) for name in todo):
+            checked(config, workdir)  # of a run that cannot begin, no costs are announced
+            say(judge_calls.announcement(config))
         evaluation = 0.0
         for name, phase in todo.items():
             announce(name)

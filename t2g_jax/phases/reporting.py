@@ -81,10 +81,10 @@ def _write(workspace: Workspace) -> Report:
     html.write(report, workspace.report)
     console = rich.console.Console()
     if report.class_scores:
-        console.print(terminal.class_score_table(report))
+        terminal.print_table(console, terminal.class_score_table(report))
     if report.calibration:
-        console.print(terminal.calibration_table(report))
-    console.print(terminal.result_table(report))
+        terminal.print_table(console, terminal.calibration_table(report))
+    terminal.print_table(console, terminal.result_table(report))
     for text in dict.fromkeys(record.measured for record in report.made_with if record.measured):
         of = [record.phase for record in report.made_with if record.measured == text]
         console.print(terminal.safe_text(f"{', '.join(of)}: {text}"), soft_wrap=True)

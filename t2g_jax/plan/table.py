@@ -14,6 +14,7 @@ from rich.text import Text
 from t2g_jax.plan.measure import Need, to_json
 from t2g_jax.plan.topologies import GIB, Topology
 from t2g_jax.printing import visible
+from t2g_jax.report.terminal import print_table
 
 KINDS = ("weights", "optimizer", "gradients", "temporaries", "KV cache", "kept beside")
 """Of memory, as columns; "kept beside" has a reference and a reward model, "temporaries" batches,
@@ -67,8 +68,8 @@ def show(
 ) -> None:
     """Prints a plan: the table, what does not fit and what to change, and what it assumes."""
     console.print(Text(visible(about), style="bold"))
-    console.print(memory_table(needs, topology))
-    console.print(time_table(needs))
+    print_table(console, memory_table(needs, topology))
+    print_table(console, time_table(needs))
     for need in needs:
         if need.fits:
             continue

@@ -150,13 +150,14 @@ def _chart(metric, x_label, group, floors, palette, say_against) -> Chart:
             Line(curve.label, palette[curve.label], path, dots, end, steps, values, write(last))
         )
     y_ticks = nice_ticks(*y_range)
+    x_ticks = [x for x in nice_ticks(*x_range) if x == round(x)]  # half a step is none
     return Chart(
         title=title,
         unit=unit,
         x_label=x_label,
         x_range=x_range,
         y_range=y_range,
-        x_ticks=tuple(Tick(place(x, 0)[0], formatting.count(x)) for x in nice_ticks(*x_range)),
+        x_ticks=tuple(Tick(place(x, 0)[0], formatting.count(x)) for x in x_ticks),
         y_ticks=tuple(Tick(place(0, y)[1], _tick_text(y, y_ticks, as_percent)) for y in y_ticks),
         lines=tuple(lines),
         floors=tuple(Floor(place(0, value)[1], text) for value, text in floors),

@@ -26,6 +26,7 @@ from rich.progress import (
     TaskID,
     TextColumn,
 )
+from rich.segment import Segments
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -78,6 +79,12 @@ def result_table(report: Report) -> Table:
         table.caption = safe_text("\n".join(policies))
         table.caption_justify = "left"
     return table
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table that fits 80 columns; a narrower terminal breaks its lines, and no number."""
+    options = console.options.update(width=max(console.width, 80))
+    console.print(Segments(console.render(table, options)), crop=False)
 
 
 def class_score_table(report: Report) -> Table:

@@ -185,9 +185,8 @@ class WeightsAndBiases:
         wandb = _package("wandb", extra="wandb", key="tracking.wandb")
         note = directory / self.ID
         goes_on = note.exists()
-        if not goes_on:
-            durable.write_text(note, secrets.token_hex(8) + "\n")
-        identity = _identity(note)
+        identity = _identity(note) if goes_on else secrets.token_hex(8)
+        directory.mkdir(parents=True, exist_ok=True)  # or W&B would write elsewhere
         try:
             self._run = wandb.init(
                 mode=mode,
@@ -213,6 +212,8 @@ class WeightsAndBiases:
                 f"tracking.wandb is {mode}, but Weights & Biases did not begin: {error}. Run "
                 "`wandb login`, set WANDB_API_KEY, or use --tracking.wandb offline"
             ) from error
+        if not goes_on:  # one that did not begin is not gone on with
+            durable.write_text(note, identity + "\n")
         self._next = 0
         if goes_on:
             self._next = self._run.step if mode == "online" else _last_step(directory) + 1

@@ -37,7 +37,8 @@ def beat() -> None:
 def watching(minutes: float, folder: str | os.PathLike[str]) -> Iterator[None]:
     """Inside, the process ends after so many minutes without a `beat`; 0: never.
 
-    The stacks of all its threads go to stderr and to `folder`/stacks/, and it exits with status 70.
+    The stacks of all its threads go to stderr and, if the folder is there, to `folder`/stacks/, and
+    it exits with status 70.
     If the interpreter itself is stuck, they go to stderr alone, a minute later, with status 1.
 
     What takes longer than that in one go must be allowed for: the compilation of one program, one
@@ -75,14 +76,16 @@ def _end(seconds: float, folder: Path) -> None:
     try:
         name = f"process-{jax.process_index()}-{socket.gethostname()}-{os.getpid()}.txt"
         path = folder / "stacks" / name
+        is_there = folder.is_dir()  # else it was moved, or not made yet
         tell(
             f"\nt2g: no progress for {seconds / 60:g} minutes (training.watchdog_minutes): ending. "
-            f"What the process was doing (also in {path}):"
+            f"What the process was doing{f' (also in {path})' if is_there else ''}:"
         )
         faulthandler.dump_traceback(_STDERR, all_threads=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        if is_there:
+            path.parent.mkdir(exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
         time.sleep(_DELAY)
     finally:
         os._exit(EXIT_LOST)  # nothing that hangs can hold it up

@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
 import tiny
 
+from t2g_jax.errors import T2GError
+from t2g_jax.phases import pipeline
 from t2g_jax.phases.judge_calls import announcement, judge_calls
 from t2g_jax.phases.reporting import contents
 from t2g_jax.phases.workspace import Workspace
@@ -52,6 +55,14 @@ def test_who_asks(tiny_run):
     marked = calls(text2grad__span_source="judge")
     assert "annotate" not in marked
     assert marked["text2grad"] == own["text2grad"] + 3 * 8
+
+
+def test_a_run_that_cannot_begin_announces_no_costs(tiny_run, tmp_path, capsys):
+    config = tiny.with_values(tiny_run.config, judge__name="nowhere:make")
+    with pytest.raises(T2GError, match="nowhere"):
+        pipeline.run(config, tmp_path / "run")
+    assert "asks the judge" not in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_it_is_said(tiny_run):

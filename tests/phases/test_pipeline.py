@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from t2g_jax import cli
-from t2g_jax.config import METHODS
+from t2g_jax.config import METHODS, is_measured
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import (
     annotate,
@@ -38,6 +38,15 @@ def test_every_artifact_is_there(tiny_run):
     expected += [f"text2grad/samples/{step:08d}.json" for step in range(3)]
     assert [path for path in expected if not (root / path).exists()] == []
     assert list(root.rglob("*.incomplete")) == []
+
+
+def test_the_best_checkpoint_may_be_chosen_by_all_that_methods_measure(tiny_run):
+    apart = "phase|step|learning_rate|rows_too_long|prompts_too_long|skipped_.*|tokens_gen.*"
+    apart += "|.*_coefficient|(seconds|tokens_per_second).*"
+    for method in METHODS:
+        for line in read_metrics(tiny_run.workdir / method.replace("-", "_")):
+            names = [name for name in line if not re.fullmatch(apart, name)]
+            assert [name for name in names if not is_measured(name)] == []
 
 
 def test_only_folders_of_phases_that_ran(tiny_run, tmp_path):

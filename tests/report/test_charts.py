@@ -117,3 +117,11 @@ def test_every_range_has_a_length_and_readable_ticks(values):
     texts = [tick.text for tick in chart.y_ticks]
     assert len(set(texts)) == len(texts)
     assert all(len(text) <= 7 for text in texts)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3, 7, 40])
+def test_steps_are_counted_in_whole_numbers(last):
+    steps = range(1, last + 1)
+    (chart,) = charts.charts([curve([0.1 * n for n in steps], steps=steps)])
+    assert chart.x_ticks
+    assert all(tick.text.replace("\u202f", "").isdigit() for tick in chart.x_ticks)

@@ -13,6 +13,7 @@ from t2g_jax.report.terminal import (
     class_score_table,
     followed_by,
     marked_line,
+    print_table,
     result_table,
     token_line,
 )
@@ -256,6 +257,17 @@ def test_tables_fit_80_columns(sample_report, tasks):
         assert text.count("rejection-sampling") == len(rows)
         assert "…" not in text
         assert "−" not in text.replace("(−1)", "")
+
+
+def test_a_narrow_terminal_breaks_lines_and_leaves_no_number_out(sample_report):
+    report, shown = sample_report(0), {}
+    for width in (40, 60, 80):
+        console = Console(file=io.StringIO(), width=width)
+        for table in (result_table(report), class_score_table(report), calibration_table(report)):
+            print_table(console, table)
+        shown[width] = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    assert not any("…" in line for line in shown[80])
+    assert shown[40] == shown[60] == shown[80]
 
 
 def test_unknown_total():

@@ -289,6 +289,15 @@ def test_a_metric_that_is_never_measured_is_said_at_the_first_checkpoint(start, 
         start(tmp_path, keep_best=("qualty", "max"))
 
 
+def test_a_metric_that_only_some_steps_measure_is_no_mistake(start, tmp_path):
+    """As of second attempts: the first step that is saved may have had none."""
+    start(
+        tmp_path,
+        keep_best=("quality", "max"),
+        told=lambda step: {} if step == 1 else {"quality": float(step)},
+    )
+
+
 def test_a_step_that_sigterm_had_saved_is_not_the_best(start, tmp_path):
     """An uninterrupted run would not have seen it."""
 

@@ -236,6 +236,7 @@ def test_wandb_without_a_login_says_what_to_do(tmp_path, offline, monkeypatch):
     )
     for piece in ("No API key", "`wandb login`", "WANDB_API_KEY", "--tracking.wandb offline"):
         assert piece in done.stdout
+    assert not (tmp_path / "wandb_run.txt").exists()  # there is no run to go on with
 
 
 def test_both_at_once_and_the_log_is_there_anyway(tmp_path, offline):

@@ -55,6 +55,16 @@ def test_a_process_that_is_stuck_says_where_and_ends(run, tmp_path):
     assert "done" not in ended.stdout
 
 
+def test_a_folder_that_was_moved_is_not_made_again(run, tmp_path):
+    moved = "import os; os.rmdir(sys.argv[1]); time.sleep(50)"
+    ended = run(moved)
+    assert ended.returncode == 70
+    assert "in <module>" in ended.stderr
+    assert "also in" not in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert not tmp_path.exists()
+
+
 @pytest.mark.parametrize(
     "progress", ["watchdog.beat()", "jax.clear_caches(); jax.jit(lambda x: x + 1)(1)"]
 )
