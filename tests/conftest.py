@@ -80,6 +80,12 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
+def one_device() -> str:
+    """XLA_FLAGS for processes of their own with one device; else those of the tests."""
+    return " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+
+
+@pytest.fixture(scope="session")
 def programs(tmp_path_factory) -> Path:
     """The folder of compiled programs that tests share."""
     return _shared(tmp_path_factory) / "compiled"

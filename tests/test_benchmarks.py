@@ -31,9 +31,9 @@ def test_a_benchmark_runs(name, compiled_once):
     assert "nan" not in section.markdown()
 
 
-def test_the_quickstart_in_processes_of_its_own(monkeypatch):
+def test_the_quickstart_in_processes_of_its_own(monkeypatch, one_device):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # and one device
+    monkeypatch.setenv("XLA_FLAGS", one_device)
     section = importlib.import_module("benchmarks.quickstart").measure(small=True)
     phases = [row[0] for row in section.rows]
     assert phases[1:3] == ["sft", "annotate"]

@@ -40,13 +40,7 @@ EXECUTE = runpy.run_path(str(NOTEBOOKS / "execute.py"), run_name="execute")
 AGAIN = "python notebooks/execute.py makes them"
 
 
-# It takes minutes, and is executed together with the README's runs; strict, so that this goes then.
-NOT_YET = {"quickstart": pytest.mark.xfail(strict=True, reason=f"not executed yet; {AGAIN}")}
-
-
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=NOT_YET.get(p.stem, ())) for p in paths()]
-)
+@pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
 def test_outputs_are_there_and_belong_to_the_code(path):
     """They are what somebody reads who does not run it; a kernel that every machine has."""
     notebook = json.loads(path.read_text(encoding="utf-8"))
