@@ -80,10 +80,8 @@ def _weights(config: Config, model: DecoderConfig | None) -> int:
     head = shape.head_width or shape.width // shape.heads
     attention = 2 * shape.width * head * (shape.heads + shape.kv_heads)
     mlp = 3 * shape.width * shape.mlp_width
-    count = shape.layers * (attention + mlp)
-    if model is not None:
-        mlp *= model.experts or 1
-        count = model.layers * (attention + mlp) + model.vocab_size * model.width
+    experts, vocabulary = (1, 0) if model is None else (model.experts or 1, model.vocab_size)
+    count = shape.layers * (attention + experts * mlp) + vocabulary * shape.width
     return count * jnp.dtype(config.model.param_dtype).itemsize
 
 

@@ -128,13 +128,13 @@ def _listen(
         worker.stdin.write(json.dumps(request))
         worker.stdin.close()
     mesh: dict[str, int] = {}
-    name = where.name
+    answered = f"the answer of the compiler for {where.name}"
     basis, doing, done = "", "before it began", False
     needs: list[Need] = []
     status = rich.console.Console(stderr=True)
     with status.status(f"{where.name}: starting the compiler") as progress:
         for text in worker.stdout:
-            line = files.parse_json(text, _Answer, where=f"the answer of the compiler for {name}")
+            line = files.parse_json(text, _Answer, where=answered)
             if "error" in line:
                 raise T2GError(line["error"])
             mesh, basis = line.get("mesh", mesh), line.get("basis", basis)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import rich.box
@@ -38,29 +38,18 @@ that time."""
 
 def memory_table(needs: Sequence[Need], topology: Topology) -> rich.table.Table:
     """What each function takes of a chip's memory; 80 columns are enough."""
-    table = _table(f"GiB of a chip, which has {topology.chip.memory / GIB:.1f}")
-    for name in (*_SHORT.values(), "total", "fits"):
-        table.add_column(name, justify="left" if name == "fits" else "right")
-    for phase, found in itertools.groupby(needs, lambda need: need.phase):
-        table.add_section()
-        table.add_row(Text(phase, style="bold"))
-        for need in found:
-            fits = Text("yes", style="green") if need.fits else Text("no", style="bold red")
-            table.add_row(_function(need), *_memory(need), _total(need), fits)
-    return table
+
+    def cells(need: Need) -> list[str | Text]:
+        fits = Text("yes", style="green") if need.fits else Text("no", style="bold red")
+        return [*_memory(need), _total(need), fits]
+
+    title = f"GiB of a chip, which has {topology.chip.memory / GIB:.1f}"
+    return _by_phase(title, (*_SHORT.values(), "total", "fits"), needs, cells)
 
 
 def time_table(needs: Sequence[Need]) -> rich.table.Table:
     """What each function computes and receives, and how long it takes at least."""
-    table = _table("Work of all chips, and time")
-    for name in _WORK:
-        table.add_column(name, justify="right")
-    for phase, found in itertools.groupby(needs, lambda need: need.phase):
-        table.add_section()
-        table.add_row(Text(phase, style="bold"))
-        for need in found:
-            table.add_row(_function(need), *_work(need))
-    return table
+    return _by_phase("Work of all chips, and time", _WORK, needs, _work)
 
 
 def show(
@@ -125,7 +114,13 @@ _WORK = ("PFLOP", "received", "time ≥", "expected", "MFU ≤")
 _COLUMNS = ("phase", "function", "rows", *KINDS, "total", "of", *_WORK, "fits")
 
 
-def _table(title: str) -> rich.table.Table:
+def _by_phase(
+    title: str,
+    columns: Sequence[str],
+    needs: Sequence[Need],
+    cells: Callable[[Need], Sequence[str | Text]],
+) -> rich.table.Table:
+    """A row for each function, below a line for its phase."""
     table = rich.table.Table(
         title=title,
         title_justify="left",
@@ -136,6 +131,13 @@ def _table(title: str) -> rich.table.Table:
         pad_edge=False,
     )
     table.add_column("function\nrows", overflow="fold")
+    for name in columns:
+        table.add_column(name, justify="left" if name == "fits" else "right")
+    for phase, found in itertools.groupby(needs, lambda need: need.phase):
+        table.add_section()
+        table.add_row(Text(phase, style="bold"))
+        for need in found:
+            table.add_row(_function(need), *cells(need))
     return table
 
 
