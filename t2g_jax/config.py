@@ -429,6 +429,20 @@ class RolloutConfig(Section):
             self.minibatches * self.micro_batches,
         )
 
+    @property
+    def measures(self) -> frozenset[str]:
+        """Metrics of a step that say how well it went: what a checkpoint may be the best by.
+
+        Some of them not at each step, as those of second attempts. Times, and what is the same at
+        each step, are not among them.
+        """
+        measured = {
+            *("test_accuracy", "accuracy", "reward", "formatted", "loss", "grad_norm", "rows"),
+            *("completion_tokens", "completion_tokens_max", "cut_off", "broken_completions"),
+            "tokens_trained",
+        }
+        return frozenset(measured | ({"equal_groups"} if self.group_size > 1 else set()))
+
 
 IN_REWARD: tuple[Divergence, ...] = ("k1", "full")
 """Charged as a reward these pull back to the reference; the place of the others is the loss."""
@@ -513,6 +527,16 @@ class PolicyConfig(RolloutConfig):
         return "loss"
 
     @property
+    def measures(self) -> frozenset[str]:
+        _, kl_in = charged(self.kl, self.kl_in, self.default_kl_in)
+        return super().measures | {
+            *("policy_loss", "kl", "kl_per_sequence", "kl_sampler_trainer", "entropy"),
+            *("ratio", "ratio_min", "ratio_max", "log_ratio", "log_ratio_min", "log_ratio_max"),
+            "clip_fraction",
+            *(("kl_loss",) if kl_in == "loss" and self.kl_coefficient > 0 else ()),
+        }
+
+    @property
     def completions_per_step(self) -> int:
         """The most that a round has."""
         return self.prompts_per_step * self.group_size
@@ -550,6 +574,10 @@ class PPOConfig(PolicyConfig):
     def default_kl_in(self) -> Place:
         return "reward"
 
+    @property
+    def measures(self) -> frozenset[str]:
+        return super().measures | {"value_loss", "value_clip_fraction"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Text2GradConfig(PPOConfig):
@@ -579,6 +607,11 @@ class Text2GradConfig(PPOConfig):
             "leave it out, or set reward: hard",
         )
 
+    @property
+    def measures(self) -> frozenset[str]:
+        asked = {"judge_calls", "judge_failures"}  # the judge, also of completions in the report
+        return super().measures | asked | {"span_reward", "unaligned_quotes", "no_room"}
+
 
 @dataclasses.dataclass(frozen=True)
 class GroupConfig(PolicyConfig):
@@ -603,6 +636,16 @@ class GRPOConfig(GroupConfig):
     overlong_tokens: NonNegativeInt = 0
     """Reward falls by up to 1 over the last so many tokens before the limit (DAPO). 0: never."""
 
+    @property
+    def measures(self) -> frozenset[str]:
+        return super().measures | ({"groups_kept"} if self.resample_rounds else set())
+
+
+def measured_of_turns(turns: int) -> set[str]:
+    """What methods measure that may try again after feedback, of so many attempts at most."""
+    again = {f"accuracy_turn_{turn}" for turn in range(2, turns + 1)}
+    return again | {"judge_failures", "no_room"} | ({"judge_calls"} if again else set())
+
 
 @dataclasses.dataclass(frozen=True)
 class EpisodeConfig(GroupConfig):
@@ -616,6 +659,10 @@ class EpisodeConfig(GroupConfig):
     @property
     def completions_per_step(self) -> int:
         return super().completions_per_step * self.turns
+
+    @property
+    def measures(self) -> frozenset[str]:
+        return super().measures | measured_of_turns(self.turns)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -649,6 +696,14 @@ class RLTFSDConfig(EpisodeConfig):
     def clips(self) -> bool:
         return super().clips or self.correction in ("ppo", "cispo")
 
+    @property
+    def measures(self) -> frozenset[str]:
+        return super().measures | {
+            *("distill_loss", "distill_logprob", "distilled"),
+            *(("distill_dropped",) if self.logprob_floor is not None else ()),
+            *(("distill_clip_fraction",) if self.correction in ("ppo", "cispo") else ()),
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class RLTFFMConfig(EpisodeConfig):
@@ -659,6 +714,10 @@ class RLTFFMConfig(EpisodeConfig):
     critique_correct: bool = False
     """Ask the judge about right attempts too, and learn what it says; else of wrong ones only."""
 
+    @property
+    def measures(self) -> frozenset[str]:
+        return super().measures | {"nll", "nll_loss", "critiques_learned"}
+
 
 @dataclasses.dataclass(frozen=True)
 class RejectionSamplingConfig(RolloutConfig):
@@ -666,6 +725,10 @@ class RejectionSamplingConfig(RolloutConfig):
 
     turns: PositiveInt = 2
     """Attempts a conversation may have: 1, or more with feedback between them."""
+
+    @property
+    def measures(self) -> frozenset[str]:
+        return super().measures | measured_of_turns(self.turns) | {"nll", "accepted"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -682,25 +745,6 @@ class EvaluateConfig(Section):
     """Which of a method's checkpoints is evaluated, and answers; best: by checkpoint.keep_best."""
 
 
-MEASURED = (
-    *("test_accuracy", "accuracy", "accuracy_turn_2", "reward", "span_reward", "formatted"),
-    *("loss", "policy_loss", "value_loss", "kl_loss", "distill_loss", "distill_logprob"),
-    *("nll", "nll_loss", "kl", "kl_per_sequence", "kl_sampler_trainer", "entropy"),
-    *("completion_tokens", "completion_tokens_max", "cut_off", "equal_groups", "clip_fraction"),
-    *("value_clip_fraction", "distill_clip_fraction", "distill_dropped", "distilled", "ratio"),
-    *("ratio_min", "ratio_max", "log_ratio", "log_ratio_min", "log_ratio_max", "grad_norm"),
-    *("accepted", "critiques_learned", "groups_kept", "unaligned_quotes", "rows"),
-    *("judge_calls", "judge_failures", "no_room", "broken_completions", "tokens_trained"),
-)
-"""What methods measure at a step, of which each has its own: what a checkpoint may be the best by.
-Times, and what is the same at each step, are not among them."""
-
-
-def is_measured(metric: str) -> bool:
-    """Whether some method measures it; "accuracy_turn_2" stands for that of later turns, too."""
-    return metric in MEASURED or re.fullmatch(r"accuracy_turn_[1-9]\d*", metric) is not None
-
-
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Section):
     """When a phase saves its state; a phase that was stopped goes on from there."""
@@ -713,13 +757,6 @@ class CheckpointConfig(Section):
     """Metric, e.g. test_accuracy: a method keeps its best checkpoint by it too. None: the last."""
     best_is: Literal["max", "min"] = "max"
     """Whether the best value is the largest or the smallest."""
-
-    def __post_init__(self) -> None:
-        require(
-            self.keep_best is None or is_measured(self.keep_best),
-            f"keep_best ({self.keep_best}) is measured by no method; choose one of "
-            f"{', '.join(MEASURED)}",
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -776,6 +813,11 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    def of_method(self, method: Method) -> RolloutConfig:
+        """A method's section."""
+        section: RolloutConfig = getattr(self, method.replace("-", "_"))
+        return section
+
     def __post_init__(self) -> None:
         require(
             re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name) is not None,
@@ -824,10 +866,30 @@ class Config(Section):
             self.evaluate.checkpoint == "last" or self.checkpoint.keep_best is not None,
             "evaluate.checkpoint is best, but no best checkpoint is kept: set checkpoint.keep_best",
         )
+        keep_best = self.checkpoint.keep_best
+        measured = frozenset().union(*(self.of_method(method).measures for method in METHODS))
+        require(
+            keep_best is None or keep_best in measured,
+            f"checkpoint.keep_best ({keep_best}) is measured by no method, as they are set; choose "
+            f"one of {', '.join(sorted(measured))}",
+        )
         require(
             self.annotate.prompts <= self.task.train_size,
             f"annotate.prompts ({self.annotate.prompts}) must not exceed task.train_size "
             f"({self.task.train_size})",
+        )
+
+
+def require_measured(config: Config, methods: Collection[Method]) -> None:
+    """Raises ConfigError unless each of these methods measures `checkpoint.keep_best`."""
+    keep_best = config.checkpoint.keep_best
+    measured = [config.of_method(method).measures for method in methods]
+    for method, its in zip(methods, measured, strict=True):
+        choice = ", ".join(sorted(frozenset.intersection(*measured)))
+        require(
+            keep_best is None or keep_best in its,
+            f"checkpoint.keep_best ({keep_best}) is not measured by {method}; choose what all "
+            f"methods to be trained measure: {choice}",
         )
 
 

@@ -338,9 +338,27 @@ def test_a_metric_that_no_method_measures_is_refused_at_the_door(tmp_path):
     path.write_text("checkpoint: {keep_best: test_acuracy}\n")
     with pytest.raises(ConfigError, match=r"keep_best.*test_acuracy.*no method.* test_accuracy, "):
         load_config(path)
-    for metric in ("test_accuracy", "kl", "accuracy_turn_2", "accuracy_turn_3"):
+    for metric in ("test_accuracy", "kl", "span_reward", "accuracy_turn_2"):
         path.write_text(f"checkpoint: {{keep_best: {metric}}}\n")
         assert load_config(path).checkpoint.keep_best == metric
+
+
+@pytest.mark.parametrize(
+    ("metric", "setting"),
+    [
+        ("accuracy_turn_3", "rltf_fm: {turns: 3}"),
+        ("groups_kept", "grpo: {resample_rounds: 1}"),
+        ("kl_loss", "grpo: {kl_coefficient: 0.1}"),
+        ("distill_clip_fraction", "rltf_sd: {correction: cispo}"),
+    ],
+)
+def test_what_is_measured_depends_on_settings(tmp_path, metric, setting):
+    path = tmp_path / "run.yaml"
+    path.write_text(f"checkpoint: {{keep_best: {metric}}}\n")
+    with pytest.raises(ConfigError, match=rf"keep_best \({metric}\) is measured by no method"):
+        load_config(path)
+    path.write_text(f"{{checkpoint: {{keep_best: {metric}}}, {setting}}}\n")
+    assert load_config(path).checkpoint.keep_best == metric
 
 
 SECTIONS = [

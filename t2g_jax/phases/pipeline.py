@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from t2g_jax.config import Config
+from t2g_jax.config import Config, require_measured
 from t2g_jax.phases import annotate, evaluate, judge_calls, policy, reporting, reward_model, sft
 from t2g_jax.phases.claim import claimed
 from t2g_jax.phases.context import checked, say
@@ -42,6 +42,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
         say(f"phase {at + 1} of {len(names)}: {name}{since}{then}")
 
     workspace = Workspace(workdir, config)
+    require_measured(config, [name for name in config.methods if not workspace.is_complete(name)])
     with claimed(workdir):
         if not all(workspace.is_complete(name) for name in todo):
             checked(config, workdir)  # of a run that cannot begin, no costs are announced

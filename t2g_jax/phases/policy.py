@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax.config import Config, Method
+from t2g_jax.config import Config, Method, require_measured
 from t2g_jax.methods import make_method
 from t2g_jax.models.heads import Params
 from t2g_jax.phases import provenance
@@ -19,11 +19,14 @@ from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.rollout import attempt
 from t2g_jax.phases.samples import write_samples
 from t2g_jax.phases.training import Collected, run_training
+from t2g_jax.phases.workspace import Workspace
 from t2g_jax.training.metrics import Stopwatch
 
 
 def run(config: Config, workdir: str | os.PathLike[str], method: Method) -> dict[str, Any]:
     """Trains a policy, unless that is done; returns its summary."""
+    if not Workspace(workdir, config).is_complete(method):
+        require_measured(config, [method])
     return once(
         method,
         config,

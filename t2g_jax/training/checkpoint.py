@@ -118,11 +118,6 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
-    def best_by(self) -> str | None:
-        """The metric of `keep_best`."""
-        return self._keep_best[0] if self._keep_best else None
-
-    @property
     def best_step(self) -> int | None:
         """The best step by `keep_best`, the later of equals; None if no step has the metric."""
         if self._keep_best is None:

@@ -66,14 +66,12 @@ def train(
 
     Raises:
       T2GError: too many updates were skipped in a row, or all there were; the last checkpoint is of
-        another phase; the metric to keep the best checkpoint by is never measured; there is a
-        budget, and a step generated nothing.
+        another phase; there is a budget, and a step generated nothing.
       Preempted: SIGTERM came.
     """
     state = hosts.place(state, state_shardings(state, mesh))
     replicated = NamedSharding(mesh, PartitionSpec())
     step, generated = checkpoints.latest_step or 0, 0
-    measured: set[str] = set()  # at any step: second attempts, say, are not made at each
     if step:
         state, saved = checkpoints.restore(abstract(state))
         _require_ours(saved, meta, checkpoints)
@@ -83,14 +81,6 @@ def train(
         return step < steps if token_budget is None else generated < token_budget
 
     def save(compared: Mapping[str, float] | None) -> None:
-        by = checkpoints.best_by
-        if compared is not None and by and checkpoints.best_step is None:
-            measured.update(compared)
-            if by not in measured:
-                raise T2GError(
-                    f"checkpoint.keep_best is {by!r}, which {meta.get('phase')} does not measure; "
-                    f"it measures {', '.join(sorted(measured))}"
-                )
         before_save()
         writer.sync()
         about = {"step": step} | ({"tokens_generated": generated} if generated else {})
@@ -118,7 +108,6 @@ def train(
                     f"step {step} generated no tokens: a token_budget ({token_budget}) would never "
                     "be reached; leave it out, to end by steps"
                 )
-            measured.update(metrics)
             writer.write(step, metrics)
             on_step(step, metrics)
             skipped = int(metrics.get("skipped_in_row", 0))

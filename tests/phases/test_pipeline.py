@@ -9,8 +9,8 @@ import pytest
 import tiny
 
 from t2g_jax import cli
-from t2g_jax.config import METHODS, is_measured
-from t2g_jax.errors import T2GError
+from t2g_jax.config import METHODS
+from t2g_jax.errors import ConfigError, T2GError
 from t2g_jax.phases import (
     annotate,
     evaluate,
@@ -41,12 +41,32 @@ def test_every_artifact_is_there(tiny_run):
 
 
 def test_the_best_checkpoint_may_be_chosen_by_all_that_methods_measure(tiny_run):
+    """What each says that it measures is what its log has, and more only where it may be absent."""
     apart = "phase|step|learning_rate|rows_too_long|prompts_too_long|skipped_.*|tokens_gen.*"
     apart += "|.*_coefficient|(seconds|tokens_per_second).*"
+    no_looks = {"test_accuracy"}  # methods that are not evaluated on the way
+    nothing_right = {"loss", "grad_norm", "nll"}  # rejection sampling, which then learns nothing
     for method in METHODS:
-        for line in read_metrics(tiny_run.workdir / method.replace("-", "_")):
-            names = [name for name in line if not re.fullmatch(apart, name)]
-            assert [name for name in names if not is_measured(name)] == []
+        lines = read_metrics(tiny_run.workdir / method.replace("-", "_"))
+        logged = {name for line in lines for name in line if not re.fullmatch(apart, name)}
+        measures = tiny_run.config.of_method(method).measures
+        assert logged <= measures
+        assert measures - logged <= no_looks | nothing_right
+
+
+def test_a_metric_that_a_method_does_not_measure_is_refused_before_anything_is_made(
+    tiny_run, tmp_path
+):
+    config = tiny.with_values(tiny_run.config, checkpoint__keep_best="span_reward")
+    with pytest.raises(ConfigError, match=r"span_reward\) is not measured by rltf-sd; .* reward, "):
+        pipeline.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    workdir, config = tiny_run.branch(
+        tmp_path / "branch", "sft", methods=("text2grad",), checkpoint__keep_best="span_reward"
+    )
+    with pytest.raises(ConfigError, match="not measured by grpo"):
+        policy.run(config, workdir, "grpo")
+    assert not (workdir / "grpo").exists()
 
 
 def test_only_folders_of_phases_that_ran(tiny_run, tmp_path):
