@@ -72,6 +72,8 @@ class _Command(NamedTuple):
     writes: str
     action: Callable[[Config, pathlib.Path, argparse.Namespace], None]
     arguments: Callable[[argparse.ArgumentParser], None] | None = None
+    goes_on: bool = True
+    """Whether one that was stopped goes on where it was; else it begins anew."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,7 +113,7 @@ def _status_of(arguments: Sequence[str]) -> int:
             _dispatch(arguments)
             sys.stdout.flush()
     except Preempted:
-        tell("t2g: stopped by SIGTERM; the same command goes on from here")
+        tell(f"t2g: stopped by SIGTERM; the same command {_next_time(arguments)}")
         return EXIT_PREEMPTED
     except T2GError as error:
         if hosts.lost_another(error):
@@ -121,7 +123,7 @@ def _status_of(arguments: Sequence[str]) -> int:
         tell("t2g: " + str(error).replace("\n", "\n     "))  # one line for each problem
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
-        tell("\nt2g: interrupted; the same command goes on from here")
+        tell(f"\nt2g: interrupted; the same command {_next_time(arguments)}")
         return EXIT_INTERRUPTED
     except OSError as error:
         if error.errno not in _DISK | _PATHS or os.environ.get("T2G_DEBUG") == "1":
@@ -136,6 +138,12 @@ def _status_of(arguments: Sequence[str]) -> int:
             raise
         return _lost()
     return 0
+
+
+def _next_time(arguments: Sequence[str]) -> str:
+    """What the command that was stopped does when it is given again."""
+    name = next((word for word in arguments if word in _COMMANDS), None)
+    return "begins anew" if name and not _COMMANDS[name].goes_on else "goes on from here"
 
 
 def _lost() -> int:
@@ -238,16 +246,20 @@ def _file_and_run(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None
     Raises:
       T2GError: it is a folder, but not that of a run.
     """
+    from t2g_jax.phases.workspace import is_run
+
     if path.is_dir():
         if not (path / "config.yaml").exists():
+            if is_run(inside := path.resolve().parent):
+                raise T2GError(
+                    f"{path} is a part of the run {inside}; name that, and a policy by --method"
+                )
             raise T2GError(
                 f"{path} is no run: it has no config.yaml; name a configuration file, e.g. "
                 f"{_EXAMPLE_CONFIG}, or the work folder of a run"
             )
         return path / "config.yaml", path
     if path.name == "config.yaml":
-        from t2g_jax.phases.workspace import is_run
-
         return path, path.parent if is_run(path.parent) else None
     return path, None
 
@@ -612,12 +624,14 @@ _COMMANDS = {
         "metrics, samples and evaluations",
         "report.html: curves, tables and token heat maps; needs no network to open",
         _report,
+        goes_on=False,
     ),
     "import": _Command(
         "fetch the pretrained model, and check that it can be used",
         "model.pretrained",
         "nothing: the weights stay where they are, and phases read them there",
         _import,
+        goes_on=False,
     ),
     "export": _Command(
         "write a trained model as a Hugging Face folder",
@@ -626,6 +640,7 @@ _COMMANDS = {
         "and others read them",
         _export,
         _export_arguments,
+        goes_on=False,
     ),
     "plan": _Command(
         "say what a run needs on TPUs or GPUs that need not be here",
@@ -633,6 +648,7 @@ _COMMANDS = {
         "nothing but a table: memory, FLOPs, traffic and time of every step function",
         _plan,
         _plan_arguments,
+        goes_on=False,
     ),
     "generate": _Command(
         "let a trained policy answer, and print what it says",
@@ -640,5 +656,6 @@ _COMMANDS = {
         "nothing",
         _generate,
         _generate_arguments,
+        goes_on=False,
     ),
 }

@@ -77,6 +77,7 @@ Method = Literal[
     "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
 ]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
+TemplateOptions = dict[str, bool | int | float | str]
 Labels = Literal["sign", "severity"]
 Divergence = Literal["k1", "k2", "k3", "abs", "full"]
 Place = Literal["reward", "loss"]
@@ -133,7 +134,7 @@ class TokenizerConfig(Section):
     """Tokens in the vocabulary, special tokens included."""
     texts: PositiveInt = 2000
     """Prompts and demonstrations that the tokenizer is trained on."""
-    template_options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    template_options: TemplateOptions = dataclasses.field(default_factory=dict)
     """Variables of the chat template, e.g. `{enable_thinking: false}` for Qwen3."""
 
     def __post_init__(self) -> None:
@@ -369,6 +370,8 @@ class RewardModelConfig(Section):
 
     pretrained: str | None = None
     """Folder or hub id of a model to start from, with its own tokenizer. None: the warm start."""
+    template_options: TemplateOptions = dataclasses.field(default_factory=dict)
+    """Variables of that model's chat template, as `tokenizer.template_options` of the policy's."""
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine")
     epochs: PositiveInt = 3
     """Passes over the annotated completions."""
@@ -394,6 +397,11 @@ class RewardModelConfig(Section):
         require(
             self.critique_weight > 0 or self.span_weight > 0,
             "critique_weight and span_weight are both 0: nothing would be learned",
+        )
+        require(
+            self.pretrained is not None or not self.template_options,
+            "template_options are those of a model of its own, but pretrained is not given; it "
+            "reads as the policy, with tokenizer.template_options",
         )
 
 

@@ -116,13 +116,16 @@ def test_overrides_and_workdir_in_any_order(phase, config):
         (["study", "CONFIG"], "is the configuration of one run; use `t2g run "),
         (["sft", "--seed", "1", "CONFIG"], "1 is no file, and CONFIG comes too late: name it "),
         (["sft", "."], "t2g: . is no run: it has no config.yaml; name a configuration file, "),
+        (["sft", "PHASE"], "/run; name that, and a policy by --method\n"),
     ],
 )
 def test_what_the_user_got_wrong_is_one_line(phase, config, tmp_path, capsys, words, expected):
     calls = phase("sft")
     study = tmp_path / "study.yaml"
     study.write_text("seeds: [0]\ntasks: {a: {}}\narms: {b: {method: grpo}}\n")
-    given = {"CONFIG": config, "STUDY": str(study)}
+    (tmp_path / "run" / "sft").mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_text("name: run\n")
+    given = {"CONFIG": config, "STUDY": str(study), "PHASE": str(tmp_path / "run" / "sft")}
     assert cli.main([given.get(word, word) for word in words]) == 2
     assert not calls
     error = capsys.readouterr().err
@@ -197,6 +200,17 @@ def test_interrupt(phase, config, capsys):
     phase("sft", raises=KeyboardInterrupt())
     assert cli.main(["sft", config]) == 130
     assert "goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["plan", "report", "import", "export", "generate"])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, preemption.Preempted])
+def test_what_does_not_go_on_does_not_say_so(name, stop, config, monkeypatch, capsys):
+    def action(*_):
+        raise stop
+
+    monkeypatch.setitem(cli._COMMANDS, name, cli._COMMANDS[name]._replace(action=action))
+    assert cli.main([name, config]) in (130, 75)
+    assert capsys.readouterr().err.endswith("the same command begins anew\n")
 
 
 def test_sigterm_where_nothing_is_under_way(config, monkeypatch, capsys):

@@ -501,8 +501,7 @@ class ChatTokenizer:
         if not written.startswith(self._opened) or end < at:
             raise ValueError(
                 f"{self.name}: its chat template opens each turn with a thought, and has no way to "
-                "write an answer without one, so none can be demonstrated; set sft.steps to 0, or "
-                "tokenizer.template_options (enable_thinking: false, if it has that)"
+                "write an answer without one, so none can be demonstrated"
             )
         return list(self._encode(written[at:end]).ids)
 

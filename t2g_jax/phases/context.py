@@ -59,6 +59,7 @@ def _nothing_amiss() -> collections.Counter[str]:
 class Context:
     """A run's config and work directory, and the task, judge, tokenizer, model and mesh.
 
+    `read_only`: whether nothing is trained, see `open`.
     `watch` times the stages of a step: "sample", "judge", "score" (log-probabilities, predicted
     span rewards), "update" and "evaluate". `tally` counts what could not be used: critiques that
     were not to be had, prompts that leave no room for a completion, rows longer than the context,
@@ -72,6 +73,7 @@ class Context:
     tokenizer: ChatTokenizer
     model: DecoderConfig
     mesh: Mesh
+    read_only: bool = False
     guard: Guard = dataclasses.field(default_factory=Guard)
     watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     tally: collections.Counter[str] = dataclasses.field(default_factory=_nothing_amiss)
@@ -128,6 +130,7 @@ class Context:
             tokenizer=tokenizer,
             model=pretrained.decoder_config(config, tokenizer.vocab_size),
             mesh=mesh,
+            read_only=read_only,
             guard=Guard(
                 timeout_seconds=config.judge.timeout_seconds,
                 max_failures_in_a_row=config.judge.max_failures_in_a_row,
@@ -207,10 +210,14 @@ class Context:
     def no_room(self, what: str, tokens: int) -> T2GError:
         """The error about a prompt for which `has_room` is false."""
         whole, new = self.config.model.context_length, self.config.sampling.max_new_tokens
+        ways = ["shorten it"]
+        if tokens < whole:
+            ways.append(f"lower sampling.max_new_tokens to {whole - tokens} or less")
+        if not self.read_only:  # else it is what the policy was trained with
+            ways.append("raise model.context_length")
         return T2GError(
             f"{what} has {tokens} tokens, but model.context_length ({whole}) less "
-            f"sampling.max_new_tokens ({new}) leaves {whole - new}; shorten it, or raise "
-            "model.context_length"
+            f"sampling.max_new_tokens ({new}) leaves {whole - new}; {', or '.join(ways)}"
         )
 
     def critique(self, example: Example, text: str) -> Critique | JudgeError:

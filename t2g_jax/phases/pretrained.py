@@ -55,8 +55,8 @@ def check(config: Config) -> None:
             peft.check_adapters(folder, model, family, rank=config.lora.rank)
             peft.check_base(folder, base)
     if reading is not None:
-        reads = tokenizer(reading)
-        check_answers(reads)
+        reads = tokenizer(reading, config.reward_model.template_options)
+        check_critiques(config, reads)
         model = _described(config, reading, reads.vocab_size)
         capacity.check_model(config, model, reading)
         _check_tensors(reading, model, values=True)
@@ -73,25 +73,42 @@ def check_chat(config: Config, tokenizer: ChatTokenizer) -> None:
         tokenizer.next_turn("", ended=True)
     except ValueError as error:
         raise T2GError(f"no critique could be answered: {error}") from error
-    critiques = (
-        "text2grad" in config.methods
-        and config.text2grad.span_source == "reward_model"
-        and config.reward_model.pretrained is None
-    )
-    if config.sft.steps or "rltf-fm" in config.methods or critiques:
-        check_answers(tokenizer)
+    by_reward_model = "text2grad" in config.methods and config.text2grad.span_source != "judge"
+    written = {
+        "set sft.steps to 0": config.sft.steps > 0,
+        "leave rltf-fm out": "rltf-fm" in config.methods,
+        "set text2grad.span_source to judge": (
+            by_reward_model and config.reward_model.pretrained is None
+        ),
+    }
+    if ways := [way for way, holds in written.items() if holds]:
+        _check_answers(tokenizer, "tokenizer", " and ".join(ways))
 
 
-def check_answers(tokenizer: ChatTokenizer) -> None:
-    """Checks that answers can be written for a model to learn.
+def check_critiques(config: Config, tokenizer: ChatTokenizer) -> None:
+    """Checks that critiques can be written with the tokenizer that a reward model reads with.
 
     Raises:
       T2GError: its template has no way to write one.
     """
+    section = "tokenizer" if config.reward_model.pretrained is None else "reward_model"
+    _check_answers(tokenizer, section, "choose another model for it")
+
+
+def _check_answers(tokenizer: ChatTokenizer, section: str, otherwise: str) -> None:
+    """Checks that answers can be written for a model to learn.
+
+    Args:
+      section: of the config, which has its template_options.
+      otherwise: what to do where these do not help.
+    """
     try:
         tokenizer.answer("")
     except ValueError as error:
-        raise T2GError(f"no answer could be demonstrated: {error}") from error
+        raise T2GError(
+            f"no answer could be demonstrated: {error}; set {section}.template_options "
+            f"(enable_thinking: false, if it has that), or {otherwise}"
+        ) from error
 
 
 @functools.cache

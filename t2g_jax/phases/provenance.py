@@ -33,7 +33,8 @@ READS: dict[str, tuple[str, ...]] = {
 """Sections and fields that decide what a phase makes, besides what earlier phases made. One's own
 phase, that is not here, is taken to read all of them, and no earlier phase."""
 READS["text2grad"] += tuple(
-    f"reward_model.{name}" for name in ("pretrained", "critique_conditioned", "max_critique_tokens")
+    f"reward_model.{name}"
+    for name in ("pretrained", "template_options", "critique_conditioned", "max_critique_tokens")
 )
 
 MEASURES = ("seed", "task", "tokenizer", "model", "sampling", "judge", "evaluate")

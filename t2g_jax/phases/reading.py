@@ -32,15 +32,16 @@ def reader(context: Context) -> Context:
     Raises:
       T2GError: the pretrained model or its tokenizer cannot be used.
     """
-    source = context.config.reward_model.pretrained
+    settings = context.config.reward_model
+    source, options = settings.pretrained, settings.template_options
     if source is None:
         return context
-    tokenizer = pretrained.tokenizer(source)
+    tokenizer = pretrained.tokenizer(source, options)
     shape: dict[str, Any] = SHAPE
     config = dataclasses.replace(
         context.config,
         model=dataclasses.replace(context.config.model, pretrained=source, **shape),
-        tokenizer=TokenizerConfig(),
+        tokenizer=TokenizerConfig(template_options=options),
         sft=dataclasses.replace(context.config.sft, steps=0),  # the model as it is
     )
     model = pretrained.decoder_config(config, tokenizer.vocab_size)

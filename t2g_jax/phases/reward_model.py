@@ -60,7 +60,7 @@ def train(context: Context) -> dict[str, Any]:
     if settings.labels == "severity":
         for record in (*source, *held_out):
             check_severities(record)
-    pretrained.check_answers(reading.tokenizer)
+    pretrained.check_critiques(context.config, reading.tokenizer)
     size = min(settings.batch_size, len(source))
     # Each process reads and renders its part of a batch, if there are equal parts.
     apart = hosts.count() > 1 and size % hosts.count() == 0

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 
 import pytest
 
@@ -115,7 +116,12 @@ def test_nothing_fits(t2g, hopeless, words, phases):
     assert outcome.status == 2
     assert outcome.error.startswith("even the shortest t")
     assert f"model.context_length ({config.model.context_length})" in outcome.error
-    assert outcome.error.endswith("raise model.context_length")
+    if command in ("evaluate", "generate"):  # the context is what the policy was trained with
+        assert re.search(
+            r"; shorten it, or lower sampling\.max_new_tokens to \d+ or less$", outcome.error
+        )
+    else:
+        assert outcome.error.endswith("raise model.context_length")
 
 
 def test_a_prompt_that_somebody_typed(t2g, tight):
@@ -123,6 +129,7 @@ def test_a_prompt_that_somebody_typed(t2g, tight):
     outcome = t2g("generate", workdir, config, "--method", "sft", "--prompt", "0 1 " * 500)
     assert outcome.status == 2
     assert outcome.error.startswith("--prompt has ")
+    assert outcome.error.endswith("; shorten it")  # longer than the whole context
 
 
 @pytest.mark.parametrize(("extra", "status"), [(1, 2), (40, 0)])

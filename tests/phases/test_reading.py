@@ -1,18 +1,21 @@
 """A reward model with a model and a tokenizer of its own."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from family_tokenizers import FAMILIES
+from family_tokenizers import FAMILIES, qwq_with_a_switch
+from tiny import with_values
 from transformers import AutoTokenizer
 
 from t2g_jax.data.dataset import load_dataset
 from t2g_jax.errors import T2GError
 from t2g_jax.models.heads import SPAN_CLASSES
-from t2g_jax.phases import policy, reward_model
+from t2g_jax.phases import policy, pretrained, reward_model
 from t2g_jax.phases.context import Context
 from t2g_jax.phases.export import run as export
 from t2g_jax.phases.reading import reader, translated
@@ -139,6 +142,28 @@ def test_the_policy_learned_with_it(trained):
 def test_it_is_exported_with_its_own_tokenizer(trained, tmp_path):
     export(trained.config, trained.workspace.root, "reward_model", tmp_path / "out")
     assert AutoTokenizer.from_pretrained(tmp_path / "out").bos_token == "<bos>"
+
+
+def test_the_options_of_its_template_are_its_own(tiny_run, tiny_context, folder, tmp_path):
+    own = tmp_path / "thinks"
+    shutil.copytree(folder, own)
+    for file in own.glob("*token*"):
+        file.unlink()
+    (own / "chat_template.jinja").unlink(missing_ok=True)
+    qwq_with_a_switch().save(own)
+    config = with_values(
+        tiny_run.config, reward_model__pretrained=str(own), model__context_length=256
+    )
+    with pytest.raises(
+        T2GError, match=r"set reward_model\.template_options \(enable_thinking: fal"
+    ):
+        pretrained.check(config)
+    quick = with_values(config, reward_model__template_options={"enable_thinking": False})
+    pretrained.check(quick)
+    for settings, opens in ((config, True), (quick, False)):
+        reading = reader(dataclasses.replace(tiny_context, config=settings))
+        text = reading.tokenizer.decode(reading.prompt("1 0"), skip_special=False)
+        assert text.endswith("assistant\n<think>\n" if opens else "assistant\n")
 
 
 def test_a_conversation_is_no_single_question(trained, records):

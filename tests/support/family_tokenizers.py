@@ -240,6 +240,13 @@ def qwq(*, tokens: bool = True) -> ChatTokenizer:
     return _thinks(_QWQ, ["<think>", "</think>"] if tokens else [], {})
 
 
+def qwq_with_a_switch() -> ChatTokenizer:
+    """One whose turns open without a thought where `enable_thinking` is false."""
+    thought = "('' if enable_thinking is defined and not enable_thinking else '<think>\\n')"
+    template = _QWQ.replace("assistant\\n<think>\\n'", f"assistant\\n' + {thought}")
+    return _thinks(template, ["<think>", "</think>"], {})
+
+
 # Roles are ordinary text, and one token is both the beginning and the end.
 _OLMO2 = """\
 {{- bos_token }}
