@@ -246,22 +246,20 @@ def _file_and_run(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None
     Raises:
       T2GError: it is a folder, but not that of a run.
     """
+    if not path.is_dir() and path.name != "config.yaml":
+        return path, None
     from t2g_jax.phases.workspace import is_run
 
-    if path.is_dir():
-        if not (path / "config.yaml").exists():
-            if is_run(inside := path.resolve().parent):
-                raise T2GError(
-                    f"{path} is a part of the run {inside}; name that, and a policy by --method"
-                )
-            raise T2GError(
-                f"{path} is no run: it has no config.yaml; name a configuration file, e.g. "
-                f"{_EXAMPLE_CONFIG}, or the work folder of a run"
-            )
-        return path / "config.yaml", path
-    if path.name == "config.yaml":
+    if not path.is_dir():
         return path, path.parent if is_run(path.parent) else None
-    return path, None
+    if (path / "config.yaml").exists():
+        return path / "config.yaml", path
+    if is_run(inside := path.resolve().parent):
+        raise T2GError(f"{path} is a part of the run {inside}; name that, and a policy by --method")
+    raise T2GError(
+        f"{path} is no run: it has no config.yaml; name a configuration file, e.g. "
+        f"{_EXAMPLE_CONFIG}, or the work folder of a run"
+    )
 
 
 def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
