@@ -74,6 +74,8 @@ def _rope(parameters: Mapping[str, Any], hf: Any) -> Rope:
         return float(value)
 
     theta = number("rope_theta")
+    if theta <= 1:
+        raise ValueError(f"rope_parameters: rope_theta is {theta}; must be above 1")
     if kind == "default":
         return Rope(theta)
     if kind == "linear":

@@ -6,11 +6,11 @@ from pathlib import Path
 
 _ANOTHER = "take the version of the model in safetensors"
 _FILES: dict[tuple[str, ...], str] = {
-    ("*.gguf",): f"{{}} is GGUF, whose weights are compressed for llama.cpp: {_ANOTHER}",
+    ("*.gguf", "*/*.gguf"): f"{{}} is GGUF, whose weights are compressed for llama.cpp: {_ANOTHER}",
     ("adapter_model.safetensors", "adapter_config.json"): (
         "these are adapters: name them as lora.pretrained, and here the model they are for"
     ),
-    ("consolidated*.safetensors", "params.json"): (
+    ("consolidated*.safetensors", "params.json", "original/params.json"): (
         "{} is Mistral's or Meta's own format: take the files of the same model that "
         "`transformers` reads, model*.safetensors"
     ),

@@ -47,7 +47,7 @@ _ABSENT = {"r": 8, "lora_alpha": 8}
 """What peft takes where these are left out."""
 _HARMLESS = frozenset(
     """
-    arrow_config auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
+    auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config
     exclude_modules inference_mode layers_pattern loftq_config lora_dropout lora_ga_config
     megatron_config megatron_core peft_version qalora_group_size revision runtime_config
     target_modules task_type

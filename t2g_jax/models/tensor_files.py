@@ -101,6 +101,10 @@ def tensors(folder: Path) -> dict[str, Tensor]:
         damaged, the index names a tensor that its file does not have, or a type is not a float.
     """
     whole, index = folder / WHOLE, folder / INDEX
+    for file in whole, index:
+        if os.path.lexists(file) and not file.is_file():
+            what = "a folder" if file.is_dir() else "a link to a file that is not there"
+            raise T2GError(f"{file} is {what}; fetch the model again")
     if whole.is_file():  # an index beside it is left from before, for `transformers` too
         wanted = {}
     elif index.is_file():

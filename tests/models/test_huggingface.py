@@ -212,7 +212,25 @@ def test_pickled_weights_are_never_read(folder):
             "dynamic",
         ),
         ({"num_key_value_heads": 3}, "heads=4 is not a multiple of kv_heads=3"),
-        ({"num_attention_heads": -4}, "heads is -4; must be a whole number"),
+        ({"model_type": None}, "model_type is None; the decoder can be"),
+        ({"model_type": "of_tomorrow"}, "model_type is 'of_tomorrow'; the decoder can be"),
+        (
+            {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config"}},
+            "model_type is 'evil'; the decoder can be",
+        ),
+        ({"num_attention_heads": -4}, "num_attention_heads is -4; must be a whole number"),
+        ({"hidden_size": 0}, "hidden_size is 0; must be a whole number"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0; must be a whole number"),
+        ({"rms_norm_eps": -1e-6}, "rms_norm_eps is -1e-06; must not be below 0"),
+        ({"model_type": "qwen3_moe", "num_experts": 0}, "num_experts is 0; must be a whole"),
+        (
+            {"model_type": "gemma2", "hidden_act": None, "query_pre_attn_scalar": -8},
+            "query_pre_attn_scalar is -8; must be above 0",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}},
+            "config.json: rope_parameters: rope_theta is 1.0; must be above 1",
+        ),
         ({"hidden_size": "32"}, "'hidden_size'.*expected int"),
         ({"model_type": "mistral", "sliding_window": "4"}, "'sliding_window'.*expected.*int"),
         (
@@ -225,7 +243,7 @@ def test_pickled_weights_are_never_read(folder):
             "layer_types has chunked_attention",
         ),
         ("{", "config.json is damaged"),
-        (None, "has no config.json"),
+        (None, "has weights, but no config.json; fetch it"),
     ],
 )
 def test_what_the_decoder_cannot_be_is_named(folder, change, message):
@@ -345,6 +363,8 @@ def test_weights_that_are_finite_only_in_a_larger_type(original, tmp_path):
 @pytest.mark.parametrize(
     ("file", "said"),
     [
+        ("BF16/model-00001-of-00002.gguf", r"BF16/model-00001-of-00002\.gguf is GGUF"),
+        ("original/params.json", r"original/params\.json is Mistral's or Meta's own format"),
         ("model-Q4_K_M.gguf", r"model-Q4_K_M\.gguf is GGUF.*llama\.cpp.*in safetensors"),
         ("pytorch_model-00001-of-00002.bin", "may run any code when read, and is not"),
         ("consolidated.00.pth", "may run any code"),
@@ -365,6 +385,19 @@ def test_folders_of_other_formats_say_what_they_are(original, tmp_path, file, sa
     (tmp_path / file).write_bytes(b"weights")
     missing = "neither model.safetensors" if with_config else "no config.json"
     with pytest.raises(T2GError, match=rf"has {missing}.*{said}"):
+        huggingface.load(tmp_path, families.read_config(tmp_path))
+
+
+@pytest.mark.parametrize("name", [tensor_files.WHOLE, tensor_files.INDEX])
+def test_weights_that_are_no_file_say_so(original, tmp_path, name):
+    """As a cache leaves them whose blobs were deleted."""
+    (tmp_path / "config.json").write_bytes((original / "config.json").read_bytes())
+    (tmp_path / name).symlink_to(tmp_path / "blobs/gone")
+    with pytest.raises(T2GError, match=rf"{name} is a link to a file that is not there; fetch"):
+        huggingface.load(tmp_path, families.read_config(tmp_path))
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(T2GError, match=rf"{name} is a folder; fetch"):
         huggingface.load(tmp_path, families.read_config(tmp_path))
 
 

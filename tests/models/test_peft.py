@@ -145,6 +145,7 @@ def test_rank_stabilised_adapters(trained, tmp_path):
         ({"trainable_token_indices": [1]}, "trainable_token_indices is"),
         ({"target_parameters": ["mlp.experts.gate_up_proj"]}, "target_parameters is"),
         ({"an_option_of_tomorrow": 2.0}, "an_option_of_tomorrow is 2.0"),
+        ({"arrow_config": {"top_k": 2}}, "arrow_config is {'top_k': 2}"),  # chooses by token
         ({"target_modules": ["q_proj", "v_proj"], "use_qalora": True}, "use_qalora is True"),
         (None, "cannot be read"),
     ],

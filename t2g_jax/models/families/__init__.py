@@ -9,7 +9,7 @@ from pathlib import Path
 
 from t2g_jax import files
 from t2g_jax.errors import T2GError
-from t2g_jax.models import formats
+from t2g_jax.models import formats, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import (
     gemma2,
@@ -47,6 +47,8 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
     """
     file = folder / "config.json"
     if not file.exists():
+        if any((folder / name).is_file() for name in (tensor_files.WHOLE, tensor_files.INDEX)):
+            raise T2GError(f"{folder} has weights, but no config.json; fetch it from the model")
         raise T2GError(
             f"{folder} has no config.json"
             + (
@@ -56,6 +58,7 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
             )
         )
     found = files.read_json(file, dict, mend="fetch the model again")
+    _family(found.get("model_type"), file)
     for part in (found, found.get("text_config")):
         layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
         if isinstance(layers, int) and layers > MOST_LAYERS:  # lists of them would be made
@@ -67,15 +70,20 @@ def describe(folder: Path) -> tuple[Family, DecoderConfig]:
     except Exception as error:  # of many kinds: JSON, validation, unknown models
         said = " ".join(str(error).split())  # the first line alone may name no key
         raise T2GError(f"{file} cannot be used: {said[:300]}") from error
+    family = _family(hf.model_type, file)  # a mistral with layer_types is a ministral to it
+    family.check_keys(found, hf, folder)
+    text = getattr(hf, "text_config", hf)
+    text.tie_word_embeddings = hf.tie_word_embeddings  # the LM head is the whole's
+    return family, family.decoder_config(text, folder)
+
+
+def _family(model_type: object, file: Path) -> Family:
     for family in FAMILIES:
-        if hf.model_type in family.model_types:
-            family.check_keys(found, hf, folder)
-            text = getattr(hf, "text_config", hf)
-            text.tie_word_embeddings = hf.tie_word_embeddings  # the LM head is the whole's
-            return family, family.decoder_config(text, folder)
+        if model_type in family.model_types:
+            return family
     known = ", ".join(sorted(name for family in FAMILIES for name in family.model_types))
     raise T2GError(
-        f"{file}: model_type is {hf.model_type!r}; the decoder can be {known}. "
+        f"{file}: model_type is {model_type!r}; the decoder can be {known}. "
         "docs/adding_a_model.md says how to add one"
     )
 

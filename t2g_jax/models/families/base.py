@@ -105,8 +105,19 @@ class Family:
                 )
 
 
+_SIZES = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings"),
+)
+
+
 def llama_shape(hf: HFConfig) -> dict[str, Any]:
     """Fields of `DecoderConfig` that all families have."""
+    for key in _SIZES:
+        if getattr(hf, key) < 1:
+            raise ValueError(f"{key} is {getattr(hf, key)}; must be a whole number above 0")
+    if hf.rms_norm_eps < 0:
+        raise ValueError(f"rms_norm_eps is {hf.rms_norm_eps}; must not be below 0")
     head_width = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
     return {
         "vocab_size": hf.vocab_size,

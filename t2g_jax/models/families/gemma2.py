@@ -20,6 +20,8 @@ READS = (
 
 
 def particular(hf: Any) -> dict[str, Any]:
+    if not hf.query_pre_attn_scalar > 0:
+        raise ValueError(f"query_pre_attn_scalar is {hf.query_pre_attn_scalar}; must be above 0")
     return {
         "qkv_bias": hf.attention_bias,
         "out_bias": hf.attention_bias,

@@ -19,7 +19,11 @@ FAMILY = Family(
         "sliding_window_pattern",
         "_sliding_window_pattern",
     ),
-    required={"hidden_activation": "gelu_pytorch_tanh", "use_bidirectional_attention": False},
+    required={
+        "hidden_activation": "gelu_pytorch_tanh",
+        "use_bidirectional_attention": False,
+        "attn_logit_softcapping": None,  # `transformers` has the key, and does not compute it
+    },
     prefixes={
         "language_model.": "",
         "model.language_model.": "model.",
