@@ -13,7 +13,6 @@ from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import TypedDict
@@ -169,7 +168,7 @@ class ChatTokenizer:
         self._backend = _as_spelled(tokenizer.backend_tokenizer)
         added = self._backend.get_added_tokens_decoder()
         self._special_ids = {i for i, token in added.items() if token.special}
-        template = tokenizer.get_chat_template()
+        template = _default(tokenizer.chat_template, self.name)
         named = {
             *(tokenizer.bos_token, tokenizer.eos_token),
             *(tokenizer.pad_token, tokenizer.unk_token),
@@ -461,7 +460,7 @@ class ChatTokenizer:
                 add_generation_prompt=add_generation_prompt,
                 **self._options,
             )
-        except jinja2.TemplateError as error:
+        except Exception as error:  # a template is a program: of any kind
             reason = f"{self.name}: the chat template refuses these messages: {error}"
             raise ValueError(reason) from error
         either = re.compile(f"{mark}(?:{self._control.pattern})|{self._control.pattern}")
@@ -473,7 +472,10 @@ class ChatTokenizer:
     @cached_property
     def _opened(self) -> str:
         """A question and the opening of its answer."""
-        return self._template([{"role": "user", "content": _QUESTION}], True)
+        text = self._template([{"role": "user", "content": _QUESTION}], True)
+        if _QUESTION not in text:
+            raise ValueError(f"{self.name}: its chat template drops what the user says")
+        return text
 
     def _continues(self, opened: str, text: str) -> bool:
         """Whether a conversation goes on as `opened` ends, but for a thought, with the answer."""
@@ -616,6 +618,11 @@ def _check(messages: Sequence[Message]) -> None:
 _Token = str | dict[str, Any] | None
 
 
+class _Named(TypedDict):
+    name: str
+    template: str
+
+
 class _Tokens(TypedDict, total=False):
     """Of tokenizer_config.json and special_tokens_map.json, what `transformers` reads."""
 
@@ -626,7 +633,7 @@ class _Tokens(TypedDict, total=False):
     additional_special_tokens: list[str | dict[str, Any]] | None
     extra_special_tokens: list[str | dict[str, Any]] | dict[str, str | dict[str, Any]] | None
     added_tokens_decoder: dict[str, dict[str, Any]]
-    chat_template: str | dict[str, str] | list[dict[str, str]] | None
+    chat_template: str | dict[str, str] | list[_Named] | None
     model_max_length: int | float | None
 
 
@@ -640,6 +647,8 @@ def _backend_of(directory: Path) -> Tokenizer:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         if (directory / name).exists():
             files.read_json(directory / name, _Tokens, mend=mend)
+    for template in sorted(directory.glob("*.jinja")):
+        files.read_text(template, mend=mend)
     text = files.read_text(directory / "tokenizer.json", mend=mend)
     try:
         return Tokenizer.from_str(text)
@@ -671,6 +680,18 @@ def _without_unknown_pad(
     )
 
 
+def _default(templates: str | Mapping[str, str], name: str) -> str:
+    """The template that chats are written with, of one or of several by name."""
+    if isinstance(templates, str):
+        return templates
+    if "default" not in templates:
+        raise ValueError(
+            f"{name}: it has chat templates for {', '.join(sorted(templates))}, but none is the "
+            "default; put the one to write chats with beside them as chat_template.jinja"
+        )
+    return templates["default"]
+
+
 class _Template(TypedDict):
     chat_template: str
 
@@ -690,7 +711,7 @@ def _stop_ids(path: Path) -> list[int]:
     mend = "repair or delete it"
     found = files.read_json(path, dict, mend=mend).get("eos_token_id")
     ids = found if isinstance(found, list) else [found] * (found is not None)
-    if not all(type(i) is int for i in ids):
+    if not all(type(i) is int and i >= 0 for i in ids):
         raise files.damaged(path, "eos_token_id is no token id, nor a list of them", mend)
     return ids
 

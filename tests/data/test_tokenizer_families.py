@@ -289,6 +289,7 @@ def test_generation_config_says_what_ends_a_completion(tmp_path):
     ("text", "reason"),
     [
         ('{"eos_token_id": 99999}', r"\[99999\], which it does not have.*generation_config.json"),
+        ('{"eos_token_id": -1}', r"generation_config.json is damaged \(eos_token_id is no"),
         ('{"eos_token_id": "</s>"}', r"generation_config.json is damaged \(eos_token_id is no"),
         ('{"eos_token_id": ', "generation_config.json is damaged"),
         ("[]", "generation_config.json is damaged"),
@@ -338,6 +339,45 @@ def test_a_template_in_the_file_of_a_processor(tmp_path):
         file.write_text(text)
         with pytest.raises(ValueError, match=r"chat_template\.json is damaged"):
             ChatTokenizer.load(tmp_path)
+
+
+def test_several_templates_without_a_default(tmp_path):
+    tokenizer = TOKENIZERS["qwen2"]
+    tokenizer.hugging_face.save_pretrained(tmp_path)
+    template = (tmp_path / "chat_template.jinja").rename(tmp_path / "template").read_text()
+    file = tmp_path / "tokenizer_config.json"
+    about = json.loads(file.read_text())
+    named = [{"name": "tool_use", "template": template}, {"name": "rag", "template": "x"}]
+    file.write_text(json.dumps(about | {"chat_template": named}))
+    with pytest.raises(ValueError, match=r"for rag, tool_use.*put .*chat_template\.jinja"):
+        ChatTokenizer.load(tmp_path)
+    named.append({"name": "default", "template": template})
+    file.write_text(json.dumps(about | {"chat_template": named}))
+    assert ChatTokenizer.load(tmp_path).render([user("The cat")])
+    file.write_text(json.dumps(about | {"chat_template": [{"name": "default"}]}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json is damaged.*template"):
+        ChatTokenizer.load(tmp_path)
+
+
+def test_a_template_that_is_not_text(tmp_path):
+    TOKENIZERS["qwen2"].hugging_face.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes("Für {{ messages }}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"chat_template\.jinja is damaged \(it is not UTF-8"):
+        ChatTokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", ["{{ messages[0]['content'] + 1 }}", "{{ 1 // 0 }}"])
+def test_whatever_goes_wrong_in_a_template_is_said_of_it(wrong):
+    plain = "{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}"
+    tokenizer = byte_template(f"{{% if messages|length == 4 %}}{wrong}{{% endif %}}{plain}")
+    with pytest.raises(ValueError, match="the chat template refuses these messages: "):
+        tokenizer.render([user("a"), assistant("b"), user("c"), assistant("d")])
+
+
+def test_a_template_without_the_question_is_refused():
+    template = "{% for m in messages if m['role'] == 'assistant' %}{{ m['content'] }}<|im_end|>"
+    with pytest.raises(ValueError, match="its chat template drops what the user says"):
+        byte_template(template + "{% endfor %}").next_turn("a", ended=True)
 
 
 def test_the_default_of_several_templates(tmp_path):
