@@ -14,7 +14,7 @@ import secrets
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,7 @@ def run(
     source = None if config.model.pretrained is None else huggingface.fetch(config.model.pretrained)
     family = llama.FAMILY if source is None else families.describe(source)[0]
     described = _described(context, source)
-    dtype = dtype or described.get("dtype") or described.get("torch_dtype") or "float32"
+    dtype = dtype or _dtype(described)
     first = hosts.is_first()
     suffix = f"{secrets.token_hex(4)}.partial"
     partial = folder / f".{suffix}" if there else folder.with_name(f"{folder.name}.{suffix}")
@@ -348,6 +348,21 @@ def _described(context: Context, source: Path | None) -> dict[str, Any]:
     return made | plain | {"torch_dtype": "float32"}
 
 
+def _dtype(described: dict[str, Any]) -> Type:
+    """The type of the tensors that a config.json names.
+
+    Raises:
+      T2GError: it is none that weights are written in.
+    """
+    named: Any = described.get("dtype") or described.get("torch_dtype") or "float32"
+    if named not in get_args(Type):
+        raise T2GError(
+            f"the config.json of model.pretrained names {named!r} as the type of its tensors; "
+            f"choose one with --dtype: {', '.join(get_args(Type))}"
+        )
+    return named
+
+
 def _write_tokenizer(folder: Path, context: Context) -> None:
     """The pretrained model's own files, as other versions of `transformers` know them, too."""
     pretrained_from = context.config.model.pretrained
@@ -362,6 +377,11 @@ def _write_tokenizer(folder: Path, context: Context) -> None:
             to = folder / file.relative_to(source)
             to.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, to)
+    about, jinja = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    named = about.exists() and files.read_json(about, dict).get("chat_template")
+    if (folder / "chat_template.json").exists() and not named and not jinja.exists():
+        # Others read a template that is there only with the processor, which stays behind.
+        jinja.write_text(context.tokenizer.hugging_face.chat_template, "utf-8")
 
 
 def _write_configs(

@@ -97,7 +97,7 @@ def test_a_merged_policy_gives_the_same_logits_elsewhere(own, tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_written_beside_the_weights(folder, tmp_path):
+def test_what_is_written_beside_the_weights(folder, tmp_path, capsys):
     """Of the language model of one that sees, whose base ends texts, but not turns."""
     base = tmp_path / "base"
     shutil.copytree(folder, base)
@@ -108,6 +108,9 @@ def test_what_is_written_beside_the_weights(folder, tmp_path):
     (base / "config.json").write_text(json.dumps(whole))
     (base / "generation_config.json").write_text('{"eos_token_id": 7, "top_k": 64}')
     (base / "tokenizer.model").write_bytes(b"as it was")
+    template = (base / "chat_template.jinja").read_text()
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (base / "chat_template.jinja").unlink()
     words = [str(CONFIG), "--workdir", str(tmp_path / "run"), "--model.pretrained", str(base)]
     assert cli.main(["sft", *words]) == 0
     out = tmp_path / "out"
@@ -121,9 +124,21 @@ def test_what_is_written_beside_the_weights(folder, tmp_path):
     stop_ids = list(ChatTokenizer.load(base).stop_ids)
     assert generation == {"eos_token_id": stop_ids, "top_k": 64}
     assert len(stop_ids) == 2
-    kept = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
+    kept = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.json")
     for name in kept:
         assert (out / name).read_bytes() == (base / name).read_bytes()
+    # What was with the processor of images is where a tokenizer's template is looked for.
+    assert (out / "chat_template.jinja").read_text() == template
+
+    # A type that no weights are written in: that of the training, or a map by part of the model.
+    for named in ("int8", {"text_config": "bfloat16"}):
+        (base / "config.json").write_text(json.dumps(whole | {"torch_dtype": named}))
+        again = str(tmp_path / "again")
+        capsys.readouterr()
+        assert cli.main(["export", *words, "--method", "sft", "--to", again]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert re.search(r"names .*(int8|text_config).*choose one with --dtype: float32, bf", said)
+        assert not (tmp_path / "again").exists()
 
 
 def test_adapters_alone(own, tmp_path):
