@@ -85,18 +85,22 @@ class Context:
         """Opens a work directory.
 
         The first time, it gets the tokenizer of the pretrained model; without one, a tokenizer is
-        trained on the task's own text. Before that all else that can fail has been made.
+        trained on the task's own text. Before that, all that is to be read from elsewhere has been
+        checked, and all else that can fail has been made.
 
         Args:
           read_only: nothing is made, and how it samples and judges need not be as in training.
 
         Raises:
           T2GError: it is the folder of another run, or of none; or something cannot be made as the
-            config says, or is not what complete phases were made with.
+            config says, or is not what complete phases were made with; see `pretrained.check`.
         """
         workspace = Workspace(workdir, config, free=READING if read_only else ())
         pretrained.pin(config, workspace.root)
-        capacity.check(config, pretrained.described(config), learns=not read_only)
+        if read_only:
+            capacity.check(config, pretrained.described(config), learns=False)
+        else:
+            pretrained.check(config)
         mesh, task, judge = parts(config)
         if not read_only:
             trackers.require_packages(config)
@@ -106,8 +110,6 @@ class Context:
                 if new and config.model.pretrained is not None
                 else None
             )
-            if pretrained_tokenizer is not None:
-                pretrained.decoder_config(config, pretrained_tokenizer.vocab_size)
             workspace.begin()
             pretrained.pin(config, workspace.root, record=True)
             hosts.from_first(lambda: _make_tokenizer(workspace, task, pretrained_tokenizer))
@@ -476,18 +478,7 @@ def once(
                     )
             return summary
         hosts.from_first(lambda: provenance.require_fit(workspace, needs))
-        return workspace.complete(phase, work(checked(config, workdir)))
-
-
-def checked(config: Config, workdir: str | os.PathLike[str]) -> Context:
-    """Opens a work directory to train in it, after all that is to be read has been checked.
-
-    Raises:
-      T2GError: see `pretrained.check` and `Context.open`.
-    """
-    pretrained.pin(config, Workspace(workdir, config).root)
-    pretrained.check(config)
-    return Context.open(config, workdir)
+        return workspace.complete(phase, work(Context.open(config, workdir)))
 
 
 def say(line: str) -> None:

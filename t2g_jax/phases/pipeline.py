@@ -11,7 +11,7 @@ from typing import Any
 from t2g_jax.config import Config, require_measured
 from t2g_jax.phases import annotate, evaluate, judge_calls, policy, reporting, reward_model, sft
 from t2g_jax.phases.claim import claimed
-from t2g_jax.phases.context import checked, say
+from t2g_jax.phases.context import Context, say
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 from t2g_jax.report.contents import Report
 from t2g_jax.report.terminal import followed_by, took
@@ -45,7 +45,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
     require_measured(config, [name for name in config.methods if not workspace.is_complete(name)])
     with claimed(workdir):
         if not all(workspace.is_complete(name) for name in todo):
-            checked(config, workdir)  # of a run that cannot begin, no costs are announced
+            Context.open(config, workdir)  # of a run that cannot begin, no costs are announced
             say(judge_calls.announcement(config))
         evaluation = 0.0
         for name, phase in todo.items():

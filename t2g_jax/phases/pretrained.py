@@ -33,18 +33,18 @@ REVISIONS = "revisions.json"
 
 
 def check(config: Config) -> None:
-    """Checks, before anything is trained, all that a run will read of models and adapters.
+    """Checks, before anything is trained, what a run will hold, and read of models and adapters.
 
-    Their configurations, tokenizers, and the names and shapes of all tensors. Adapters are read,
-    and so are the weights of a reward model of its own, to see that they are finite, which takes
-    about a second a gigabyte; those of the policy are looked at as they are loaded.
+    Configurations, tokenizers, and the names and shapes of all tensors. Adapters are read, and so
+    are the weights of a reward model of its own, to see that they are finite, which takes about a
+    second a gigabyte; those of the policy are looked at as they are loaded.
 
     Raises:
       T2GError: something cannot be used; file, key or tensor are named.
     """
     source, reading = config.model.pretrained, config.reward_model.pretrained
+    capacity.check(config, described(config))
     if source is not None:
-        capacity.check(config, described(config))
         reads = tokenizer(source, config.tokenizer.template_options)
         check_chat(config, reads)
         model = decoder_config(config, reads.vocab_size)
