@@ -103,6 +103,8 @@ def test_a_key_that_may_change_what_is_computed_is_refused(kind, key, tmp_path):
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is 50.0; only"),
         ("gemma2", {"sliding_window_pattern": 3}, "sliding_window_pattern is 3"),
+        ("gemma2", {"attn_logit_softcapping": 0.0}, "attn_logit_softcapping is 0.0; must be above"),
+        ("gemma3_text", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1.0; must"),
         ("mistral", {"layer_types": [*MIXED, MIXED[0]]}, "model_type is 'ministral'"),
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; must be 1"),
         ("olmo3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; must be 1"),

@@ -22,6 +22,9 @@ READS = (
 def particular(hf: Any) -> dict[str, Any]:
     if not hf.query_pre_attn_scalar > 0:
         raise ValueError(f"query_pre_attn_scalar is {hf.query_pre_attn_scalar}; must be above 0")
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if (cap := getattr(hf, key)) is not None and not cap > 0:
+            raise ValueError(f"{key} is {cap}; must be above 0, or null")
     return {
         "qkv_bias": hf.attention_bias,
         "out_bias": hf.attention_bias,
