@@ -26,7 +26,7 @@ SHORT = {
 
 def measure(*, small: bool = False, full: bool = False) -> Section:
     config = ROOT / ("tests/configs/tiny.yaml" if small else "configs/quickstart.yaml")
-    changes = {} if full else {"methods": "text2grad"} if small else SHORT
+    changes = {} if full else {"methods": "rejection-sampling"} if small else SHORT
     overrides = [word for path, value in changes.items() for word in (f"--{path}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         runs = [_run(config, overrides, pathlib.Path(folder), name) for name in ("cold", "warm")]

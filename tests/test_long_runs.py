@@ -345,7 +345,7 @@ def test_killed_many_times_equals_never_killed(tmp_path, one_device):
     script, summary = ROOT / "benchmarks" / "kill_and_resume.py", tmp_path / "summary.json"
     environment = os.environ | {"XLA_FLAGS": one_device}
     done = subprocess.run(
-        [sys.executable, script, "--kills", "8", "--folder", tmp_path, "--summary", summary],
+        [sys.executable, script, "--kills", "6", "--folder", tmp_path, "--summary", summary],
         env=environment,
         capture_output=True,
         text=True,
@@ -353,5 +353,5 @@ def test_killed_many_times_equals_never_killed(tmp_path, one_device):
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     landed = json.loads(summary.read_text())
-    assert sum(landed.values()) == 8
-    assert len(landed) >= 3  # phases
+    assert sum(landed.values()) == 6
+    assert len(landed) >= 3, "phases"

@@ -101,10 +101,9 @@ def test_what_differs_from_one_execution_to_the_next_is_not_kept():
 
 
 @pytest.mark.parametrize("path", paths(), ids=lambda path: path.stem)
-def test_notebook_runs(path, tmp_path, monkeypatch):
+def test_notebook_runs(path, tmp_path, monkeypatch, one_device):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    # One device, as in a notebook, and quick compilation.
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    monkeypatch.setenv("XLA_FLAGS", one_device)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(NOTEBOOKS.parent)]))
     notebook = nbformat.read(path, as_version=4)
     parameters = [

@@ -40,13 +40,18 @@ pytestmark = [
 ]
 
 
-def t2g(*words):
-    """The command line, on one device."""
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "t2g_jax", *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+@pytest.fixture(scope="module")
+def t2g(one_device):
+    """t2g(*words) → what the command line says, on one device."""
+    environment = os.environ | {"XLA_FLAGS": one_device, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def t2g(*words):
+        command = [sys.executable, "-m", "t2g_jax", *map(str, words)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return t2g
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +61,7 @@ def prompt():
 
 
 @pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def workdir(t2g, tmp_path_factory):
     """Of a run of a step of each method."""
     workdir = tmp_path_factory.mktemp("real") / "run"
     t2g("run", CONFIG, "--model.pretrained", FOLDER, "--workdir", workdir)
@@ -64,7 +69,7 @@ def workdir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def exported(workdir):
+def exported(t2g, workdir):
     """Folders of what the steps made of the model."""
     given = CONFIG, "--model.pretrained", FOLDER, "--workdir", workdir
     folders = {method: workdir.with_name(method) for method in METHODS}
@@ -78,7 +83,7 @@ def load(folder):
     return huggingface.load(folder, config), config
 
 
-def test_it_is_imported_and_said_what_it_is():
+def test_it_is_imported_and_said_what_it_is(t2g):
     said = t2g("import", CONFIG, "--model.pretrained", FOLDER)
     assert "134,515,008 parameters, stored as bfloat16 (256.57 MiB)" in said
     assert "turns end with <|im_end|>" in said

@@ -10,8 +10,6 @@ import time
 import pytest
 from starter import Starter
 
-FLAGS = "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count="
-
 
 @dataclasses.dataclass
 class Processes:
@@ -61,14 +59,14 @@ def config(root) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
-def starter():
-    starter = Starter()
+def starter(programs):
+    starter = Starter(programs)
     yield starter
     starter.close()
 
 
 @pytest.fixture(scope="session")
-def start(starter, tmp_path_factory):
+def start(starter, one_device, tmp_path_factory):
     """start(*arguments, processes=2, devices=2) → `Processes`; devices are of each process.
 
     "{process}" in an argument becomes the number of the process.
@@ -78,9 +76,10 @@ def start(starter, tmp_path_factory):
     def start(*arguments, processes=2, devices=2):
         folder = tmp_path_factory.mktemp("logs")
         port = free_port()
+        flags = f"{one_device} --xla_force_host_platform_device_count={devices}"
         found = Processes(starter, [], [])
         for i in range(processes):
-            environment = {"XLA_FLAGS": FLAGS + str(devices)}
+            environment = {"XLA_FLAGS": flags}
             if processes > 1:
                 environment |= {
                     "T2G_COORDINATOR": f"localhost:{port}",

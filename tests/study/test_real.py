@@ -18,7 +18,7 @@ TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
 
 
 @pytest.mark.slow
-def test_killed_and_gone_on_with(tmp_path):
+def test_killed_and_gone_on_with(tmp_path, one_device):
     base = yaml.safe_load(TINY.read_text())
     del base["name"], base["methods"], base["text2grad"]
     path, root = tmp_path / "tiny.yaml", tmp_path / "cells"
@@ -36,7 +36,7 @@ def test_killed_and_gone_on_with(tmp_path):
     # All processes share compiled programs.
     environment = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs"), "JAX_PLATFORMS": "cpu"}
     environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    environment |= {"T2G_COMPILATION_CACHE": str(tmp_path / "programs")}
+    environment |= {"T2G_COMPILATION_CACHE": str(tmp_path / "programs"), "XLA_FLAGS": one_device}
     environment = os.environ | environment
 
     first = subprocess.Popen([sys.executable, *words], env=environment, stderr=subprocess.PIPE)

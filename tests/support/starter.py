@@ -15,14 +15,19 @@ from t2g_jax import cli
 
 
 class Starter:
-    """The script, started from a test. To be closed."""
+    """The script, started from a test. To be closed.
 
-    def __init__(self):
+    programs: the folder that keeps what is compiled.
+    """
+
+    def __init__(self, programs):
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment |= {
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "T2G_COMPILATION_CACHE": "off",
+            "JAX_COMPILATION_CACHE_DIR": str(programs),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         }
         self.script = subprocess.Popen(
             [sys.executable, __file__],
