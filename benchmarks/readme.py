@@ -14,7 +14,6 @@ another); with none, it stays as it is.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -23,13 +22,12 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from benchmarks.measure import Section, replaced
 from t2g_jax.config import Config, load_config
-from t2g_jax.installation import commit
 from t2g_jax.phases import reporting
 from t2g_jax.phases.workspace import Workspace
 from t2g_jax.report.contents import Report
@@ -41,6 +39,14 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH, HEIGHT = 1000, 1900
 """Of the picture."""
+
+
+class Run(NamedTuple):
+    """A finished run: its configuration, its evaluations by phase, and where it was made."""
+
+    config: Config
+    scores: dict[str, dict[str, Any]]
+    environment: dict[str, str]
 
 
 def main() -> None:
@@ -67,7 +73,7 @@ def main() -> None:
         replaced(known.page.read_text("utf-8"), "quickstart", table(runs)), "utf-8"
     )
     print(f"{known.page}: the table of {len(runs)} runs")
-    print(photograph(excerpt(folders[0], runs[0][0]), known.picture))
+    print(photograph(excerpt(folders[0], runs[0].config), known.picture))
 
 
 def train(config: pathlib.Path, seed: int, folder: pathlib.Path) -> None:
@@ -82,49 +88,54 @@ def train(config: pathlib.Path, seed: int, folder: pathlib.Path) -> None:
         sys.exit(f"{folder}: ended with {status}; the same command goes on from here")
 
 
-def read(folder: pathlib.Path) -> tuple[Config, dict[str, dict[str, Any]]]:
-    """The configuration of a finished run, and its evaluations by phase."""
+def read(folder: pathlib.Path) -> Run:
     try:
         config = load_config(folder / "config.yaml")
-        return config, {
+        phases = ("sft", *config.methods)
+        scores = {
             phase: json.loads((folder / phase.replace("-", "_") / "evaluation.json").read_text())
-            for phase in ("sft", *config.methods)
+            for phase in phases
         }
+        return Run(config, scores, reporting.environment(Workspace(folder, config), phases))
     except OSError as error:
         sys.exit(f"{folder} is no finished run: {error.filename}: {error.strerror}")
 
 
-def table(runs: Sequence[tuple[Config, dict[str, dict[str, Any]]]]) -> str:
+def table(runs: Sequence[Run]) -> str:
     """The text between the README's markers."""
-    config, first = runs[0]
+    config, first, environment = runs[0]
     changed = [
         name
         for name in ("task", "model", "methods", "evaluate")
-        if any(getattr(other, name) != getattr(config, name) for other, _ in runs)
+        if any(getattr(run.config, name) != getattr(config, name) for run in runs)
+    ]
+    changed += [
+        name
+        for name in ("commit", "jax")
+        if any(run.environment[name] != environment[name] for run in runs)
     ]
     if changed:
         sys.exit(f"the runs differ in more than their seed, in {', '.join(changed)}")
-    rows = [[str(run.seed), *_cells(scores)] for run, scores in runs]
+    rows = [[str(run.config.seed), *_cells(run.scores)] for run in runs]
     if len(runs) > 1:
         everything = {
             phase: {
-                "accuracy": float(np.mean([scores[phase]["accuracy"] for _, scores in runs])),
-                "second_turn": float(np.mean([scores[phase]["second_turn"] for _, scores in runs])),
-                "interval": crossed_interval([scores[phase]["correct"] for _, scores in runs]),
+                "accuracy": float(np.mean([run.scores[phase]["accuracy"] for run in runs])),
+                "second_turn": float(np.mean([run.scores[phase]["second_turn"] for run in runs])),
+                "interval": crossed_interval([run.scores[phase]["correct"] for run in runs]),
             }
             for phase in first
         }
         rows.append(["**mean**", *_cells(everything)])
     prompts, samples = np.shape(first["sft"]["correct"])
     text = (
-        f"On {prompts} test puzzles with {samples} samples each, one attempt without feedback. The "
-        f"brackets are 95 % intervals{', of the mean for other seeds, too' if rows[1:] else ''}; "
-        f"the floor, {first['sft']['floor_policy']}, is {percent(first['sft']['floor'])}."
+        f"On {prompts} test puzzles with {samples} samples each, one attempt without feedback. In "
+        f"brackets are 95 % intervals{', in the last row over seeds, too' if rows[1:] else ''}. A "
+        f"policy that {first['sft']['floor_policy']} gets {percent(first['sft']['floor'])}."
     )
-    jax = importlib.metadata.version("jax")
     made = (
-        f"Written at commit {commit() or 'unknown'}, with jax {jax}, by "
-        f"`python -m benchmarks.readme --seeds {' '.join(str(run.seed) for run, _ in runs)}`."
+        f"Made at commit {environment['commit']}, with jax {environment['jax']}, by `python -m "
+        f"benchmarks.readme --seeds {' '.join(str(run.config.seed) for run in runs)}`."
     )
     header = ["seed", "warm start", "and after one critique", *config.methods]
     # Without the heading of a section: it stands in the middle of one.

@@ -25,7 +25,9 @@ HERE = pathlib.Path(__file__).resolve().parent
 MINE = "t2g_jax"
 """Key of a notebook's metadata: of which code its outputs are."""
 LARGEST = 100_000
+TEXTS = ("text/plain", "text/html")
 _TIME = re.compile(r"\d[\d.]*(?=[ \u00a0\u202f](s|min|h|ms)\b)|(?<='seconds': )\d[\d.]*")
+_PROGRESS = re.compile(r"[\w-]+: (?P<done>\d+)/(?P<all>\d+) \(")
 
 
 def main() -> None:
@@ -68,14 +70,18 @@ def keep(notebook: Any) -> Any:
     for cell in notebook.cells:
         if cell.cell_type != "code":
             continue
-        cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+        cell.outputs = [
+            out for out in cell.outputs if out.get("name") != "stderr" and not _is_on_the_way(out)
+        ]
         for out in cell.outputs:
             if "text" in out:
                 out.text = _TIME.sub(_crossed_out, out.text)
-            for kind, data in dict(out.get("data", {})).items():
-                if kind == "text/html" and len(data) > LARGEST:
-                    del out.data[kind]
-                    out.data["text/plain"] = f"(a page of {len(data) // 1000} kB: run the cell)"
+            data = out.get("data", {})
+            if len(data.get("text/html", "")) > LARGEST:
+                size = len(data.pop("text/html")) // 1000
+                data["text/plain"] = f"(a page of {size} kB: run the cell)"
+            for kind in filter(TEXTS.__contains__, data):
+                data[kind] = _TIME.sub(_crossed_out, data[kind])
     notebook.metadata[MINE] = {"outputs_of": code_hash(notebook)}
     return notebook
 
@@ -84,6 +90,12 @@ def code_hash(notebook: Any) -> str:
     """Of all code cells, in their order."""
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
+
+
+def _is_on_the_way(out: Any) -> bool:
+    """Whether it tells of progress before the last step: at which ones depends on the clock."""
+    found = _PROGRESS.match(out.get("data", {}).get("text/plain", ""))
+    return found is not None and found["done"] != found["all"]
 
 
 def _crossed_out(match: re.Match[str]) -> str:

@@ -91,12 +91,26 @@ def test_what_differs_from_one_execution_to_the_next_is_not_kept():
             "stream", name="stdout", text="{'seconds': 12.75, 'n': 3}\n1 h 02 min, 4.5\u202fs\n"
         ),
         stream("display_data", data={"text/html": "x" * 200_000, "text/plain": "<HTML>"}),
+        *(
+            stream("display_data", data={"text/html": f"<pre>{line}</pre>", "text/plain": line})
+            for line in (
+                "sft: 0/3 (0.0 %)  compiling …",
+                "sft: 2/3 (66.7 %)  loss 1.0  7.5 s left",
+                "sft: 3/3 (100.0 %)  loss 0.5  0.0 s left",
+                "sft: done at step 3 after 1 min 04 s",
+            )
+        ),
     ]
     kept = EXECUTE["keep"](nbformat.v4.new_notebook(cells=[cell])).cells[0].outputs
     assert [out.get("text") for out in kept] == [
         "{'seconds':     …, 'n': 3}\n… h  … min,   …\u202fs\n",
-        None,
+        *(None, None, None),
     ]
+    assert [out.data["text/plain"] for out in kept[2:]] == [
+        "sft: 3/3 (100.0 %)  loss 0.5    … s left",
+        "sft: done at step 3 after … min  … s",
+    ]
+    assert kept[3].data["text/html"] == "<pre>sft: done at step 3 after … min  … s</pre>"
     assert kept[1].data == {"text/plain": "(a page of 200 kB: run the cell)"}
 
 

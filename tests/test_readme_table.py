@@ -7,6 +7,7 @@ import struct
 import sys
 
 import pytest
+import tiny
 
 
 @pytest.fixture
@@ -63,7 +64,7 @@ def test_the_table_is_of_the_runs(readme, finished, tmp_path, tiny_run, capsys, 
     assert last[1].startswith("98.8")
     first, mean = (float(re.match(r"[\d.]+", cell)[0]) for cell in (last[0], last[2]))
     assert mean == pytest.approx((first + 98.75) / 2, abs=0.11)
-    assert "`python -m benchmarks.readme --seeds 0 1`" in text
+    assert "`python -m benchmarks.readme --seeds 0 1`" in " ".join(text.split())
     if shutil.which("chromium"):
         header = picture.read_bytes()[:24]
         assert header.startswith(b"\x89PNG")
@@ -99,8 +100,21 @@ def test_runs_of_other_settings_are_not_put_into_one_table(readme, finished, tmp
     page.write_text(PAGE)
     path = finished / "seed1/config.yaml"
     path.write_text(path.read_text().replace("samples_per_prompt: ", "samples_per_prompt: 1"))
-    with pytest.raises(SystemExit, match="differ in more than their seed, in evaluate"):
+    with pytest.raises(SystemExit, match=r"differ in more than their seed, in evaluate$"):
         readme(finished / "seed0", finished / "seed1", "--page", page)
+
+
+def test_runs_of_other_commits_are_not_put_into_one_table(readme, finished, tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    for path in (finished / "seed1").glob("*/complete.json"):
+        record = tiny.without_checksum(path)
+        record["made"]["environment"]["commit"] = "0123456789ab"
+        path.write_text(json.dumps(record))
+    with pytest.raises(SystemExit, match=r"differ in more than their seed, in commit$"):
+        readme(finished / "seed0", finished / "seed1", "--page", page)
+    readme(finished / "seed1", "--page", page, "--picture", tmp_path / "report.png")
+    assert "Made at commit 0123456789ab, with jax" in page.read_text()
 
 
 def test_the_readme_has_the_markers(root):

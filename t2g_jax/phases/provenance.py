@@ -2,24 +2,31 @@
 
 A phase keeps, in its complete.json and beside every checkpoint, what it was made from: the values
 of the config that it reads, fingerprints of the artifacts of earlier phases, of the tokenizer and
-of pretrained models, and the version of this package. Who builds on an artifact checks that all of
-these are still the ones that are there; who shows it shows what it was made with.
+of pretrained models, and where and by which version of this package. Who builds on an artifact
+checks that it still fits what is there; who shows it shows what it was made with.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import hashlib
 import json
+import platform
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 import t2g_jax
 from t2g_jax import sections
 from t2g_jax.config import METHODS, Config, is_aside
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
+from t2g_jax.installation import commit
 from t2g_jax.phases import pretrained
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, command
 
@@ -47,9 +54,9 @@ _NOT_MEASURES = {
 _TOKENIZER = "another tokenizer than the one that is there"
 
 Made = dict[str, Any]
-"""JSON: "version", "inputs" by dotted key, "parents" (phase → fingerprint), "tokenizer", "bases"
-(key of the config → fingerprint of the pretrained model there); and "earlier", if the phase went on
-with changed inputs: what they had been before, and for how many steps (or records)."""
+"""JSON: "environment", "inputs" by dotted key, "parents" (phase → fingerprint), "tokenizer",
+"bases" (key of the config → fingerprint of the pretrained model there); and "earlier", if the phase
+went on with changed inputs: what they had been before, and for how many steps (or records)."""
 
 
 def inputs(phase: str, config: Config) -> dict[str, Any]:
@@ -85,11 +92,26 @@ def made(workspace: Workspace, phase: str) -> Made:
     if phase in (REWARD_MODEL, "text2grad"):
         bases["reward_model.pretrained"] = config.reward_model.pretrained
     return {
-        "version": t2g_jax.__version__,
+        "environment": environment(),
         "inputs": inputs(phase, config),
         "parents": {name: artifact(workspace, name) for name in parents(phase, config)},
         "tokenizer": of_files(workspace.tokenizer),
         "bases": {key: pretrained.fingerprint(path) for key, path in bases.items() if path},
+    }
+
+
+def environment() -> dict[str, str]:
+    """Where and with what this process works. Two runs that differ in it alone should be equal."""
+    kinds = collections.Counter(device.device_kind for device in jax.devices())
+    program = Path(sys.argv[0])
+    name = "python -m t2g_jax" if program.name == "__main__.py" else program.name
+    return {
+        "t2g_jax": t2g_jax.__version__,
+        "commit": commit() or "unknown",
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "devices": ", ".join(f"{number} × {kind}" for kind, number in kinds.items()),
+        "command": f"{name} {shlex.join(sys.argv[1:])}".strip(),
     }
 
 
@@ -189,7 +211,7 @@ def of_phase(workspace: Workspace, phase: str) -> Made:
       T2GError: the phase is not complete, or its record is damaged.
     """
     record = workspace.summary(phase).get("made")
-    kinds = {"version": str, "inputs": dict, "parents": dict, "tokenizer": str, "bases": dict}
+    kinds = {"environment": dict, "inputs": dict, "parents": dict, "tokenizer": str, "bases": dict}
     if not isinstance(record, dict) or not all(
         isinstance(record.get(key), kind) for key, kind in kinds.items()
     ):

@@ -6,21 +6,15 @@ import collections
 import datetime
 import math
 import os
-import pathlib
-import platform
-import shlex
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import rich.console
 
 import t2g_jax
 from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
-from t2g_jax.installation import commit
 from t2g_jax.judges.counts import FAILED
 from t2g_jax.phases import provenance
 from t2g_jax.phases.samples import read_samples
@@ -186,28 +180,22 @@ def contents(workspace: Workspace) -> Report:
         judge=tuple(judge_uses(workspace, summaries)),
         samples=tuple(samples),
         config_yaml=to_yaml(config),
-        environment=environment(config.seed),
+        environment=environment(workspace, phases),
         made_with=tuple(made),
     )
 
 
-def environment(seed: int) -> dict[str, str]:
-    """Where and with what this process works."""
-    return {
-        "t2g_jax": t2g_jax.__version__,
-        "jax": jax.__version__,
-        "python": platform.python_version(),
-        "devices": _devices(),
-        "seed": str(seed),
-        "commit": commit() or "unknown",
-        "command": shlex.join([pathlib.Path(sys.argv[0]).name, *sys.argv[1:]]),
-    }
-
-
-def _devices() -> str:
-    """Those of the process that writes the report: "8 × TPU v5 lite"."""
-    kinds = collections.Counter(device.device_kind for device in jax.devices())
-    return ", ".join(f"{number} × {kind}" for kind, number in kinds.items())
+def environment(workspace: Workspace, phases: Iterable[str]) -> dict[str, str]:
+    """Where and with what complete phases were made; phase by phase where they differ."""
+    values: dict[str, dict[str, list[str]]] = {}
+    for phase in phases:
+        for name, value in provenance.of_phase(workspace, phase)["environment"].items():
+            values.setdefault(name, {}).setdefault(str(value), []).append(phase)
+    found = {"seed": str(workspace.config.seed)}
+    for name, by_value in values.items():
+        each = [f"{value} ({', '.join(made)})" for value, made in by_value.items()]
+        found[name] = "; ".join(each) if each[1:] else next(iter(by_value))
+    return found
 
 
 def judge_uses(workspace: Workspace, summaries: Mapping[str, Any]) -> Iterator[JudgeUse]:
@@ -279,8 +267,9 @@ def made_with(workspace: Workspace, phase: str, evaluation: Mapping[str, Any] | 
     for stretch in record.get("earlier", []):
         was = ", ".join(f"{key}: {value}" for key, value in stretch["inputs"].items())
         differs.append(f"until step {stretch['until']}: {was}")
-    if record["version"] != t2g_jax.__version__:
-        differs.append(f"t2g_jax {record['version']}")
+    version = record["environment"].get("t2g_jax")
+    if version != t2g_jax.__version__:
+        differs.append(f"t2g_jax {version}")
     return MadeWith(
         phase=phase,
         step=(evaluation or workspace.summary(phase)).get("step"),

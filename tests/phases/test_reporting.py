@@ -7,7 +7,7 @@ from tiny import without_checksum
 
 from t2g_jax.config import METHODS
 from t2g_jax.errors import T2GError
-from t2g_jax.phases import reporting, samples
+from t2g_jax.phases import provenance, reporting, samples
 from t2g_jax.phases.workspace import Workspace
 from t2g_jax.training.metrics import read_metrics
 
@@ -239,10 +239,26 @@ def test_the_last_point_is_measured_as_the_others_were(tiny_run, tmp_path):
         assert curve.steps == steps
 
 
-def test_the_environment_says_where_it_was_made(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["/bin/t2g", "report", "my config.yaml"])
-    made = reporting.environment(0)
-    assert made["command"] == "t2g report 'my config.yaml'"
+@pytest.mark.parametrize(
+    ("program", "name"), [("/bin/t2g", "t2g"), ("/x/t2g_jax/__main__.py", "python -m t2g_jax")]
+)
+def test_the_environment_of_a_phase(monkeypatch, program, name):
+    monkeypatch.setattr("sys.argv", [program, "run", "my config.yaml"])
+    made = provenance.environment()
+    assert made["command"] == f"{name} run 'my config.yaml'"
     assert made["devices"] == "8 × cpu"
     assert made["commit"]
-    assert made["seed"] == "0"
+
+
+def test_the_environment_is_that_of_the_phases(tiny_run, tmp_path, monkeypatch):
+    """Not of the process that writes the report."""
+    workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
+    record = without_checksum(workdir / "grpo" / "complete.json")
+    record["made"]["environment"]["commit"] = "0123456789ab"
+    (workdir / "grpo" / "complete.json").write_text(json.dumps(record))
+    made = provenance.of_phase(Workspace(workdir, config), "sft")["environment"]
+    monkeypatch.setattr("sys.argv", ["/bin/t2g", "report"])
+    found = reporting.contents(Workspace(workdir, config)).environment
+    assert found["command"] == made["command"] != "t2g report"
+    assert found["commit"] == f"{made['commit']} (sft); 0123456789ab (grpo)"
+    assert found["seed"] == "0"

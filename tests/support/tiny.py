@@ -95,12 +95,12 @@ def fields_of(section: Section) -> set[tuple[str, str]]:
 
 
 def lines(path) -> list[dict]:
-    """JSON lines without what differs from run to run: times and speeds."""
+    """JSON lines without what differs from run to run: times, speeds and the command."""
     return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def contents(path):
-    """A JSON file without times."""
+    """A JSON file without times, and the command that made it."""
     return _timeless(json.loads(path.read_text()))
 
 
@@ -114,7 +114,9 @@ def without_checksum(path) -> dict:
 def _timeless(value):
     if isinstance(value, dict):
         return {
-            k: _timeless(v) for k, v in value.items() if "second" not in k or k == "second_turn"
+            k: _timeless(v)
+            for k, v in value.items()
+            if k == "second_turn" or not ("second" in k or k == "command")
         }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 
