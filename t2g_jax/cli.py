@@ -614,7 +614,7 @@ _COMMANDS = {
     "evaluate": _Command(
         "measure single-turn accuracy of every trained policy on the test examples",
         "the policies",
-        "evaluation.json beside each: accuracy, uncertainty, the floor of a constant answer",
+        "evaluation.json beside each: accuracy, uncertainty, the floor of what solves nothing",
         _evaluate,
     ),
     "report": _Command(

@@ -33,14 +33,15 @@ from t2g_jax.report.contents import (
     Report,
     ResultRow,
 )
-from t2g_jax.report.formatting import duration
+from t2g_jax.report.formatting import duration, percent
 from t2g_jax.sections import differences
 from t2g_jax.training.metrics import FILE, checksum, read_metrics
 
+SECOND = "accuracy_turn_2"
 CURVES = {
     "test_accuracy": "Single-turn accuracy, test prompts",
     "accuracy": "Single-turn accuracy, training prompts",
-    "accuracy_turn_2": "Accuracy of second attempts",
+    SECOND: "Accuracy of second attempts, after wrong first ones",
     "reward": "Reward",
     "span_reward": "Span reward (mean of a token)",
     "equal_groups": "Groups with equal rewards (share)",
@@ -156,12 +157,12 @@ def contents(workspace: Workspace) -> Report:
     begins = [f"{SFT}: {text}" for text in learnability.of_warm_start(before)]
     begins += [f"{REWARD_MODEL}: {text}" for text in learnability.of_reward_model(scores)]
     second = before.get("second_turn")
-    after_critique = "" if second is None else f", {second:.0%} after one critique"
+    after_critique = "" if second is None else f", {percent(second)} after one critique"
     return Report(
         title=f"t2g_jax: {config.name}",
         subtitle=(
             f"{config.task.name}, seed {config.seed}. After the warm start "
-            f"{before['accuracy']:.0%} of first attempts are right{after_critique}."
+            f"{percent(before['accuracy'])} of first attempts are right{after_critique}."
         ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         warnings=(*begins, *warnings),
@@ -250,7 +251,8 @@ def drawn(
         values = tuple(line[metric] for line in points)
         if points:
             steps = tuple(line["step"] for line in points)
-            curves.append(Curve(label, title, "steps", steps, values))
+            first = metric != SECOND
+            curves.append(Curve(label, title, "steps", steps, values, single_turn=first))
         if counted and metric in BY_TOKENS and counted == points:
             # What is measured in a step is measured before it learns from that step's tokens.
             before = tuple(

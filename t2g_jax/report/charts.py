@@ -2,13 +2,12 @@
 
 import collections
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Iterable, Sequence
 
 from t2g_jax.report import formatting
-from t2g_jax.report.contents import Curve, ResultRow
+from t2g_jax.report.contents import Curve, PhaseTime, ResultRow
 
 WIDTH, HEIGHT = 384, 236
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 42  # margins around the plot
@@ -19,8 +18,8 @@ MARKERS = (  # one shape for each style in turn, so that lines differ without co
     "M0 -4.2L4.2 3.2H-4.2z",
     "M0 -4.4L4.4 0L0 4.4L-4.4 0z",
 )
-_READ_COARSELY = {"nats", "share", "tokens"}
-"""Units in which nobody cares for less than a thousandth, which may be rounding."""
+_LEAST = {"nats": 1e-3, "share": 1e-3, "tokens": 1.0}
+"""By unit, the length of the shortest axis: differences that nobody cares for look like none."""
 MAX_POINTS = 400  # drawn per line; a longer one is thinned, keeping every peak and trough
 
 
@@ -63,10 +62,15 @@ class Chart:
     summary: str
 
 
-def colours(curves: Iterable[Curve], results: Iterable[ResultRow] = ()) -> dict[str, int]:
-    """Line style of every label, in order of appearance; methods in the table share it."""
-    labels = dict.fromkeys([row.method for row in results] + [curve.label for curve in curves])
-    return {label: index % COLOURS for index, label in enumerate(labels)}
+def colours(
+    curves: Iterable[Curve],
+    results: Iterable[ResultRow] = (),
+    phases: Iterable[PhaseTime] = (),
+) -> dict[str, int]:
+    """Style of every label: of methods, which keep it in tables, curves and times, then others."""
+    labels = [row.method for row in results] + [curve.label for curve in curves]
+    labels += [phase.phase for phase in phases]
+    return {label: index % COLOURS for index, label in enumerate(dict.fromkeys(labels))}
 
 
 def marker(colour: int) -> str:
@@ -85,7 +89,7 @@ def charts(curves: Sequence[Curve], results: Sequence[ResultRow] = ()) -> tuple[
         groups.setdefault((curve.metric, curve.x_label), []).append(curve)
     often = collections.Counter(metric for metric, _ in groups)
     return tuple(
-        _chart(metric, x_label, group, _floors(metric, results), palette, often[metric] > 1)
+        _chart(metric, x_label, group, _floors(group, results), palette, often[metric] > 1)
         for (metric, x_label), group in groups.items()
     )
 
@@ -98,7 +102,26 @@ def nice_ticks(low: float, high: float, count: int = 5) -> tuple[float, ...]:
     power = 10.0 ** math.floor(math.log10(rough))
     step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(math.log(s / rough)))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return tuple(round(k * step, 12) for k in range(first, last + 1))
+    return tuple(float(f"{k * step:.15g}") for k in range(first, last + 1))
+
+
+def tick_texts(ticks: Sequence[float], *, as_percent: bool = False) -> tuple[str, ...]:
+    """The ticks of an axis, each told exactly, all in one way: the shortest that does.
+
+    (0.0, 0.5, 1.0) -> "0.0", "0.5", "1.0"; (0, 5000, 10000) -> "0", "5 k", "10 k";
+    (0, 5e-6, 1e-5) -> "0", "0.5e−5", "1.0e−5". Signs are U+2212, and spaces narrow.
+    """
+    if as_percent:
+        return tuple(f"{text}\u202f%" for text in tick_texts([100 * tick for tick in ticks]))
+    largest = max((abs(tick) for tick in ticks), default=0.0)
+    units = [(1.0, "")]
+    if largest >= 10_000:
+        units += [(size, f"\u202f{suffix}") for size, suffix in formatting.SIZES if size <= largest]
+    elif 0 < largest < 1e-3:
+        power = math.floor(math.log10(largest))
+        units.append((10.0**power, f"e{power}"))
+    ways = [_written(ticks, size, suffix) for size, suffix in units]
+    return min(ways, key=lambda texts: max(map(len, texts), default=0))
 
 
 def thin(steps: Sequence[float], values: Sequence[float], limit: int = MAX_POINTS):
@@ -128,7 +151,7 @@ def _chart(metric, x_label, group, floors, palette, say_against) -> Chart:
     as_percent = "accuracy" in metric.lower() and formatting.unit_scale(ys)
     x_range = _spread(min(xs), max(xs))
     title, unit = _split_unit(metric)
-    least = 1e-3 if unit.partition(" ")[0] in _READ_COARSELY else 0.0
+    least = _LEAST.get(unit.partition(" ")[0], 0.0)
     y_range = _y_range(ys, [value for value, _ in floors], as_percent, least)
     if say_against:
         unit = f"{unit}, over {x_label}" if unit else f"over {x_label}"
@@ -151,14 +174,15 @@ def _chart(metric, x_label, group, floors, palette, say_against) -> Chart:
         )
     y_ticks = nice_ticks(*y_range)
     x_ticks = [x for x in nice_ticks(*x_range) if x == round(x)]  # half a step is none
+    x_texts, y_texts = tick_texts(x_ticks), tick_texts(y_ticks, as_percent=as_percent)
     return Chart(
         title=title,
         unit=unit,
         x_label=x_label,
         x_range=x_range,
         y_range=y_range,
-        x_ticks=tuple(Tick(place(x, 0)[0], formatting.count(x)) for x in x_ticks),
-        y_ticks=tuple(Tick(place(0, y)[1], _tick_text(y, y_ticks, as_percent)) for y in y_ticks),
+        x_ticks=tuple(Tick(place(x, 0)[0], t) for x, t in zip(x_ticks, x_texts, strict=True)),
+        y_ticks=tuple(Tick(place(0, y)[1], t) for y, t in zip(y_ticks, y_texts, strict=True)),
         lines=tuple(lines),
         floors=tuple(Floor(place(0, value)[1], text) for value, text in floors),
         as_percent=as_percent,
@@ -181,12 +205,14 @@ def _trace(steps, values, place):
     return path, dots, (runs[-1][-1] if runs else None)
 
 
-def _floors(metric: str, results: Sequence[ResultRow]) -> list[tuple[float, str]]:
-    """Floors to draw on an accuracy chart: its own task's if the metric names one, else all."""
-    if "accuracy" not in metric.lower():
+def _floors(group: Sequence[Curve], results: Sequence[ResultRow]) -> list[tuple[float, str]]:
+    """Floors to draw on a chart of single-turn accuracy, which is what they are measured in: its
+    own task's if the metric names one, else all."""
+    metric = group[0].metric.lower()
+    if "accuracy" not in metric or not all(curve.single_turn for curve in group):
         return []
     rows = [row for row in results if math.isfinite(row.floor)]
-    named = [row for row in rows if row.task.lower() in metric.lower()]
+    named = [row for row in rows if row.task.lower() in metric]
     tasks = {row.task for row in named or rows}
     many = len(tasks) > 1
     found = {(row.floor, f"floor, {row.task}" if many else "floor") for row in named or rows}
@@ -198,11 +224,13 @@ def _y_range(values, floors, as_percent, least) -> tuple[float, float]:
     low, high = min(values), max(values)
     if as_percent:
         return 0.0, min(1.0, max(high, *floors, 0.05) * 1.1)
-    least = max(least, 1e-6, 1e-4 * max(abs(low), abs(high)))
+    least = max(least, 1e-5, 1e-4 * max(abs(low), abs(high)))
     if high - low < least:
-        middle = (low + high) / 2
-        start = 0.0 if low >= 0 and high < least else middle - least / 2
-        return (start, start + least) if high > low else _spread(low, high)
+        wide_low, wide_high = _spread(low, high)
+        if wide_high - wide_low >= least:
+            return wide_low, wide_high
+        start = 0.0 if low >= 0 and high < least else (low + high - least) / 2
+        return start, start + least
     if low >= 0 and low < 0.4 * high:
         low = 0.0
     low, high = _spread(low, high)
@@ -218,17 +246,17 @@ def _spread(low: float, high: float) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _tick_text(value: float, ticks: Sequence[float], as_percent: bool) -> str:
-    if as_percent:
-        return _tick_text(value * 100, [tick * 100 for tick in ticks], False) + "\u202f%"
-    largest = max(abs(tick) for tick in ticks)
-    if largest >= 10_000:
-        return formatting.count(value)
-    step = min((b - a for a, b in itertools.pairwise(ticks)), default=largest or 1.0)
-    if step < 1e-4:
-        return f"{value:.0e}" if value else "0"
-    digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return f"{value:.{digits}f}".replace("-", "−")
+def _written(ticks: Sequence[float], size: float, suffix: str) -> tuple[str, ...]:
+    """In units of `size`, with as few decimals as leave nothing of any tick away."""
+    scaled = [tick / size for tick in ticks]
+    rounding = 1e-12 * max(map(abs, scaled), default=0.0)
+    digits = next(
+        n for n in range(400) if all(abs(value - round(value, n)) <= rounding for value in scaled)
+    )
+    return tuple(
+        f"{value:.{digits}f}{suffix}".replace("-", "−") if value or suffix == "" else "0"
+        for value in scaled
+    )
 
 
 def _split_unit(metric: str) -> tuple[str, str]:

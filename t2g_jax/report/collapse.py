@@ -51,7 +51,7 @@ def collapses(
 
     Args:
       lines: of a policy's `metrics.jsonl`, oldest first; what they do not have is not looked at.
-      floor, floor_policy: the best accuracy of a policy that ignores the question, and that policy.
+      floor, floor_policy: the accuracy of the best policy that solves nothing, and that policy.
 
     Returns:
       Signs of the kinds "entropy", "length", "cut off", "ratio", "sampler" and "floor"; "equal"
@@ -151,7 +151,7 @@ class Watch:
 
     def _at(self) -> str:
         policy = f" ({self._policy})" if self._policy else ""
-        return f"where the floor is: {self._floor:.1%} without reading the question{policy}"
+        return f"where the floor is: {self._floor:.1%}{policy}"
 
 
 def _always(lines: Sequence[Line], name: str, holds: Callable[[float], bool]) -> bool:

@@ -35,6 +35,8 @@ class Curve(_Strict):
         Curves with the same metric and x_label share a chart.
       x_label: what `steps` counts: "optimizer steps", "tokens trained".
       steps, values: [N] float; a value that is not finite leaves a gap.
+      single_turn: False for what is not of first attempts without feedback, and so is not compared
+        with the floor of an accuracy.
     """
 
     label: str
@@ -42,6 +44,7 @@ class Curve(_Strict):
     x_label: str
     steps: tuple[float, ...]
     values: tuple[float, ...]
+    single_turn: bool = True
 
     def __post_init__(self):
         if len(self.steps) != len(self.values):
@@ -59,8 +62,8 @@ class ResultRow(_Strict):
       method, task: names.
       before, after: accuracy in [0, 1] (or a score on another scale, if the whole task uses it).
       before_interval, after_interval: (low, high), 95 %; see `statistics.clustered_interval`.
-      floor: the best accuracy of a policy that ignores the question, NaN if unknown.
-      floor_policy: that policy in words: "always answer infeasible".
+      floor: the accuracy of the best policy that solves nothing, NaN if unknown.
+      floor_policy: that policy in words: "copies the input".
       tokens_trained, tokens_generated: tokens with a loss, tokens sampled.
       seconds: wall-clock time of the run.
     """

@@ -5,6 +5,7 @@ import math
 
 MISSING = "–"
 _NARROW = "\u202f"  # narrow no-break space, between a number and its unit
+SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -53,7 +54,7 @@ def count(value: float) -> str:
         return MISSING
     if abs(value) < 10_000:
         return f"{value:g}"
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, suffix in SIZES:
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{_NARROW}{suffix}"
     raise AssertionError("unreachable: a value of at least 10,000 is at least a thousand")

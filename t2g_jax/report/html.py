@@ -15,6 +15,7 @@ import math
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jinja2
@@ -37,7 +38,7 @@ def render(report: Report) -> str:
     environment.filters |= {name: getattr(formatting, name) for name in writers}
     template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
     figures = charts.charts(report.curves, report.results)
-    palette = charts.colours(report.curves, report.results)
+    palette = charts.colours(report.curves, report.results, report.phases)
     page = template.render(
         report=report,
         policy=_content_security_policy(style, script),
@@ -48,10 +49,11 @@ def render(report: Report) -> str:
         frame=charts,
         palette=palette,
         legend={line.label: line.colour for figure in figures for line in figure.lines},
-        bars=_time_bars(report),
+        bars=_time_bars(report, palette),
         macro_f1=_mean([score.f1 for score in report.class_scores]),
         support=sum(score.support for score in report.class_scores),
         reliability=reliability_rows(report.calibration),
+        differences=any(made.differs or made.misfits for made in report.made_with),
         config=_yaml_lines(report.config_yaml),
         data=_json_for_script(
             {
@@ -124,10 +126,10 @@ def _tasks(results) -> list[_Task]:
     return tasks
 
 
-def _time_bars(report: Report) -> dict[str, Any]:
+def _time_bars(report: Report, palette: Mapping[str, int]) -> dict[str, Any]:
     total = sum(phase.seconds for phase in report.phases if math.isfinite(phase.seconds))
     bars, start = [], 0.0
-    for index, phase in enumerate(report.phases):
+    for phase in report.phases:
         share = phase.seconds / total if total > 0 and math.isfinite(phase.seconds) else 0.0
         bars.append(
             {
@@ -136,7 +138,7 @@ def _time_bars(report: Report) -> dict[str, Any]:
                 "share": share,
                 "x": f"{100 * start:.3f}%",
                 "width": f"{100 * share:.3f}%",
-                "colour": index % charts.COLOURS,
+                "colour": palette[phase.phase],
             }
         )
         start += share

@@ -9,6 +9,7 @@ from t2g_jax.config import METHODS
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import provenance, reporting, samples
 from t2g_jax.phases.workspace import Workspace
+from t2g_jax.report.formatting import percent
 from t2g_jax.training.metrics import read_metrics
 
 
@@ -44,6 +45,11 @@ def test_contents(tiny_run):
         assert (method, reporting.CURVES["kl"]) in drawn
         assert (method, reporting.CURVES["test_accuracy"]) in drawn
     assert ("rltf-sd", reporting.CURVES["accuracy_turn_2"]) in drawn
+    assert "wrong first" in reporting.CURVES["accuracy_turn_2"]
+    assert {curve.metric for curve in report.curves if not curve.single_turn} == {
+        reporting.CURVES["accuracy_turn_2"]
+    }
+    assert f"{percent(report.results[0].before)} of first attempts" in report.subtitle
     tested = next(c for c in report.curves if c.metric == reporting.CURVES["test_accuracy"])
     assert tested.steps == (1, 3)
     assert [score.label for score in report.class_scores] == ["poor", "neutral", "good"]

@@ -52,6 +52,7 @@ def test_each_sign_is_told_once_when_most_of_a_window_shows_it(name, value, kind
     assert sign.step == 15 + WINDOW // 2
     assert words in sign.text
     assert ("copy the input" in sign.text) == (kind == "floor")
+    assert "question" not in sign.text  # which such a policy may well read
 
 
 def bad(steps=40, **values):
