@@ -60,6 +60,104 @@ def test_a_table_that_goes_on_says_so_until_its_end_is_seen(open_page):
     assert width <= inner == PHONE[0]
 
 
+def test_a_row_of_a_table_keeps_its_name_in_sight(open_page):
+    driver = open_page(_SAMPLE["report"](1), size=PHONE)
+    for box in all_of(driver, ".scroll"):
+        driver.execute_script("arguments[0].scrollLeft = 1e6", box)
+        for name in all_of(box, "th[scope=row], thead tr:first-child th:first-child"):
+            assert name.rect["x"] == pytest.approx(box.rect["x"], abs=1)
+            assert name.value_of_css_property("background-color") == one(
+                driver, "body"
+            ).value_of_css_property("background-color")
+    scrolled = "return [...document.querySelectorAll('.scroll')].some((box) => box.scrollLeft > 50)"
+    assert driver.execute_script(scrolled)
+
+
+@pytest.mark.parametrize(("size", "shown"), [(PHONE, False), ((1280, 1000), True)])
+def test_the_key_of_the_bars_is_there_where_they_are(open_page, size, shown):
+    driver = open_page(_SAMPLE["report"](1), size=size)
+    parts = all_of(driver, "#results .legend, #results .legend-item, #results svg.scale")
+    assert len(parts) > 5
+    assert {part.is_displayed() for part in parts} == {shown}
+    assert "The floor is" in one(driver, "#results").text
+
+
+def touch(driver, element, *, x=0, y=0, lift=True):
+    """A finger on the middle of an element, or (x, y) pixels from it; returns where it is."""
+    driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+    box = driver.execute_script(
+        "const b = arguments[0].getBoundingClientRect(); return [b.x, b.y, b.width, b.height]",
+        element,
+    )
+    point = {"x": box[0] + box[2] / 2 + x, "y": box[1] + box[3] / 2 + y}
+    send = driver.execute_cdp_cmd
+    send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [point]})
+    if lift:
+        send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    return point["x"], point["y"]
+
+
+@pytest.fixture
+def phone(open_page, driver):
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    yield open_page(_SAMPLE["report"](), size=PHONE)
+    driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
+def test_a_tap_reads_a_value_until_the_next_one(phone):
+    def said():
+        return one(phone, "#tip").text
+
+    first, second = all_of(phone, ".chart")[:2]
+    touch(phone, first)
+    assert "optimizer steps" in said()  # though the finger is gone
+    assert len(all_of(first, ".cross")) == 1
+    touch(phone, second, x=-60)
+    assert "optimizer steps" in said()
+    assert [len(all_of(chart, ".cross")) for chart in (first, second)] == [0, 1]
+    touch(phone, one(phone, "h1"))
+    assert said() == ""
+    assert all_of(phone, ".cross") == []
+
+    tokens = all_of(phone, ".tokens:first-of-type .t")
+    touch(phone, tokens[0])
+    assert "token 1 of" in said()
+    assert len(all_of(phone, ".tokens .t.on")) >= 2  # in either pane
+    touch(phone, tokens[3])
+    assert "token 4 of" in said()
+    touch(phone, first)
+    assert "optimizer steps" in said()
+    assert all_of(phone, ".tokens .t.on") == []
+    touch(phone, tokens[0])
+    phone.switch_to.active_element.send_keys("\ue00c")  # Escape
+    assert (said(), all_of(phone, ".tokens .t.on")) == ("", [])
+    assert "hover or tap" in one(phone, "#colour-key").text
+
+
+def test_escape_ends_what_the_mouse_reads(open_page):
+    from selenium.webdriver import ActionChains
+
+    driver = open_page(_SAMPLE["report"](1))
+    chart = one(driver, ".chart")
+    ActionChains(driver).scroll_to_element(chart).move_to_element(chart).perform()
+    assert "optimizer steps" in one(driver, "#tip").text
+    ActionChains(driver).send_keys("\ue00c").perform()
+    assert one(driver, "#tip").text == ""
+    assert all_of(driver, ".cross") == []
+
+
+def test_a_finger_that_scrolls_reads_nothing(phone):
+    token = one(phone, ".tokens .t")
+    x, y = touch(phone, token, lift=False)
+    assert "token 1 of" in one(phone, "#tip").text
+    send = phone.execute_cdp_cmd
+    for distance in range(10, 200, 10):
+        moved = {"type": "touchMove", "touchPoints": [{"x": x, "y": y - distance}]}
+        send("Input.dispatchTouchEvent", moved)
+    send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert one(phone, "#tip").text == ""
+
+
 def test_a_table_that_fits_says_nothing(open_page):
     driver = open_page(_SAMPLE["report"](1))
     assert not any(hint.is_displayed() for hint in all_of(driver, ".more"))
@@ -95,6 +193,19 @@ def test_two_charts_of_a_title_say_what_differs(open_page):
         "accuracy over steps", "accuracy over tokens generated",
         "KL nats, over steps", "KL nats, over tokens generated", "reward",
     ]  # fmt: skip
+
+
+def test_plots_of_a_row_stand_side_by_side(open_page):
+    """Though some titles are longer than a line."""
+    curves = tuple(
+        Curve("grpo", f"Single-turn accuracy of {name}", against, (0.0, 1.0), (0.1, 0.2))
+        for name in ("test prompts", "prompts that nobody has ever seen")
+        for against in ("steps", "tokens generated")
+    )
+    driver = open_page(Report("r", curves=curves))
+    captions, plots = (all_of(driver, selector)[:3] for selector in ("figcaption", ".chart"))
+    assert len({caption.rect["height"] for caption in captions}) > 1
+    assert len({plot.rect["y"] for plot in plots}) == 1
 
 
 @pytest.mark.parametrize(
@@ -223,6 +334,19 @@ def test_advantages_never_stand_under_the_key_of_labels(open_page):
     view("advantage")
     assert one(driver, "#colour-key").text.startswith("discouraged")
     assert said() == [("Advantage", []), ("Advantage", [])]
+
+
+def test_values_that_are_all_0_are_said_to_be(open_page):
+    zero = sample_of(TokenCell("a", None, 0.0, 0.0), TokenCell("b", None, 1.0, 0.0))
+    driver = open_page(Report("r", samples=(zero, sample_of(TokenCell("a", None, 0.0, 0.5)))))
+    views = {}
+    for view in ("true", "advantage"):
+        driver.execute_script("arguments[0].click()", one(driver, f"input[value={view}]"))
+        views[view] = texts(driver, ".pane h4")
+    assert views == {
+        "true": ["True label", "True label, 0 on every token"],
+        "advantage": ["Advantage, 0 on every token", "Advantage"],
+    }
 
 
 def test_labels_never_stand_under_the_key_of_advantages(open_page):

@@ -10,7 +10,17 @@ import re
 import numpy as np
 import pytest
 
-from t2g_jax.report.contents import Curve, JudgeUse, Report, ResultRow, Retry, Sample, TokenCell
+from t2g_jax.report.contents import (
+    Curve,
+    JudgeUse,
+    MadeWith,
+    PhaseTime,
+    Report,
+    ResultRow,
+    Retry,
+    Sample,
+    TokenCell,
+)
 from t2g_jax.report.html import advantage_scale, render, write
 
 ASSETS = importlib.resources.files("t2g_jax.report") / "assets"
@@ -201,6 +211,49 @@ def test_warnings_stand_at_the_top():
     text = render(Report("r", warnings=("entropy <fell>",), results=(row,)))
     assert re.findall(r'<section id="([\w-]+)"', text)[:2] == ["warnings", "results"]
     assert "entropy &lt;fell&gt;" in text
+
+
+ROW = ResultRow("grpo", "t", 0.25, (0.2, 0.3), 0.75, (0.7, 0.8), 0.5, "guess", 1, 2, 3.0)
+
+
+def test_the_costs_of_a_method_say_what_they_leave_out():
+    times = (PhaseTime("sft", 60.0), PhaseTime("annotate", 3.0), PhaseTime("grpo", 3.0))
+    text = visible(render(Report("r", results=(ROW,), phases=times)))
+    assert "of the method alone; what it shares with others, or starts from, is under Time" in text
+    assert "of the method alone" not in visible(
+        render(Report("r", results=(ROW,)))
+    )  # no such place
+
+
+def test_a_time_is_said_once_and_in_the_colour_of_its_method():
+    times = (PhaseTime("sft", 75.0), PhaseTime("grpo", 3.0))
+    page = render(Report("r", results=(ROW,), phases=times))
+    (section,) = re.findall(r'<section id="time".*?</section>', page, re.S)
+    assert re.findall(r'<rect class="c(\d+)" x=', section) == ["1", "0"]
+    assert re.findall(r'<circle class="after c(\d+)"', page) == ["0"]
+    text = visible(section)
+    assert "sft 1 min 15 s 96.2 % grpo 3.0 s 3.8 % Total 1 min 18 s" in text
+    assert "Seconds" not in text
+
+
+def test_the_floor_is_said_to_solve_nothing():
+    text = visible(render(Report("r", results=(ROW,))))
+    assert "The floor is that of the best policy that solves nothing." in text
+    assert "ignores" not in text
+
+
+def test_a_column_of_differences_is_there_when_something_differs():
+    same = MadeWith("sft", 3, "4 samples")
+    column = "Other than the configuration below"
+    assert column not in render(Report("r", made_with=(same, same)))
+    for different in (
+        dataclasses.replace(same, differs=("seed: 1",)),
+        dataclasses.replace(same, misfits=("another sft/",)),
+    ):
+        page = render(Report("r", made_with=(same, different)))
+        (table,) = re.findall(r'<table class="made-with">.*?</table>', page, re.S)
+        assert column in table
+        assert table.count("<td") == 6
 
 
 def test_half_a_surrogate_pair_does_not_stop_the_page(tmp_path):

@@ -29,23 +29,40 @@
   const visible = (text) => text.replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu,
     (c) => ({ "\n": "↵", "\t": "⇥", "\r": "␍" })[c] ?? code(c));
 
-  // ---- The read-out, kept beside whatever `boxOf` measures while the page scrolls
-  let boxOf = null;
-  function showTip(measure, heading, pairs) {
-    tip.replaceChildren(make("div", "head", heading),
-      ...pairs.map(([name, value]) => make("div", "pair", make("span", "", name), make("span", "", value))));
-    tip.hidden = false;
-    boxOf = measure;
-    placeTip();
+  // ---- The read-out, kept beside whatever it reads while the page scrolls; one at a time.
+  // A mouse ends it by leaving, a finger by touching something else, the keyboard by moving on.
+  let reading = null;  // { element, measure, close }
+  function readout(element, clear) {
+    function close() {
+      clear();
+      if (reading?.element !== element) return;
+      reading = null;
+      tip.hidden = true;
+    }
+    function open(measure, heading, pairs) {
+      if (reading?.element !== element) reading?.close();
+      reading = { element, measure, close };
+      tip.replaceChildren(make("div", "head", heading),
+        ...pairs.map(([name, value]) => make("div", "pair", make("span", "", name), make("span", "", value))));
+      tip.hidden = false;
+      placeTip();
+    }
+    element.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") close(); });
+    element.addEventListener("pointercancel", close);  // the finger scrolls
+    element.addEventListener("blur", close);
+    return [open, close];
   }
+  addEventListener("pointerdown", (event) => {
+    if (!reading?.element.contains(event.target)) reading?.close();
+  });
+  addEventListener("keydown", (event) => { if (event.key === "Escape") reading?.close(); });
   function placeTip() {
-    if (tip.hidden) return;
-    const box = boxOf(), { width, height } = tip.getBoundingClientRect();
+    if (!reading) return;
+    const box = reading.measure(), { width, height } = tip.getBoundingClientRect();
     const left = Math.min(Math.max(8, box.left + box.width / 2 - width / 2), innerWidth - width - 8);
     const top = box.top - height - 8 > 4 ? box.top - height - 8 : box.bottom + 8;
     tip.style.transform = `translate(${left}px, ${top}px)`;
   }
-  const hideTip = () => { tip.hidden = true; };
   addEventListener("scroll", placeTip, { passive: true, capture: true });
 
   // ---- Tables wider than the screen say so, for as long as there is more to see
@@ -77,6 +94,7 @@
     const py = (y) => bottom - (y - y0) / (y1 - y0) * (bottom - top);
     const overlay = document.createElementNS(svg.namespaceURI, "g");
     svg.append(overlay);
+    const [open] = readout(svg, () => overlay.replaceChildren());
     let at = steps.length - 1;
 
     function nearest(line, x) {
@@ -106,25 +124,23 @@
         pairs.push([line.label + away, chart.percent ? `${(100 * value).toFixed(1)} %` : plain(value)]);
         add("circle", `after c${line.colour}`, { cx: px(line.steps[i]), cy: py(value), r: 3.5 });
       }
-      showTip(() => {
+      open(() => {
         const { left, top, bottom, width } = svg.getBoundingClientRect();
         return { left: left + px(x) * width / svg.viewBox.baseVal.width, width: 0, top, bottom };
       }, `${chart.x} ${x.toLocaleString("en")}`, pairs);
     }
-    function hide() { overlay.replaceChildren(); hideTip(); }
-    svg.addEventListener("pointermove", (event) => {
+    function point(event) {
       const frame = svg.getBoundingClientRect();
       const x = x0 + ((event.clientX - frame.left) * svg.viewBox.baseVal.width / frame.width - left)
         / (right - left) * (x1 - x0);
       let best = 0;
       steps.forEach((s, i) => { if (Math.abs(s - x) < Math.abs(steps[best] - x)) best = i; });
       show(best);
-    });
-    svg.addEventListener("pointerleave", hide);
-    svg.addEventListener("blur", hide);
+    }
+    svg.addEventListener("pointermove", point);
+    svg.addEventListener("pointerdown", point);
     svg.addEventListener("keydown", (event) => {
       const move = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: steps.length - 1 }[event.key];
-      if (event.key === "Escape") hide();
       if (move === undefined) return;
       event.preventDefault();
       show(tip.hidden && event.key.startsWith("Arrow") ? at : move);
@@ -237,7 +253,7 @@
     const spans = (i) => box.querySelectorAll(`[data-i="${i}"]`);
     const light = (i, on) => readers.forEach((reader) => reader(i, on));
     readers.push((i, on) => spans(i).forEach((span) => span.classList.toggle("on", on)));
-    function leave() { if (at >= 0) light(at, false); at = -1; hideTip(); }
+    const [open, leave] = readout(box, () => { if (at >= 0) light(at, false); at = -1; });
     function read(i) {
       leave();
       at = Math.max(0, Math.min(attempt.text.length - 1, i));
@@ -250,18 +266,15 @@
         if (value !== null) pairs.push([NAMES[key], signed(value, Number.isInteger(value) ? 0 : 3)]);
       }
       const name = make("code", "", `“${visible(attempt.text[at])}”`);
-      showTip(() => span.getBoundingClientRect(), name,
+      open(() => span.getBoundingClientRect(), name,
         [[`token ${at + 1} of ${attempt.text.length}`, pairs.length ? "" : "no value"], ...pairs]);
     }
     box.addEventListener("pointerover", (event) => {
       const span = event.target.closest("[data-i]");
       if (span) read(+span.dataset.i); else leave();
     });
-    box.addEventListener("pointerleave", leave);
-    box.addEventListener("blur", leave);
     let last = -1;
     box.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") { leave(); return; }
       const move = { ArrowLeft: last - 1, ArrowRight: last + 1, Home: 0, End: attempt.text.length - 1 }[event.key];
       if (move === undefined) return;
       event.preventDefault();
@@ -270,7 +283,9 @@
       read(target);
       last = target;
     });
-    const heading = make("h4", "", NAMES[which]);
+    // Without colours it would look like one that nothing is known of.
+    const level = attempt[which].includes(0) && !attempt[which].some(Boolean);
+    const heading = make("h4", "", NAMES[which] + (level ? ", 0 on every token" : ""));
     // Not what was asked for, and not on its scale: with a key of its own.
     const other = (which === "advantage") !== (shown[0] === "advantage");
     return make("div", "pane", heading,
@@ -367,7 +382,7 @@
     ["sort", "find", "where", "previous", "next"].map((id) => document.getElementById(id));
 
   function draw() {
-    hideTip();
+    reading?.close();
     const first = page * PER_PAGE, slice = order.slice(first, first + PER_PAGE);
     cards.replaceChildren(...(slice.length ? slice.map(card) : [make("p", "empty", "No sample matches.")]));
     where.textContent = order.length
@@ -380,7 +395,7 @@
     document.getElementById("colour-key").replaceChildren(
       ...colourKey(shown[0], cards.querySelector(".pane-key") !== null),
       make("span", "t poor firm", `dotted: ${down}`), make("span", "t good firm", `solid: ${up}`),
-      make("span", "", "from half of full strength. Exact values: hover, or focus and use ← →"));
+      make("span", "", "from half of full strength. Exact values: hover or tap, or focus and use ← →"));
   }
 
   // ---- Filters: one choice each, shown where samples differ in it
