@@ -46,6 +46,21 @@ def test_accuracies_are_percentages_and_scores_are_not():
     assert not formatting.unit_scale([0.5, 4.2])
 
 
+def test_what_is_negative_has_a_minus_sign_everywhere():
+    texts = [
+        formatting.percent(-0.05),
+        formatting.score(-0.5, unit=False),
+        formatting.interval((-0.75, -0.25), unit=False),
+        formatting.gain(0.5, 0.25, unit=False),
+        formatting.count(-5),
+        formatting.count(-25_000),
+        formatting.decimal(-0.5),
+    ]
+    assert list(map(plain, texts)) == [
+        "−5.0 %", "−0.50", "−0.75–−0.25", "−0.25", "−5", "−25 k", "−0.500",
+    ]  # fmt: skip
+
+
 def test_moment():
     assert formatting.moment("2026-02-11T09:30:00+00:00") == "11 February 2026, 09:30 UTC"
     assert formatting.moment("2026-02-11T09:30") == "11 February 2026, 09:30"
