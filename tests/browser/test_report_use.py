@@ -8,7 +8,7 @@ import runpy
 
 import pytest
 
-from t2g_jax.report.contents import Curve, Report, ResultRow, Retry, Sample, TokenCell
+from t2g_jax.report.contents import Curve, PhaseTime, Report, ResultRow, Retry, Sample, TokenCell
 
 _SAMPLE = runpy.run_path(
     str(pathlib.Path(__file__).parents[1] / "report" / "sample_report.py"), run_name="sample_report"
@@ -234,6 +234,22 @@ def test_what_is_small_and_no_rounding_is_drawn(open_page):
     first, last = (float(y) for y in re.findall(r" ([\d.]+)",
                    one(driver, ".chart path.line").get_attribute("d")))  # fmt: skip
     assert first - last > 100
+
+
+def test_sixteen_phases_look_different(open_page):
+    """Those that are no methods too, where the colors have been given away."""
+    phases = tuple(PhaseTime(f"phase {k}", 1.0) for k in range(16))
+    results = tuple(
+        ResultRow(f"phase {k}", "t", 0.2, (0.1, 0.3), 0.7, (0.6, 0.8), 0.1, "guess", 1, 2, 3.0)
+        for k in range(6)
+    )
+    driver = open_page(Report("r", results=results, phases=phases))
+    for selector in (".stack rect", ".time th rect"):
+        looks = {
+            (part.value_of_css_property("fill"), part.value_of_css_property("fill-opacity"))
+            for part in all_of(driver, selector)
+        }
+        assert len(looks) == 16
 
 
 # --- Samples
