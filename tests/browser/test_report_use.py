@@ -209,6 +209,23 @@ def test_plots_of_a_row_stand_side_by_side(open_page):
 
 
 @pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ([1.0, 1.0001, 1.0002], "1.00010"),
+        ([0.0, 0.5, 1.0], "0.500"),
+        ([-2e-5, -1.5e-5, 0.0], "−1.50e−5"),
+        ([0.0, 120.0, 240.0], "120.0"),
+        ([25_000.0, 25_000.5, 25_002.0], "25000.5"),
+    ],
+)
+def test_a_read_out_tells_values_apart(open_page, values, read):
+    curve = Curve("grpo", "reward", "steps", (0.0, 1.0, 2.0), tuple(values))
+    driver = open_page(Report("r", curves=(curve,)))
+    one(driver, ".chart").send_keys("\ue010", "\ue012")  # End, left arrow
+    assert one(driver, "#tip").text.split("\n") == ["steps 1", "grpo", read]
+
+
+@pytest.mark.parametrize(
     ("metric", "values"),
     [
         ("KL of sampler and trainer (nats)", [3e-9, 4e-8, 1e-9, 2e-8]),

@@ -17,11 +17,11 @@
   // ---- Numbers and invisible characters, written so that a person can read them
   const signed = (value, digits = 3) =>
     value === null ? "–" : (value < 0 ? "−" : value > 0 ? "+" : "") + Math.abs(value).toFixed(digits);
-  const plain = (value) => {
-    const size = Math.abs(value);
-    const text = value === 0 || (size >= 0.001 && size < 100) ? size.toFixed(3)
-      : size >= 100 && size < 1e6 ? size.toFixed(1) : size.toExponential(2);
-    return (value < 0 ? "−" : "") + text;
+  const plain = (value, range) => {  // so that a thousandth of the range shows, of six digits
+    const size = Math.abs(value), power = (x) => Math.floor(Math.log10(x || 1));
+    const digits = Math.max(0, Math.min(3 - power(range), 5 - power(size)));
+    const text = value === 0 || (size >= 0.001 && size < 1e6) ? size.toFixed(digits) : size.toExponential(2);
+    return (value < 0 ? "−" : "") + text.replace("-", "−");
   };
   const code = (c) => `⟨U+${c.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
   const harmless = (text) =>  // without controls, and without what would reorder the text around it
@@ -121,7 +121,7 @@
         if (i < 0) continue;
         const value = line.values[i];
         const away = line.steps[i] === x ? "" : ` (at ${line.steps[i].toLocaleString("en")})`;
-        pairs.push([line.label + away, chart.percent ? `${(100 * value).toFixed(1)} %` : plain(value)]);
+        pairs.push([line.label + away, chart.percent ? `${(100 * value).toFixed(1)} %` : plain(value, y1 - y0)]);
         add("circle", `after c${line.colour}`, { cx: px(line.steps[i]), cy: py(value), r: 3.5 });
       }
       open(() => {
