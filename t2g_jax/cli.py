@@ -282,9 +282,11 @@ def _accept_changes(config: Config, workdir: pathlib.Path) -> None:
     from t2g_jax import hosts
     from t2g_jax.phases import pretrained
     from t2g_jax.phases.context import parts, say
-    from t2g_jax.phases.workspace import accept_changes
+    from t2g_jax.phases.workspace import accept_changes, is_run
     from t2g_jax.training.trackers import require_packages
 
+    if not hosts.from_first(lambda: is_run(workdir)):
+        return  # there is nothing that a change could be of
     parts(config)  # what cannot begin is not recorded
     require_packages(config)
     hosts.from_first(lambda: pretrained.check_tokenizer(config, workdir / "tokenizer"))

@@ -50,6 +50,8 @@ MOST = 2**31 - 1
 """Arrays count with 32 bits."""
 PositiveInt = typing.Annotated[int, annotated_types.Interval(gt=0, le=MOST)]
 NonNegativeInt = typing.Annotated[int, annotated_types.Interval(ge=0, le=MOST)]
+MOST_TURNS = 64
+"""Attempts of a conversation."""
 Seed = typing.Annotated[int, annotated_types.Interval(ge=0, lt=2**64)]
 """Each is another run: nothing takes a part of it."""
 Tokens = typing.Annotated[int, annotated_types.Interval(gt=0, lt=2**53)]
@@ -307,7 +309,7 @@ class JudgeConfig(Section):
     """How much it says: right or wrong; what is wrong; or what and where, with quotes."""
     name: str = "task"
     """The puzzle's own program; or one of yours, `package.module:factory`, see docs/judges.md."""
-    timeout_seconds: PositiveFloat = 60.0
+    timeout_seconds: typing.Annotated[Float, annotated_types.Interval(gt=0.0, le=1e6)] = 60.0
     """Longest that one critique may take; then it counts as failed."""
     max_failures_in_a_row: PositiveInt = 50
     """The run ends with this failure: a judge that is down must not go unnoticed."""
@@ -661,7 +663,7 @@ class EpisodeConfig(GroupConfig):
 
     gamma: Fraction = 0.1
     """Discount from turn to turn."""
-    turns: typing.Annotated[int, annotated_types.Ge(2)] = 2
+    turns: typing.Annotated[int, annotated_types.Interval(ge=2, le=MOST_TURNS)] = 2
     """Attempts a conversation may have; a correct one ends it."""
 
     @property
@@ -731,7 +733,7 @@ class RLTFFMConfig(EpisodeConfig):
 class RejectionSamplingConfig(RolloutConfig):
     """Supervised learning on the policy's own right answers, as answers to the first prompt."""
 
-    turns: PositiveInt = 2
+    turns: typing.Annotated[int, annotated_types.Interval(ge=1, le=MOST_TURNS)] = 2
     """Attempts a conversation may have: 1, or more with feedback between them."""
 
     @property
@@ -773,7 +775,7 @@ class TrainingConfig(Section):
 
     max_skipped_updates: PositiveInt = 10
     """Updates with a NaN or Inf in loss or gradients are skipped; so many in a row end the run."""
-    watchdog_minutes: NonNegativeFloat = 30.0
+    watchdog_minutes: typing.Annotated[Float, annotated_types.Interval(ge=0.0, le=1e6)] = 30.0
     """A process without progress for so long says where it is stuck, and ends. 0: never."""
 
 

@@ -109,7 +109,7 @@ def test_runs_of_other_commits_are_not_put_into_one_table(readme, finished, tmp_
     page.write_text(PAGE)
     for path in (finished / "seed1").glob("*/complete.json"):
         record = tiny.without_checksum(path)
-        record["made"]["environment"]["commit"] = "0123456789ab"
+        record["environment"]["commit"] = "0123456789ab"
         path.write_text(json.dumps(record))
     with pytest.raises(SystemExit, match=r"differ in more than their seed, in commit$"):
         readme(finished / "seed0", finished / "seed1", "--page", page)

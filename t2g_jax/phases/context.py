@@ -478,7 +478,8 @@ def once(
                     )
             return summary
         hosts.from_first(lambda: provenance.require_fit(workspace, needs))
-        return workspace.complete(phase, work(Context.open(config, workdir)))
+        summary = work(Context.open(config, workdir))
+        return workspace.complete(phase, summary | {"environment": provenance.environment()})
 
 
 def say(line: str) -> None:

@@ -2,8 +2,8 @@
 
 A phase keeps, in its complete.json and beside every checkpoint, what it was made from: the values
 of the config that it reads, fingerprints of the artifacts of earlier phases, of the tokenizer and
-of pretrained models, and where and by which version of this package. Who builds on an artifact
-checks that it still fits what is there; who shows it shows what it was made with.
+of pretrained models, and the version of this package. Who builds on an artifact checks that all of
+these are still the ones that are there; who shows it shows what it was made with.
 """
 
 from __future__ import annotations
@@ -54,9 +54,10 @@ _NOT_MEASURES = {
 _TOKENIZER = "another tokenizer than the one that is there"
 
 Made = dict[str, Any]
-"""JSON: "environment", "inputs" by dotted key, "parents" (phase → fingerprint), "tokenizer",
-"bases" (key of the config → fingerprint of the pretrained model there); and "earlier", if the phase
-went on with changed inputs: what they had been before, and for how many steps (or records)."""
+"""JSON: "version", "inputs" by dotted key, "parents" (phase → fingerprint), "tokenizer", "bases"
+(key of the config → fingerprint of the pretrained model there); and "earlier", if the phase went on
+with changed inputs: what they had been before, and for how many steps (or records). Its shape is
+`records.Made`."""
 
 
 def inputs(phase: str, config: Config) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def made(workspace: Workspace, phase: str) -> Made:
     if phase in (REWARD_MODEL, "text2grad"):
         bases["reward_model.pretrained"] = config.reward_model.pretrained
     return {
-        "environment": environment(),
+        "version": t2g_jax.__version__,
         "inputs": inputs(phase, config),
         "parents": {name: artifact(workspace, name) for name in parents(phase, config)},
         "tokenizer": of_files(workspace.tokenizer),
@@ -101,7 +102,8 @@ def made(workspace: Workspace, phase: str) -> Made:
 
 
 def environment() -> dict[str, str]:
-    """Where and with what this process works. Two runs that differ in it alone should be equal."""
+    """Where and with what this process works: for a phase's complete.json, and no checkpoint's
+    metadata, as runs that differ in nothing else leave the same bytes."""
     kinds = collections.Counter(device.device_kind for device in jax.devices())
     program = Path(sys.argv[0])
     name = "python -m t2g_jax" if program.name == "__main__.py" else program.name
@@ -211,12 +213,10 @@ def of_phase(workspace: Workspace, phase: str) -> Made:
       T2GError: the phase is not complete, or its record is damaged.
     """
     record = workspace.summary(phase).get("made")
-    kinds = {"environment": dict, "inputs": dict, "parents": dict, "tokenizer": str, "bases": dict}
-    if not isinstance(record, dict) or not all(
-        isinstance(record.get(key), kind) for key, kind in kinds.items()
-    ):
+    if record is None:
         raise _damaged(workspace, phase, "it does not say what the phase was made from")
-    return record
+    made: Made = record
+    return made
 
 
 def artifact(workspace: Workspace, phase: str) -> str:

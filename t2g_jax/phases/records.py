@@ -40,7 +40,31 @@ class _Calibration(TypedDict):
     bins: list[_Bin]
 
 
+class _Stretch(TypedDict):
+    until: Count
+    inputs: dict[str, Any]
+
+
+class Made(TypedDict):
+    """What a phase was made from, see `provenance`."""
+
+    version: str
+    inputs: dict[str, Any]
+    parents: dict[str, str]
+    tokenizer: str
+    bases: dict[str, str]
+    earlier: NotRequired[list[_Stretch]]
+
+
+class Begun(Record):
+    """begun.json: what the annotations of a folder are made from."""
+
+    made: Made
+
+
 class _Done(Record):
+    made: NotRequired[Made]
+    environment: NotRequired[dict[str, str]]
     seconds: Annotated[float, Ge(0)]
     lora_rank: NotRequired[Count]
     last: NotRequired[dict[str, Any]]
@@ -64,6 +88,7 @@ class Summary(_Done):
 class MethodSummary(_Done):
     """complete.json of a method."""
 
+    step: Count
     tokens_trained: Count
     tokens_generated: Count
 

@@ -137,9 +137,10 @@ def contents(workspace: Workspace) -> Report:
         )
         log = workspace.phase(name) / FILE
         lines = read_metrics(log, numbers={*CURVES, *COUNTS})
-        absent = set(range(1, summaries[name]["step"] + 1)) - {line["step"] for line in lines}
-        if absent:
-            warnings.append(f"{name}: its log has no line of step {min(absent)}: curves have holes")
+        there, steps = {line["step"] for line in lines}, range(1, summaries[name]["step"] + 1)
+        absent = next((step for step in steps if step not in there), None)
+        if absent is not None:
+            warnings.append(f"{name}: its log has no line of step {absent}: curves have holes")
         if "log" in summaries[name] and summaries[name]["log"] != checksum(log):
             warnings.append(
                 f"{name}: {log} is not as it was when the phase ended: curves may be of another run"
@@ -190,8 +191,8 @@ def environment(workspace: Workspace, phases: Iterable[str]) -> dict[str, str]:
     """Where and with what complete phases were made; phase by phase where they differ."""
     values: dict[str, dict[str, list[str]]] = {}
     for phase in phases:
-        for name, value in provenance.of_phase(workspace, phase)["environment"].items():
-            values.setdefault(name, {}).setdefault(str(value), []).append(phase)
+        for name, value in workspace.summary(phase).get("environment", {}).items():
+            values.setdefault(name, {}).setdefault(value, []).append(phase)
     found = {"seed": str(workspace.config.seed)}
     for name, by_value in values.items():
         each = [f"{value} ({', '.join(made)})" for value, made in by_value.items()]
@@ -239,7 +240,9 @@ def drawn(
     """
     curves = []
     tested = ["test_accuracy" in line for line in lines]
-    at_the_end = evaluation is not None and any(tested) and evaluation["step"] == lines[-1]["step"]
+    at_the_end = (
+        evaluation is not None and any(tested) and evaluation.get("step") == lines[-1]["step"]
+    )
     if evaluation is not None and at_the_end and not tested[-1]:
         last = {name: lines[-1][name] for name in COUNTS if name in lines[-1]}
         if "tokens_generated" in last:
@@ -247,7 +250,7 @@ def drawn(
         lines = [*lines, last | {"test_accuracy": evaluation["accuracy"]}]
     for metric, title in CURVES.items():
         points = [line for line in lines if line.get(metric) is not None]
-        counted = [line for line in points if "tokens_generated_total" in line]
+        counted = [line for line in points if all(line.get(name) is not None for name in COUNTS)]
         values = tuple(line[metric] for line in points)
         if points:
             steps = tuple(line["step"] for line in points)
@@ -269,9 +272,8 @@ def made_with(workspace: Workspace, phase: str, evaluation: Mapping[str, Any] | 
     for stretch in record.get("earlier", []):
         was = ", ".join(f"{key}: {value}" for key, value in stretch["inputs"].items())
         differs.append(f"until step {stretch['until']}: {was}")
-    version = record["environment"].get("t2g_jax")
-    if version != t2g_jax.__version__:
-        differs.append(f"t2g_jax {version}")
+    if record["version"] != t2g_jax.__version__:
+        differs.append(f"t2g_jax {record['version']}")
     return MadeWith(
         phase=phase,
         step=(evaluation or workspace.summary(phase)).get("step"),

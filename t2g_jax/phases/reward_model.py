@@ -203,6 +203,9 @@ def marked(
     """The model's probabilities [N, 3] and the records' labels [N] of all completion tokens.
 
     Completions that the model cannot mark are left out.
+
+    Raises:
+      T2GError: a probability is NaN: scores of it would look like those of a model.
     """
     found: list[np.ndarray] = [np.zeros((0, 3))]
     labels: list[np.ndarray] = [np.zeros(0)]
@@ -213,7 +216,14 @@ def marked(
             if p is not None:
                 found.append(p)
                 labels.append(labels_of(record, how))
-    return np.concatenate(found), np.concatenate(labels)
+    probabilities = np.concatenate(found)
+    if not np.isfinite(probabilities).all():
+        broken = int((~np.isfinite(probabilities)).any(axis=1).sum())
+        raise T2GError(
+            f"the reward model's probabilities of {broken} of {len(probabilities)} held-out tokens "
+            "are NaN: it has diverged; train it with a lower reward_model.optimizer.learning_rate"
+        )
+    return probabilities, np.concatenate(labels)
 
 
 def class_scores(

@@ -398,6 +398,7 @@ def progress_of(
     """In steps or, with a token budget, in tokens: how many steps that is, nobody knows."""
     if learning.token_budget is None:
         return PhaseProgress(phase, learning.steps, start=start, enabled=enabled)
-    logged = list(read_metrics(workspace.phase(phase))) if start and enabled else []
-    tokens = int(logged[-1]["tokens_generated_total"]) if logged else 0
+    total = "tokens_generated_total"
+    logged = read_metrics(workspace.phase(phase), needed={total}) if start and enabled else []
+    tokens = int(logged[-1][total]) if logged else 0
     return PhaseProgress(phase, learning.token_budget, start=tokens, unit="tokens", enabled=enabled)

@@ -25,7 +25,7 @@ from t2g_jax.config import (
 )
 from t2g_jax.errors import T2GError
 from t2g_jax.phases.claim import claimed, require_claims, writable
-from t2g_jax.phases.records import Evaluation, MethodSummary, Record, Summary
+from t2g_jax.phases.records import Begun, Evaluation, MethodSummary, Record, Summary
 from t2g_jax.training import metrics
 
 SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
@@ -296,7 +296,7 @@ def read_json(path: Path, *, made_by: str, shape: Any = None) -> dict[str, Any]:
     return checked.read(path, shape, mend=mend)
 
 
-_SHAPES = {"complete.json": Summary, "evaluation.json": Evaluation}
+_SHAPES = {"complete.json": Summary, "evaluation.json": Evaluation, "begun.json": Begun}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

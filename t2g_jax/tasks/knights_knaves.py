@@ -45,6 +45,13 @@ class KnightsKnavesSettings(_Config):
 
     one_cast: int = 0
 
+    def validate(self) -> None:
+        super().validate()
+        # reasoning-gym would look for a second person forever.
+        assert self.n_people > 1 or self.depth_constraint < 2, (
+            "one person alone can say nothing about others: raise n_people to 2 or more"
+        )
+
 
 class KnightsKnaves(ReasoningTask[tuple[int, int], Island]):
     """Knights and knaves of reasoning-gym, each with exactly one solution."""

@@ -34,11 +34,21 @@ READING = {
     "run": ("--judge.name", "no_such_module:judge"),
     "run mesh": ("--mesh.data", "5"),
     "run tracker": ("--tracking.tensorboard", "true"),
+    "evaluate accepted": ("--accept-changes",),
+    "generate accepted": ("--method", "sft", "--accept-changes"),
+    "report accepted": ("--accept-changes",),
     "sft accepted": ("--accept-changes", "--judge.name", "bad_judges:nobody"),
 }
 
 
-@pytest.mark.parametrize("held", [None, {}, {"notes.txt": "mine"}, {"config.yaml": "a: foreign\n"}])
+FOREIGN = [
+    {"notes.txt": "mine"},
+    {"config.yaml": "a: foreign\n"},
+    {"config.yaml": "name: theirs\n"},
+]
+
+
+@pytest.mark.parametrize("held", [None, {}, *({name: text} for name, text in FOREIGN)])
 @pytest.mark.parametrize("words", READING)
 def test_nothing_is_made(t2g, tiny_run, tmp_path, monkeypatch, words, held):
     if "tracker" in words:

@@ -260,9 +260,9 @@ def test_the_environment_is_that_of_the_phases(tiny_run, tmp_path, monkeypatch):
     """Not of the process that writes the report."""
     workdir, config = tiny_run.branch(tmp_path / "run", "sft", "grpo")
     record = without_checksum(workdir / "grpo" / "complete.json")
-    record["made"]["environment"]["commit"] = "0123456789ab"
+    record["environment"]["commit"] = "0123456789ab"
     (workdir / "grpo" / "complete.json").write_text(json.dumps(record))
-    made = provenance.of_phase(Workspace(workdir, config), "sft")["environment"]
+    made = Workspace(workdir, config).summary("sft")["environment"]
     monkeypatch.setattr("sys.argv", ["/bin/t2g", "report"])
     found = reporting.contents(Workspace(workdir, config)).environment
     assert found["command"] == made["command"] != "t2g report"

@@ -255,6 +255,16 @@ def test_class_scores_leave_out_what_could_not_be_marked(records):
     assert {score["support"] for score in class_scores(Silent(), records[:2], 1)} == {0}
 
 
+def test_scores_of_a_model_that_diverged_are_none(records):
+    class Diverged(Oracle):
+        def probabilities(self, answers):
+            return [np.full_like(p, np.nan) for p in super().probabilities(answers)]
+
+    true = [record_labels(record).astype(int) + 1 for record in records[:2]]
+    with pytest.raises(T2GError, match=r"of (\d+) of \1 held-out tokens are NaN: it has diverged"):
+        class_scores(Diverged(true), records[:2], 1)
+
+
 def test_held_out_scores_are_in_the_summary(tiny_run):
     summary = reward_model.run(tiny_run.config, tiny_run.workdir)
     held_out = load_dataset(tiny_run.workdir / "annotate" / "dataset", "held_out")

@@ -38,7 +38,8 @@ def test_asking_makes_no_folder(tiny_run, tmp_path):
 def test_what_is_complete_is_remembered(tiny_run, tmp_path):
     workspace = Workspace(tmp_path, tiny_run.config)
     workspace.begin()
-    given = workspace.complete("grpo", {"seconds": 2.0, "tokens_trained": 3, "tokens_generated": 4})
+    summary = {"seconds": 2.0, "step": 1, "tokens_trained": 3, "tokens_generated": 4}
+    given = workspace.complete("grpo", summary)
     assert Workspace(tmp_path, tiny_run.config).summary("grpo") == given
     assert given["phase"] == "grpo"
 
@@ -94,7 +95,7 @@ def test_work_is_done_once(tiny_run, tmp_path, capsys):
 # --- Another config --------------------------------------------------------------------------
 
 
-SUMMARY = {"seconds": 1.0, "tokens_trained": 3, "tokens_generated": 4}
+SUMMARY = {"seconds": 1.0, "step": 1, "tokens_trained": 3, "tokens_generated": 4}
 
 
 def begun(root, config, *complete):

@@ -95,12 +95,12 @@ def fields_of(section: Section) -> set[tuple[str, str]]:
 
 
 def lines(path) -> list[dict]:
-    """JSON lines without what differs from run to run: times, speeds and the command."""
+    """JSON lines without what differs from run to run: times and speeds."""
     return [_timeless(json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def contents(path):
-    """A JSON file without times, and the command that made it."""
+    """A JSON file without times, and where and by which command it was made."""
     return _timeless(json.loads(path.read_text()))
 
 
@@ -116,7 +116,7 @@ def _timeless(value):
         return {
             k: _timeless(v)
             for k, v in value.items()
-            if k == "second_turn" or not ("second" in k or k == "command")
+            if k == "second_turn" or not ("second" in k or k == "environment")
         }
     return [_timeless(item) for item in value] if isinstance(value, list) else value
 

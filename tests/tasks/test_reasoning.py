@@ -170,6 +170,7 @@ def test_floor_is_about_the_examples_given(task):
         ({"settings": {"min_n": 9}}, "min_n must be less than or equal to max_n"),
         ({"settings": {"max_n": 10**18}}, "task.settings of .*`max_n` is 10+; must be at most 32"),
         ({"name": "knights_knaves", "settings": {"n_people": 30}}, "must be at most 12"),
+        ({"name": "knights_knaves", "settings": {"n_people": 1}}, "raise n_people to 2 or more"),
         ({"name": "knights_knaves", "settings": {"depth_constraint": 10**6}}, "at most 8"),
         ({"name": "shortest_path", "settings": {"max_cols": 10**18}}, "must be at most 32"),
         ({"prompt_style": "long"}, "unknown prompt_style 'long'; known: full, short"),
