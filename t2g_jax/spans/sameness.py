@@ -37,6 +37,8 @@ def same(quote: Reading, here: Sequence[Unit], text: Reading, there: Sequence[Un
                 return False
         elif not (may_be(q, t.key) and (loud or _same_case(quote, q, text, t, before, here))):
             return False
+        if q.key != t.key and (_is_in_name(quote, q) or _is_in_name(text, t)):
+            return False
         before = q
     gaps = zip(_gaps(quote, here), _gaps(text, there), strict=True)
     return all(a == b or "-" in (a, b) for a, b in gaps)
@@ -136,7 +138,18 @@ def _same_case(
         return not any(unit.key.isascii() for unit in passage if unit is not q)
     if a.lower() in _INITIALS and {a.isupper(), b.isupper()} == {True, False}:
         return False
-    return not (before is not None and before.kind == NUMBER and _UNITS.fullmatch(a))
+    measured = before is not None and before.kind == NUMBER
+    return not (measured and (_UNITS.fullmatch(a) or _UNITS.fullmatch(b)))
+
+
+def _is_in_name(reading: Reading, unit: Unit) -> bool:
+    """Whether a word is part of a dotted name, a path, an address or an option: it has no forms."""
+    plain = reading.plain.text
+    left = plain[max(0, unit.start - _LONGEST_NAME) : unit.start]
+    right = plain[unit.end : unit.end + _LONGEST_NAME]
+    left = "" if left[-1:].isspace() else "".join(left.split()[-1:])
+    right = "" if right[:1].isspace() else "".join(right.split()[:1])
+    return _NAME.search(f"{left}{plain[unit.start : unit.end]}{right}") is not None
 
 
 def _is_loud(reading: Reading, units: Sequence[Unit]) -> bool:
@@ -150,6 +163,8 @@ def _in_sentence(text: Reading, unit: Unit) -> bool:
     return bool(before) and before[-1] not in ".!?:"
 
 
+_LONGEST_NAME = 100
+_NAME = regex.compile(r"\w[./\\@]\w|(?:^|[(\[\"'])--?[\p{L}]")
 _CAMEL = regex.compile(r"\p{Ll}+\p{Lu}")
 # US is not us.
 _INITIALS = frozenset("aids it us who".split())

@@ -48,7 +48,7 @@ FOREIGN = [
 ]
 
 
-@pytest.mark.parametrize("held", [None, {}, *({name: text} for name, text in FOREIGN)])
+@pytest.mark.parametrize("held", [None, {}, *FOREIGN])
 @pytest.mark.parametrize("words", READING)
 def test_nothing_is_made(t2g, tiny_run, tmp_path, monkeypatch, words, held):
     if "tracker" in words:

@@ -553,6 +553,13 @@ def test_case_counts_where_it_tells_words_apart():
         ("the entry x1 of the list", "the entry X1 of the list"),
         ("value = getValue(x)", "value = getvalue(x)"),
         ("the option maxValue is set here", "the option maxvalue is set here"),
+        ("it is 5 mm from the edge of it", "it is 5 MM from the edge of it"),
+        ("it is 5 MM from the edge of it", "it is 5 mm from the edge of it"),
+        ("use json.load to read the file of results", "use json.loads to read the file of results"),
+        ("the function os.remove deletes it", "the function os.removed deletes it"),
+        ("the failing test is src/test/run.py", "the failing test is src/tests/run.py"),
+        ("write to help@example.org today", "write to helps@example.org today"),
+        ("call it with --allow-file and a name", "call it with --allow-files and a name"),
     ):
         assert "differs in: " in align(text, [quote]).unaligned[0].reason
     assert align("THE US IS FAR FROM HERE", ["the us is far from here"]).spans
