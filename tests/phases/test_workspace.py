@@ -83,7 +83,7 @@ def test_work_is_done_once(tiny_run, tmp_path, capsys):
 
     def work(context):
         calls.append(context.config)
-        return {"seconds": 1.0, "tokens_trained": 0, "tokens_generated": 0}
+        return {"seconds": 1.0, "step": 0, "tokens_trained": 0, "tokens_generated": 0}
 
     config = tiny.with_values(tiny_run.config, name="other")
     first = once("grpo", config, tmp_path, work)
