@@ -117,7 +117,10 @@ def test_inputs_are_what_a_phase_reads(tiny_run, tmp_path, compiled_once, phase,
     assert {key for key in unknown if ".optimizer." not in key} == set()
 
 
-def test_what_is_aside_does_not_change_a_byte_of_what_is_learned(tiny_run, tmp_path, compiled_once):
+def test_what_is_aside_does_not_change_a_byte_of_what_is_learned(
+    tiny_run, tmp_path, compiled_once, monkeypatch
+):
+    monkeypatch.setattr("sys.argv", ["t2g", "run", "another.yaml"])
     workdir, _ = tiny_run.branch(tmp_path / "run", "sft")
     aside = {
         "grpo__rows_at_once": 4,
