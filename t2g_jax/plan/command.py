@@ -94,11 +94,12 @@ def measured(
             try:
                 return _listen(worker, config, where, file, only)
             except _Ended as ended:
+                exit_status = worker.wait()  # until then it may go on writing
                 errors.seek(0)
                 said = [line for line in errors.read().splitlines() if line.strip()]
                 raise T2GError(
                     f"the compiler for {where.name} ended {ended} (exit status "
-                    f"{worker.wait()}): {said[-1][:500] if said else 'it said nothing'}"
+                    f"{exit_status}): {said[-1][:500] if said else 'it said nothing'}"
                 ) from None
             finally:
                 worker.kill()
