@@ -4,7 +4,8 @@
     entry = read_line(line, where="journal.jsonl, line 3", mend="delete the line")
 
 They are objects for any program; their last key, "checksum", is the CRC-32 of the others, as eight
-hexadecimal digits. What tells of time is not in it: two runs that do the same write the same.
+hexadecimal digits. What tells of time and place is not in it: two runs that do the same write the
+same.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 from t2g_jax import files
 
 KEY = "checksum"
-_TIMES = re.compile(r"seconds(_\w+)?|\w+_per_second(_\w+)?")
+_TIMES = re.compile(r"seconds(_\w+)?|\w+_per_second(_\w+)?|environment")
+"""Keys of what differs from run to run: how long it took, and where it was made."""
 
 
 def sealed(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -243,6 +243,7 @@ def test_accepted_changes_are_recorded_before_the_phase_begins(phase, config, tm
     workdir = ["--workdir", str(tmp_path / "run")]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text(pathlib.Path(config).read_text())
+    (tmp_path / "run" / "run.lock").touch()
     assert cli.main(["sft", config, *workdir, "--seed", "3", "--accept-changes"]) == 0
     assert capsys.readouterr().err == "changed: seed: 0 → 3\n"
     assert load_config(tmp_path / "run" / "config.yaml").seed == 3
