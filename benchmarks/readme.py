@@ -96,7 +96,8 @@ def read(folder: pathlib.Path) -> Run:
             phase: json.loads((folder / phase.replace("-", "_") / "evaluation.json").read_text())
             for phase in phases
         }
-        return Run(config, scores, reporting.environment(Workspace(folder, config), phases))
+        summaries = {phase: Workspace(folder, config).summary(phase) for phase in phases}
+        return Run(config, scores, reporting.environment(config.seed, summaries))
     except OSError as error:
         sys.exit(f"{folder} is no finished run: {error.filename}: {error.strerror}")
 

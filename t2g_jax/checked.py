@@ -20,7 +20,7 @@ from typing import Any
 from t2g_jax import files
 
 KEY = "checksum"
-_TIMES = re.compile(r"seconds(_\w+)?|\w+_per_second(_\w+)?|environment")
+_VARYING = re.compile(r"seconds(_\w+)?|\w+_per_second(_\w+)?|environment")
 """Keys of what differs from run to run: how long it took, and where it was made."""
 
 
@@ -83,5 +83,5 @@ def _text(value: Any) -> str:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {k: _timeless(v) for k, v in value.items() if not _TIMES.fullmatch(k)}
+        return {k: _timeless(v) for k, v in value.items() if not _VARYING.fullmatch(k)}
     return [_timeless(item) for item in value] if isinstance(value, list | tuple) else value

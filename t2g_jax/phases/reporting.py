@@ -6,7 +6,7 @@ import collections
 import datetime
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.console
@@ -182,18 +182,18 @@ def contents(workspace: Workspace) -> Report:
         judge=tuple(judge_uses(workspace, summaries)),
         samples=tuple(samples),
         config_yaml=to_yaml(config),
-        environment=environment(workspace, phases),
+        environment=environment(config.seed, summaries),
         made_with=tuple(made),
     )
 
 
-def environment(workspace: Workspace, phases: Iterable[str]) -> dict[str, str]:
+def environment(seed: int, summaries: Mapping[str, Any]) -> dict[str, str]:
     """Where and with what complete phases were made; phase by phase where they differ."""
     values: dict[str, dict[str, list[str]]] = {}
-    for phase in phases:
-        for name, value in workspace.summary(phase).get("environment", {}).items():
+    for phase, summary in summaries.items():
+        for name, value in summary.get("environment", {}).items():
             values.setdefault(name, {}).setdefault(value, []).append(phase)
-    found = {"seed": str(workspace.config.seed)}
+    found = {"seed": str(seed)}
     for name, by_value in values.items():
         each = [f"{value} ({', '.join(made)})" for value, made in by_value.items()]
         found[name] = "; ".join(each) if each[1:] else next(iter(by_value))

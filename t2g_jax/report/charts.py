@@ -254,7 +254,7 @@ def _written(ticks: Sequence[float], size: float, suffix: str) -> tuple[str, ...
         n for n in range(400) if all(abs(value - round(value, n)) <= rounding for value in scaled)
     )
     return tuple(
-        f"{value:.{digits}f}{suffix}".replace("-", "−") if value or suffix == "" else "0"
+        formatting.minus(f"{value:.{digits}f}{suffix}") if value or suffix == "" else "0"
         for value in scaled
     )
 

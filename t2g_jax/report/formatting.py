@@ -10,7 +10,7 @@ SIZES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def percent(value: float, digits: int = 1) -> str:
     """.9764 -> "97.6 %"; not finite -> a dash."""
-    return _minus(f"{100 * value:.{digits}f}{_NARROW}%") if math.isfinite(value) else MISSING
+    return minus(f"{100 * value:.{digits}f}{_NARROW}%") if math.isfinite(value) else MISSING
 
 
 def decimal(value: float | None, digits: int = 3) -> str:
@@ -19,7 +19,7 @@ def decimal(value: float | None, digits: int = 3) -> str:
         return MISSING
     size = abs(value)
     if value == 0 or 0.001 <= size < 100:
-        return _minus(f"{value:.{digits}f}")
+        return minus(f"{value:.{digits}f}")
     text = f"{value:.0f}" if 100 <= size < 1e6 else f"{value:.2e}"
     return text.replace("-", "−", 1) if value < 0 else text
 
@@ -28,7 +28,7 @@ def score(value: float, *, unit: bool) -> str:
     """An accuracy as a percentage if its scale is [0, 1] (`unit`), else a plain number."""
     if unit:
         return percent(value)
-    return _minus(f"{value:.2f}") if math.isfinite(value) else MISSING
+    return minus(f"{value:.2f}") if math.isfinite(value) else MISSING
 
 
 def interval(bounds: tuple[float, float], *, unit: bool) -> str:
@@ -36,7 +36,7 @@ def interval(bounds: tuple[float, float], *, unit: bool) -> str:
     if not all(map(math.isfinite, bounds)):
         return MISSING
     low, high = (f"{100 * b:.1f}" if unit else f"{b:.2f}" for b in bounds)
-    return _minus(f"{low}–{high}")
+    return minus(f"{low}–{high}")
 
 
 def gain(before: float, after: float, *, unit: bool) -> str:
@@ -45,7 +45,7 @@ def gain(before: float, after: float, *, unit: bool) -> str:
     if not math.isfinite(change):
         return MISSING
     text = f"{change:+.1f}" if unit else f"{change:+.2f}"
-    return _minus(text)
+    return minus(text)
 
 
 def count(value: float) -> str:
@@ -53,10 +53,10 @@ def count(value: float) -> str:
     if not math.isfinite(value):
         return MISSING
     if abs(value) < 10_000:
-        return _minus(f"{value:g}")
+        return minus(f"{value:g}")
     for size, suffix in SIZES:
         if abs(value) >= 0.9995 * size:
-            return _minus(f"{value / size:.3g}{_NARROW}{suffix}")
+            return minus(f"{value / size:.3g}{_NARROW}{suffix}")
     raise AssertionError("unreachable: a value of at least 10,000 is at least a thousand")
 
 
@@ -87,6 +87,6 @@ def unit_scale(values) -> bool:
     return all(0 <= value <= 1 for value in values if math.isfinite(value))
 
 
-def _minus(text: str) -> str:
+def minus(text: str) -> str:
     """With the minus sign, U+2212, which is as wide as a plus and no hyphen."""
     return text.replace("-", "−")

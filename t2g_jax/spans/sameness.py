@@ -164,7 +164,7 @@ def _in_sentence(text: Reading, unit: Unit) -> bool:
 
 
 _LONGEST_NAME = 100
-_NAME = regex.compile(r"\w[./\\@]\w|(?:^|[(\[\"'])--?[\p{L}]")
+_NAME = regex.compile(r"\w[./\\@]\w|(?:^|[(\[\"'])--?\p{L}")
 _CAMEL = regex.compile(r"\p{Ll}+\p{Lu}")
 # US is not us.
 _INITIALS = frozenset("aids it us who".split())
