@@ -9,7 +9,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from numbers import Real
 from typing import Literal
@@ -324,6 +324,7 @@ class _Page:
         self.reading = Reading(text)
         self.budget = Budget()
         self.search = Search(self.reading, self.budget)
+        self.read = cache(self._read)
         self.exact = cache(self._exact)
         self.normalised = cache(self._normalised)
         self.fuzzy = cache(self._fuzzy)
@@ -387,7 +388,7 @@ class _Page:
 
     def _whole(self, places: tuple[Place, ...]) -> list[bool]:
         # What stands there as it is, and not too often, is found whatever went before.
-        (self.budget.charge if len(places) <= _FEW else self.budget.spend)(2 * len(places))
+        (self.budget.charge if len(places) <= _FEW else self.budget.spend)(20 * len(places))
         return [self.reading.is_whole(place) for place in places]
 
     def _next_to(self, place: Place, quote: Quote) -> bool:
@@ -396,9 +397,21 @@ class _Page:
         before = self.text.endswith(quote.before, 0, start)
         return before and self.text.startswith(quote.after, end)
 
+    def _read(self, phrase: str) -> Reading:
+        reading = Reading(phrase)
+        self.budget.spend(len(phrase))
+        self.budget.charge(reading.steps - len(phrase))
+        return reading
+
+    @cached_property
+    def searched(self) -> Reading:
+        """The text, read for more than a phrase as it stands, which all quotes pay for."""
+        self.budget.share(self.reading.steps)
+        return self.reading
+
     def _normalised(self, phrase: str) -> tuple[tuple[Place, ...], str]:
         """Places of a phrase in its plain spelling, and how others differ that look like it."""
-        reading, text = Reading(phrase), self.reading
+        text, reading = self.searched, self.read(phrase)
         query = reading.plain.text.strip()
         if not query:
             return (), "is empty once normalised"
@@ -408,7 +421,7 @@ class _Page:
         if not all_of_them:
             raise TooLong
         places: dict[Place, None] = {}
-        differing = ""
+        another: tuple[list[Unit], list[Unit]] | None = None
         shift = reading.plain.text.index(query)
         for start, end in found:
             if not text.plain.cuts_no_cluster((start, end)):
@@ -420,13 +433,16 @@ class _Page:
             if sameness.same(reading, here, text, there):
                 places[text.plain.original((start, end))] = None
             else:
-                differing = "differs in: " + sameness.differences(reading, here, text, there)
-        return tuple(places), differing
+                another = here, there
+        if another is None:
+            return tuple(places), ""
+        here, there = another
+        return tuple(places), "differs in: " + sameness.differences(reading, here, text, there)
 
     def _fuzzy(self, phrase: str) -> _Found:
         if self.threshold is None:
             return _Found([], "fuzzy", reason=_ABSENT)
-        quote = Reading(phrase)
+        quote = self.read(phrase)
         self.budget.spend(100 + len(phrase) // 2)
         if len(quote.plain.text.strip()) < _FUZZY_LENGTH:
             reason = f"{_ABSENT}, and is too short (< {_FUZZY_LENGTH}) to be matched fuzzily"
@@ -468,7 +484,7 @@ class _Page:
         verbatim = [self._next_to(place, quote) for place in places]
         if quote.ordinal is None and any(verbatim):
             return [100.0 * fits for fits in verbatim]
-        self.budget.spend(20 * len(places))
+        self.budget.spend(20 * len(places) + len(quote.before) + len(quote.after))
         plain = self.reading.plain
         before = Reading(quote.before[-_LONGEST:]).plain.text.strip()[-_CONTEXT_LENGTH:]
         after = Reading(quote.after[:_LONGEST]).plain.text.strip()[:_CONTEXT_LENGTH]

@@ -16,11 +16,11 @@ from rapidfuzz import fuzz
 from t2g_jax.spans import sameness, words
 from t2g_jax.spans.reading import WORD, Place, Reading, Unit
 
-STEPS = 1_200_000
-"""Most steps for all quotes of a text together; a step takes about a microsecond."""
+STEPS = 1_500_000
+"""Most steps for a text and all its quotes together; a step takes about a microsecond."""
 
-STEPS_EACH = 300_000
-"""Most steps for one quote."""
+STEPS_EACH = 240_000
+"""Most steps for one quote, besides those that its text takes to be read."""
 
 # Units of a quote whose places vote for where it is, the rarest first, and votes of each.
 _VOTERS, _VOTES = 100, 200
@@ -57,6 +57,16 @@ class Budget:
         spent = min(steps, self._here)
         self._here -= spent
         self._left -= spent
+
+    def share(self, steps: int) -> None:
+        """Counts steps that were gone for all quotes, not for the one that happens to be first."""
+        self._left -= min(steps, self._left)
+        self._here = min(self._here, self._left)
+
+    @property
+    def spent(self) -> int:
+        """Steps that are gone."""
+        return STEPS - self._left
 
     @property
     def over(self) -> bool:
@@ -110,7 +120,7 @@ class Search:
         votes: Counter[int] = Counter()
         for i in known:
             places = where[units[i].key][:_VOTES]
-            self.budget.spend(len(places) // 2)
+            self.budget.spend(2 * len(places))
             votes.update(place - i for place in places)
         if not votes:
             return None
