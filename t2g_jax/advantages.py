@@ -94,10 +94,11 @@ def whiten(x: ArrayLike, mask: ArrayLike, *, shift_mean: bool = True) -> jax.Arr
     """
     x, mask = same_shape(x=x, mask=mask)
     keep = mask != 0
+    x, exponent = _in_units(x, keep, axis=None)
     deviations, mean = _deviations(x, keep, axis=None)
-    whitened = _scaled(deviations, x, keep, axis=None)
+    whitened = _scaled(deviations, x, keep, exponent, axis=None)
     if not shift_mean:
-        whitened = whitened + mean
+        whitened = whitened + jnp.ldexp(mean, exponent)
     return lax.stop_gradient(jnp.where(keep, whitened, 0))
 
 
@@ -152,10 +153,11 @@ def group_centered(returns: ArrayLike, mask: ArrayLike, *, scale_by_std: bool = 
     returns, mask = same_shape(returns=returns, mask=mask)
     _require_group_axis("returns", returns)
     keep = mask != 0
+    returns, exponent = _in_units(returns, keep, axis=1)
     centered, _ = _deviations(returns, keep, axis=1)
     if scale_by_std:
-        centered = _scaled(centered, returns, keep, axis=1)
-    return lax.stop_gradient(centered)
+        return lax.stop_gradient(_scaled(centered, returns, keep, exponent, axis=1))
+    return lax.stop_gradient(jnp.ldexp(centered, exponent))
 
 
 group_centred = group_centered
@@ -206,6 +208,17 @@ def first_turn(final_rewards: ArrayLike, first_rewards: ArrayLike, mask: ArrayLi
     return lax.stop_gradient(jnp.where(mask != 0, final_rewards - some - baseline, 0))
 
 
+def _in_units(x: jax.Array, keep: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
+    """x in units of 2ⁿ, n ≥ 0, of which no kept entry has more than one; and n, with x's axes.
+
+    Exact, so that it changes nothing, but sums and squares of large entries cannot overflow.
+    """
+    x = lax.stop_gradient(x)
+    largest = jnp.max(jnp.abs(x), axis=axis, keepdims=True, where=keep, initial=0)
+    exponent = jnp.maximum(jnp.frexp(largest)[1], 0)
+    return jnp.ldexp(x, -exponent), exponent
+
+
 def _deviations(x: jax.Array, keep: jax.Array, axis: int | None) -> tuple[jax.Array, jax.Array]:
     """Deviations of the kept entries from their mean, 0 elsewhere; and the mean, with its axes.
 
@@ -219,8 +232,13 @@ def _deviations(x: jax.Array, keep: jax.Array, axis: int | None) -> tuple[jax.Ar
     return jnp.where(keep, below - mean, 0), largest + mean
 
 
-def _scaled(deviations: jax.Array, x: jax.Array, keep: jax.Array, axis: int | None) -> jax.Array:
-    """Deviations of x divided by √(unbiased variance + 1e-8); 0 if they are rounding alone."""
+def _scaled(
+    deviations: jax.Array, x: jax.Array, keep: jax.Array, exponent: jax.Array, axis: int | None
+) -> jax.Array:
+    """Deviations of x divided by √(unbiased variance + 1e-8); 0 if they are rounding alone.
+
+    Deviations and x are in units of 2^exponent, see `_in_units`; their quotient has none.
+    """
     size = jnp.sum(keep, axis=axis, keepdims=True)
     variance = jnp.sum(deviations**2, axis=axis, keepdims=True) / jnp.maximum(size - 1, 1)
     magnitude, widest = (
@@ -228,7 +246,8 @@ def _scaled(deviations: jax.Array, x: jax.Array, keep: jax.Array, axis: int | No
         for v in (x, deviations)
     )
     equal = widest <= ROUNDING * jnp.finfo(x.dtype).eps * magnitude
-    return jnp.where(equal, 0, deviations / jnp.sqrt(variance + VARIANCE_EPSILON))
+    epsilon = jnp.ldexp(jnp.asarray(VARIANCE_EPSILON, x.dtype), -2 * exponent)
+    return jnp.where(equal, 0, deviations / jnp.sqrt(jnp.where(equal, 1, variance + epsilon)))
 
 
 def _require_group_axis(name: str, x: jax.Array) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 from t2g_jax import files, streams
 from t2g_jax.config import METHODS, Config, load_config, print_options
 from t2g_jax.errors import ConfigError, T2GError
-from t2g_jax.printing import show_error, tell
+from t2g_jax.printing import one_line, show_error, tell
 from t2g_jax.sections import read_yaml
 
 EXIT_USER_ERROR = 2
@@ -301,8 +301,30 @@ def _print_help(subparser: argparse.ArgumentParser, config: Config | None) -> No
         print_options(config)
 
 
+class _Once(argparse.Action):
+    """Keeps an option's value; a second one is an error, not its successor."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        if option_string and before is not None:
+            raise argparse.ArgumentError(
+                self, f"given twice, as {one_line(before)} and as {one_line(values)}; leave one out"
+            )
+        setattr(namespace, self.dest, values)
+
+
 class _Parser(argparse.ArgumentParser):
-    """One whose errors are a line, as all errors here."""
+    """One whose errors are a line, as all errors here, and whose options are given once."""
+
+    def __init__(self, *args: Any, **options: Any):
+        super().__init__(*args, **options)
+        self.register("action", None, _Once)
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USER_ERROR, f"t2g: {message}; `{self.prog} --help` says more\n")

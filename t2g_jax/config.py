@@ -165,8 +165,8 @@ class ModelConfig(Section):
     """Size of one head. None: width / heads."""
     mlp_width: PositiveInt = 384
     """Hidden size of the feed-forward layer."""
-    rope_theta: PositiveFloat = 10000.0
-    """Base of the rotary position frequencies."""
+    rope_theta: typing.Annotated[Float, annotated_types.Gt(1.0)] = 10000.0
+    """Base of the rotary position frequencies, above 1: the first pair turns fastest."""
     context_length: PositiveInt = 512
     """Longest prompt plus completion, in tokens."""
     tie_embeddings: bool = True

@@ -291,6 +291,7 @@ def _apply_overrides(config: Section, overrides: Sequence[str]) -> dict[str, Any
     kind, values = type(config), _plain(config)
     fields = dict(_fields(kind))
     words = list(overrides)
+    before: dict[str, str] = {}
     if strange := [word for word in words if any("\ud800" <= c <= "\udfff" for c in word)]:
         raise ConfigError(f"command line: {strange[0]!a} is not UTF-8 text")
     while words:
@@ -312,6 +313,12 @@ def _apply_overrides(config: Section, overrides: Sequence[str]) -> dict[str, Any
             given.append(words.pop(0))
         if not given:
             raise ConfigError(f"command line: `{option}` needs a value")
+        now = " ".join([option, *given])
+        if key in before:
+            raise ConfigError(
+                f"command line: `{before[key]}` and `{now}` set the same value; leave one out"
+            )
+        before[key] = now
         inside = _get(values, parent) if parent else values
         inside[name] = (
             _several(option, annotation, given) if several else _meant(option, annotation, *given)

@@ -214,11 +214,13 @@ class _Reader:
 
     def _mapping(self, _: Any) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        merged: dict[str, Any] = {}
+        merged: dict[str, Any] | None = None
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             if isinstance(event, yaml.ScalarEvent) and event.value == "<<" and not event.style:
                 self._count(event, 1)
-                merged = self._merged(next(self._events)) | merged
+                if merged is not None:
+                    self._refuse(event, "`<<` appears twice; give one a list: `<<: [*a, *b]`")
+                merged = self._merged(next(self._events))
                 continue
             if isinstance(event, yaml.CollectionStartEvent):
                 self._refuse(event, "a key is a list or a section; keys are text")
@@ -232,7 +234,7 @@ class _Reader:
             if key in values:
                 self._refuse(event, f"not valid YAML: the key {_short(key)!r} appears twice")
             values[key] = self._value(next(self._events))
-        return merged | values
+        return (merged or {}) | values
 
     def _merged(self, event: Any) -> dict[str, Any]:
         value = self._value(event)

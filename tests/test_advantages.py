@@ -139,7 +139,7 @@ def test_equal_numbers_have_nothing_to_scale_up(count, precision):
 
     some = np.ones((3, count))
     some[:, 1::3] = 0
-    for value in (100.1, -1e6 / 3, 3e-5, 1e30):
+    for value in (100.1, -1e6 / 3, 3e-5, 1e30, 3e38):
         x = precision.cast(np.full((3, count), value))
         for mask in (np.ones((3, count)), some):
             found = of(x, mask)
@@ -172,6 +172,29 @@ def test_whiten_of_large_numbers_is_as_exact_as_of_small_ones(rng):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("size", [1e5, 1e25, 3e38])
+@pytest.mark.parametrize("last", [0, 1])
+def test_advantages_of_huge_numbers_do_not_overflow(size, last):
+    """As those of ordinary size: in float32 no number above 1.8e19 has a square."""
+    x = np.float32(np.array([[0.5, -0.5, 0.5, -0.25], [0.25, 0.25, 0.25, 0.25]]) * size)
+    mask = np.ones((2, 4))
+    mask[:, 3] = last
+    masked = np.ma.array(np.float64(x), mask=mask == 0)
+
+    def expect(result, expected):
+        np.testing.assert_allclose(result, np.ma.filled(expected, 0), rtol=1e-5)
+
+    centered = masked - masked.mean(1, keepdims=True)
+    expect(jax.jit(advantages.group_centered)(x, mask), centered)
+    deviation = np.ma.filled(masked.std(1, ddof=1, keepdims=True), 0)
+    scaled = jax.jit(partial(advantages.group_centered, scale_by_std=True))(x, mask)
+    expect(scaled, centered / np.where(deviation == 0, 1, deviation))
+    whitened = (masked - masked.mean()) / masked.std(ddof=1)
+    expect(jax.jit(advantages.whiten)(x, mask), whitened)
+    unshifted = jax.jit(partial(advantages.whiten, shift_mean=False))(x, mask)
+    expect(unshifted, whitened + masked.mean())
 
 
 def test_turn_returns_by_hand():

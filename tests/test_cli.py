@@ -151,6 +151,20 @@ def test_what_the_user_got_wrong_is_one_line(phase, config, tmp_path, capsys, wo
         (["train", "CONFIG"], "invalid choice: 'train'"),
         (["train-policy", "CONFIG", "--method", "dpo"], "invalid choice: 'dpo'"),
         (["sft", "CONFIG", "--workdir"], "--workdir: expected one argument"),
+        *(
+            (f"{command} {option} a {option}=b".split(), f"{option}: given twice, as a and as b")
+            for command, option in (
+                ("sft CONFIG", "--workdir"),
+                ("generate CONFIG", "--prompt"),
+                ("export CONFIG", "--to"),
+                ("plan CONFIG", "--topology"),
+                ("study FILE", "--workdir"),
+            )
+        ),
+        (
+            "train-policy CONFIG --method ppo --method grpo".split(),
+            "--method: given twice, as ppo and as grpo; leave one out",
+        ),
     ],
 )
 def test_wrong_usage(config, capsys, words, expected):

@@ -124,6 +124,8 @@ def test_free_dictionary_takes_any_name(write):
         ("sft: {optimizer: {eps: 1.0e-320}}", "`sft.optimizer.eps` is 1e-320; must be greater"),
         ("sft: {optimizer: {clip_norm: 1.0e-320}}", "`sft.optimizer.clip_norm`"),
         ("sft: {optimizer: {weight_decay: 1.0e+300}}", "too large for float32"),
+        ("model: {rope_theta: 1.0e-37}", "`model.rope_theta` is 1e-37; must be greater than 1"),
+        ("model: {rope_theta: 1}", "`model.rope_theta` is 1; must be greater than 1"),
         ("sampling: {temperature: 1.0e-40}", "`sampling.temperature` is 1e-40; must be greater"),
         (
             "annotate: {temperatures: [1, 1.0e+9]}",
@@ -229,6 +231,11 @@ def test_file_that_is_not_text(tmp_path):
         ("--seed 18446744073709551616", "`seed` is 18446744073709551616; must be less than"),
         ("--grpo.optimizer.learning_rate 1e-400", "too small for a float"),
         ("--name \udcff", "is not UTF-8 text"),
+        ("--seed=3 --seed=4", "`--seed 3` and `--seed 4` set the same value; leave one out"),
+        ("--seed 3 --sft.steps 2 --seed 3", "`--seed 3` and `--seed 3` set the same value"),
+        ("--rltf_sd.steps 3 --rltf-sd.steps=4", "`--rltf_sd.steps 3` and `--rltf-sd.steps 4` set"),
+        ("--methods grpo --methods ppo grpo", "`--methods grpo` and `--methods ppo grpo` set"),
+        ("--task.settings.n 3 --task.settings.n 4", "`--task.settings.n 3` and `--task.settings."),
     ],
 )
 def test_wrong_override(write, overrides, expected):

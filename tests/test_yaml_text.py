@@ -81,6 +81,7 @@ def test_merge_keys():
         ("a: &a {<<: *a}", "line 1: *a stands inside the value that it stands for"),
         ("a: *b", "line 1: not valid YAML: *b has no &b before it"),
         ("<<: 3", "line 1: `<<` merges sections"),
+        ("a: &a {x: 1}\nb:\n  <<: *a\n  <<: {x: 2}", "line 4: `<<` appears twice; give one a list"),
         ("a: !!python/object/apply:os.system [ls]", "line 1: the tag !!python/object/apply:os"),
         ("a: !!timestamp 2024-99-99", "line 1: the tag !!timestamp is not known"),
         ("a: !mine 3", "line 1: the tag !mine is not known"),

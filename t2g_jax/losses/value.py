@@ -48,4 +48,4 @@ def value_clip_acts(
     """
     ok, values, old_values, returns = defined(values=values, old_values=old_values, returns=returns)
     clipped = jnp.clip(values, old_values - epsilon, old_values + epsilon)
-    return ok & (jnp.square(clipped - returns) > jnp.square(values - returns))
+    return ok & (jnp.abs(clipped - returns) > jnp.abs(values - returns))

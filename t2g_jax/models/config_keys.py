@@ -72,6 +72,7 @@ _NEUTRAL: dict[str, Any] = {
     "topk_group": 1,
 }
 """Keys of other architectures, with the value that changes nothing."""
+SMALLEST, LARGEST = 1e-18, 1e18
 
 
 def unknown(
@@ -100,6 +101,23 @@ def unknown(
         off = value == _NEUTRAL[key] if key in _NEUTRAL else not value
         if not off and not (key in defaults and defaults[key] == value):
             yield key
+
+
+def positive(key: str, value: Any) -> float:
+    """A number above 0 that a model computes with, of a size whose square float32 has, too.
+
+    Raises:
+      ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{key} is {value!r}; must be a number above 0")
+    if not SMALLEST <= value <= LARGEST:
+        size = "small" if value < SMALLEST else "large"
+        raise ValueError(
+            f"{key} is {shown(value)}, too {size} for float32; must be from {SMALLEST:g} to "
+            f"{LARGEST:g}"
+        )
+    return float(value)
 
 
 def compression(found: Mapping[str, Any]) -> str | None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from t2g_jax.models import config_keys
 from t2g_jax.models.rope import Rope
 
 _KEYS = {
@@ -65,13 +66,7 @@ def _rope(parameters: Mapping[str, Any], hf: Any) -> Rope:
     def number(key: str, default: float | None = None) -> float:
         value = parameters.get(key) if default is not None else parameters[key]
         value = default if value is None else value
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not 0 < value < math.inf
-        ):
-            raise ValueError(f"rope_parameters: {key} is {value!r}; must be a number above 0")
-        return float(value)
+        return config_keys.positive(f"rope_parameters: {key}", value)
 
     theta = number("rope_theta")
     if theta <= 1:
@@ -95,8 +90,8 @@ def _rope(parameters: Mapping[str, Any], hf: Any) -> Rope:
     if parameters.get("attention_factor") is not None:
         magnitude = number("attention_factor")
     else:
-        both = parameters.get("mscale"), parameters.get("mscale_all_dim")
-        top, bottom = both if all(both) else (1, 0)
+        both = parameters.get("mscale") and parameters.get("mscale_all_dim")
+        top, bottom = (number("mscale"), number("mscale_all_dim")) if both else (1, 0)
         magnitude = _mscale(factor, top) / _mscale(factor, bottom)
     return Rope(theta, "yarn", factor, trained, low, high, magnitude)
 

@@ -53,8 +53,9 @@ def test_where_the_value_clip_acts_by_hand():
         (0.1, 0.0, 2.0, False),
         (-1.0, 0.0, -2.0, True),
         (1.0, 0.0, 0.5, False),  # past the return, and further from it than 0.2 is
+        (1e30, 0.0, 2e30, True),  # also where distances have no square in float32
         (np.nan, 0.0, 2.0, False),
         strict=True,
     )
-    found = losses.value_clip_acts(np.float64(values), np.float64(old), np.float64(returns))
+    found = losses.value_clip_acts(np.float32(values), np.float32(old), np.float32(returns))
     np.testing.assert_array_equal(found, expected)

@@ -225,7 +225,7 @@ def test_pickled_weights_are_never_read(folder):
         ({"model_type": "qwen3_moe", "num_experts": 0}, "num_experts is 0; must be a whole"),
         (
             {"model_type": "gemma2", "hidden_act": None, "query_pre_attn_scalar": -8},
-            "query_pre_attn_scalar is -8; must be above 0",
+            "query_pre_attn_scalar is -8; must be a number above 0",
         ),
         (
             {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}},

@@ -118,6 +118,7 @@ def llama_shape(hf: HFConfig) -> dict[str, Any]:
             raise ValueError(f"{key} is {getattr(hf, key)}; must be a whole number above 0")
     if hf.rms_norm_eps < 0:
         raise ValueError(f"rms_norm_eps is {hf.rms_norm_eps}; must not be below 0")
+    epsilon = hf.rms_norm_eps and config_keys.positive("rms_norm_eps", hf.rms_norm_eps)
     head_width = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
     return {
         "vocab_size": hf.vocab_size,
@@ -127,7 +128,7 @@ def llama_shape(hf: HFConfig) -> dict[str, Any]:
         "kv_heads": hf.num_key_value_heads or hf.num_attention_heads,
         "head_width": head_width,
         "mlp_width": hf.intermediate_size,
-        "norm_epsilon": hf.rms_norm_eps,
+        "norm_epsilon": epsilon,
         "tie_embeddings": bool(hf.tie_word_embeddings),
     }
 

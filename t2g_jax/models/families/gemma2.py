@@ -5,6 +5,7 @@ arXiv 2408.00118.
 
 from typing import Any
 
+from t2g_jax.models.config_keys import positive
 from t2g_jax.models.families.base import LLAMA_NAMES, Family, windows
 
 NAMES = LLAMA_NAMES | {
@@ -20,11 +21,10 @@ READS = (
 
 
 def particular(hf: Any) -> dict[str, Any]:
-    if not hf.query_pre_attn_scalar > 0:
-        raise ValueError(f"query_pre_attn_scalar is {hf.query_pre_attn_scalar}; must be above 0")
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if (cap := getattr(hf, key)) is not None and not cap > 0:
-            raise ValueError(f"{key} is {cap}; must be above 0, or null")
+    def soft_cap(key: str) -> float:
+        cap = getattr(hf, key)
+        return 0.0 if cap is None else positive(key, cap)
+
     return {
         "qkv_bias": hf.attention_bias,
         "out_bias": hf.attention_bias,
@@ -32,9 +32,9 @@ def particular(hf: Any) -> dict[str, Any]:
         "embedding_scale": hf.hidden_size**0.5,
         "post_norm": True,
         "norm_offset": 1.0,
-        "attention_scale": hf.query_pre_attn_scalar**-0.5,
-        "attention_softcap": hf.attn_logit_softcapping or 0.0,
-        "final_softcap": hf.final_logit_softcapping or 0.0,
+        "attention_scale": positive("query_pre_attn_scalar", hf.query_pre_attn_scalar) ** -0.5,
+        "attention_softcap": soft_cap("attn_logit_softcapping"),
+        "final_softcap": soft_cap("final_logit_softcapping"),
         **windows(hf),
     }
 
