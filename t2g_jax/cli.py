@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from t2g_jax import files, streams
-from t2g_jax.config import METHODS, Config, load_config, print_options
+from t2g_jax.config import METHODS, Config, Method, load_config, print_options
 from t2g_jax.errors import ConfigError, T2GError
 from t2g_jax.printing import one_line, show_error, tell
 from t2g_jax.sections import read_yaml
@@ -194,7 +194,9 @@ def _dispatch(arguments: Sequence[str]) -> None:
         hosts.require_alike(_asked(known, config))
     try:
         if known.accept_changes and known.command != "import":
-            _accept_changes(config, workdir)
+            from t2g_jax.phases.acceptance import accept
+
+            accept(config, workdir, _trained(known, config))
         with watching(config.training.watchdog_minutes, workdir):
             _COMMANDS[known.command].action(config, workdir, known)
     except OSError as error:
@@ -278,20 +280,11 @@ def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
     return versions | options | values(config)
 
 
-def _accept_changes(config: Config, workdir: pathlib.Path) -> None:
-    from t2g_jax import hosts
-    from t2g_jax.phases import pretrained
-    from t2g_jax.phases.context import parts, say
-    from t2g_jax.phases.workspace import accept_changes, is_run
-    from t2g_jax.training.trackers import require_packages
-
-    if not hosts.from_first(lambda: is_run(workdir)):
-        return  # there is nothing that a change could be of
-    parts(config)  # what cannot begin is not recorded
-    require_packages(config)
-    hosts.from_first(lambda: pretrained.check_tokenizer(config, workdir / "tokenizer"))
-    for change in accept_changes(workdir, config):
-        say(f"changed: {change}")
+def _trained(known: argparse.Namespace, config: Config) -> tuple[Method, ...]:
+    """The methods that a command trains."""
+    if known.command == "train-policy" and known.method is not None:
+        return (known.method,)
+    return config.methods if known.command == "run" else ()
 
 
 def _print_help(subparser: argparse.ArgumentParser, config: Config | None) -> None:

@@ -313,7 +313,7 @@ class JudgeConfig(Section):
     """Longest that one critique may take; then it counts as failed."""
     max_failures_in_a_row: PositiveInt = 50
     """The run ends with this failure: a judge that is down must not go unnoticed."""
-    workers: PositiveInt = 1
+    workers: typing.Annotated[int, annotated_types.Interval(gt=0, le=1024)] = 1
     """Critiques asked for at the same time; more than one needs a judge that is thread-safe."""
 
     def __post_init__(self) -> None:
@@ -827,6 +827,12 @@ class Config(Section):
         """A method's section."""
         section: RolloutConfig = getattr(self, method.replace("-", "_"))
         return section
+
+    def including(self, method: Method) -> "Config":
+        """The same, with a method among `methods` that may not have been."""
+        if method in self.methods:
+            return self
+        return dataclasses.replace(self, methods=(*self.methods, method))
 
     def __post_init__(self) -> None:
         require(

@@ -150,11 +150,10 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
     """
     settings = context.config.annotate
     policy = context.params()
+    size = min(settings.batch_size, settings.prompts)
     batches = [
-        context.train_examples(ANNOTATE, batch, settings.batch_size)[
-            : settings.prompts - batch * settings.batch_size
-        ]
-        for batch in range(-(-settings.prompts // settings.batch_size))
+        context.train_examples(ANNOTATE, batch, size)[: settings.prompts - batch * size]
+        for batch in range(-(-settings.prompts // size))
     ]
     with contextlib.ExitStack() as opened:
         of_first: list[Notes] = []
@@ -175,7 +174,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
         )
         for batch, examples in enumerate(batches):
             for i in range(settings.samples_per_prompt):
-                first = batch * settings.batch_size
+                first = batch * size
                 ids = [record_id(first + e, i) for e in range(len(examples))]
                 if all(id in settled for id in ids):
                     continue

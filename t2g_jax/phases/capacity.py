@@ -154,5 +154,9 @@ def _on_host(config: Config, learns: bool) -> Iterator[tuple[str, int]]:
             f"{section}.prompts_per_step and group_size",
             ROW_BYTES * settings.prompts_per_step * settings.group_size,
         )
+    yield (
+        "annotate.prompts and samples_per_prompt",
+        ROW_BYTES * config.annotate.prompts * config.annotate.samples_per_prompt,
+    )
     yield "sft.batch_size", ROW_BYTES * config.sft.batch_size * (config.sft.steps > 0)
     yield "reward_model.batch_size", ROW_BYTES * config.reward_model.batch_size

@@ -102,6 +102,7 @@ class Context:
         else:
             pretrained.check(config)
         mesh, task, judge = parts(config)
+        made = False
         if not read_only:
             trackers.require_packages(config)
             new = not hosts.from_first(workspace.tokenizer.exists)
@@ -112,7 +113,9 @@ class Context:
             )
             workspace.begin()
             pretrained.pin(config, workspace.root, record=True)
-            hosts.from_first(lambda: _make_tokenizer(workspace, task, pretrained_tokenizer))
+            made = hosts.from_first(lambda: _make_tokenizer(workspace, task, pretrained_tokenizer))
+        if not made:  # what is not ours is never loaded
+            provenance.require_loadable(workspace)
         try:
             options = config.tokenizer.template_options
             tokenizer = ChatTokenizer.load(workspace.tokenizer, template_options=options)
@@ -122,7 +125,6 @@ class Context:
                 "put it back as it was, or begin anew in another --workdir: policies cannot be "
                 "used without the tokenizer that they were trained with"
             ) from error
-        hosts.from_first(lambda: provenance.require_tokenizer(workspace, workspace.tokenizer))
         pretrained.check_chat(config, tokenizer)  # sooner here than after an hour
         return cls(
             config=config,
@@ -516,10 +518,14 @@ def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:
     return None if name is None else (name, best_is)
 
 
-def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | None) -> None:
-    """Unless there is one; never another one than what is complete was made with."""
+def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | None) -> bool:
+    """Unless there is one; never another one than what is complete was made with.
+
+    Returns:
+      Whether it was made here.
+    """
     if workspace.tokenizer.exists():
-        return
+        return False
     config = workspace.config
     building = workspace.tokenizer.with_name(f"tokenizer.{secrets.token_hex(4)}.partial")
     try:
@@ -532,10 +538,13 @@ def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | No
             texts = _texts(task, judge, count)
             train_tokenizer(texts, config.tokenizer.vocabulary_size, building)
         provenance.require_tokenizer(workspace, building)
-        with contextlib.suppress(OSError):  # another process was first
+        try:
             durable.appear(building, workspace.tokenizer)
-        if not workspace.tokenizer.exists():
-            raise T2GError(f"{workspace.tokenizer} could not be made")
+        except OSError as error:  # another process was first
+            if not workspace.tokenizer.exists():
+                raise T2GError(f"{workspace.tokenizer} could not be made") from error
+            return False
+        return True
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

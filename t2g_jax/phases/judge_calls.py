@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from t2g_jax.config import Config
+from t2g_jax.config import (
+    Config,
+    EpisodeConfig,
+    RejectionSamplingConfig,
+    RolloutConfig,
+    Text2GradConfig,
+)
 from t2g_jax.judges.custom import OWN_JUDGE
-from t2g_jax.phases.samples import chosen
+from t2g_jax.phases.samples import chosen, kept_steps
 from t2g_jax.phases.workspace import ANNOTATE, SFT
 
 EVALUATE = "evaluate"
@@ -20,7 +26,7 @@ def judge_calls(config: Config) -> dict[str, int]:
     calls = {SFT: _warm_start(config)}
     if "text2grad" in config.methods and config.text2grad.span_source == "reward_model":
         calls[ANNOTATE] = config.annotate.prompts * config.annotate.samples_per_prompt
-    calls |= {method: _method(config, method) for method in config.methods}
+    calls |= {method: _method(config.of_method(method)) for method in config.methods}
     if config.evaluate.second_turn:
         samples = config.task.test_size * config.evaluate.samples_per_prompt
         calls[EVALUATE] = (1 + len(config.methods)) * samples
@@ -46,16 +52,13 @@ def _warm_start(config: Config) -> int:
     return round(sft.steps * sft.batch_size * share)
 
 
-def _method(config: Config, method: str) -> int:
-    match method:
-        case "text2grad":
-            section = config.text2grad
-            rows = section.prompts_per_step * section.group_size
-            shown = sum(len(chosen(section, step, rows)) for step in range(section.steps))
-            return shown + (section.steps * rows if section.span_source == "judge" else 0)
-        case "rltf-sd" | "rltf-fm" | "grpo-multiturn" | "rejection-sampling":
-            section = getattr(config, method.replace("-", "_"))
-            turns = section.turns - 1
-            rows = section.prompts_per_step * section.group_size
-            return section.steps * rows * turns
+def _method(section: RolloutConfig) -> int:
+    rows = section.prompts_per_step * section.group_size
+    match section:
+        case Text2GradConfig():
+            kept = len(kept_steps(section, section.steps))
+            asked = section.steps * rows if section.span_source == "judge" else 0
+            return asked + kept * len(chosen(section, 0, rows))
+        case EpisodeConfig() | RejectionSamplingConfig():
+            return section.steps * rows * (section.turns - 1)
     return 0

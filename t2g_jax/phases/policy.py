@@ -24,7 +24,11 @@ from t2g_jax.training.metrics import Stopwatch
 
 
 def run(config: Config, workdir: str | os.PathLike[str], method: Method) -> dict[str, Any]:
-    """Trains a policy, unless that is done; returns its summary."""
+    """Trains a policy, unless that is done; returns its summary.
+
+    What is asked of the config's methods is asked of this one, too, if it is not among them.
+    """
+    config = config.including(method)
     if not Workspace(workdir, config).is_complete(method):
         require_measured(config, [method])
     return once(

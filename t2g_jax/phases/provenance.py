@@ -22,13 +22,15 @@ from typing import Any
 import jax
 
 import t2g_jax
-from t2g_jax import sections
+from t2g_jax import hosts, sections
 from t2g_jax.config import METHODS, Config, is_aside
+from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.phases import pretrained
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, command
+from t2g_jax.training.checkpoint import Checkpoints
 
 _MODEL = ("seed", "task", "tokenizer", "model", "mesh")
 READS: dict[str, tuple[str, ...]] = {
@@ -126,9 +128,7 @@ def gone_on(now: Made, before: Made | None, done: int, where: Path) -> Made:
     if not isinstance(before, dict):
         raise T2GError(f"{where} does not say what it was made from; {_anew(where)}")
     for problem in _others(before, now):
-        raise T2GError(
-            f"{where} was begun with {problem}; put back what it began with, or {_anew(where)}"
-        )
+        raise _begun_otherwise(where, problem)
     changed = {k: v for k, v in before["inputs"].items() if now["inputs"].get(k) != v}
     changed |= {k: None for k in now["inputs"] if k not in before["inputs"]}
     earlier = [*before.get("earlier", [])]
@@ -187,6 +187,39 @@ def require_tokenizer(workspace: Workspace, folder: Path) -> None:
                 "--workdir: policies cannot be used without the tokenizer that they were trained "
                 "with"
             )
+
+
+def require_loadable(workspace: Workspace) -> None:
+    """Checks the tokenizer of a work folder, if it has one, before anything of it is loaded.
+
+    It must be the one that the phases there were made with, or begun with; if there are none,
+    loading it must end within the bounds of `data.trial`.
+
+    Raises:
+      T2GError: it is another one, or does not end; or a checkpoint is damaged.
+    """
+    folder = workspace.tokenizer
+    if not hosts.from_first(folder.exists):
+        return
+    if hosts.from_first(workspace.complete_phases):
+        hosts.from_first(lambda: require_tokenizer(workspace, folder))
+        return
+    begun = _begun_with(workspace, SFT)
+    if begun is None:
+        options = workspace.config.tokenizer.template_options
+        hosts.from_first(lambda: trial.require_bounded(folder, options))
+    elif begun != hosts.from_first(lambda: of_files(folder)):
+        raise _begun_otherwise(workspace.phase(SFT), _TOKENIZER)
+
+
+def _begun_with(workspace: Workspace, phase: str) -> str | None:
+    """The tokenizer of a phase that was begun; None if it has no checkpoint that says so."""
+    if not hosts.from_first(lambda: workspace.has_work(phase)):
+        return None
+    directory = workspace.checkpoints(phase)
+    with Checkpoints(directory, read_only=True, async_=False, made_by=command(phase)) as found:
+        made = found.meta().get("made") if found.steps else None
+    return made.get("tokenizer") if isinstance(made, dict) else None
 
 
 def require_base(workspace: Workspace, phase: str, key: str, source: str) -> None:
@@ -264,9 +297,10 @@ def of_files(folder: Path) -> str:
     digest = hashlib.sha256()
     files = [path for path in folder.rglob("*") if path.is_file()]
     for path in sorted(path for path in files if not path.name.startswith(".")):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode())
-        digest.update(content)
+        digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()[:16]
 
 
@@ -315,6 +349,12 @@ def _damaged(workspace: Workspace, phase: str, what: str) -> T2GError:
     return T2GError(
         f"{path} is damaged ({what}); delete it, and run `{command(phase)} CONFIG` to have it "
         "written again"
+    )
+
+
+def _begun_otherwise(where: Path, problem: str) -> T2GError:
+    return T2GError(
+        f"{where} was begun with {problem}; put back what it began with, or {_anew(where)}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +26,22 @@ SAMPLES = 6
 def chosen(config: RolloutConfig, step: int, count: int) -> range:
     """Which of a step's completions (or episodes) to keep: the first of each of six groups.
 
-    At the first, the middle and the last step; others keep none. With a token budget the last step
-    is not known: whenever the test accuracy is looked at.
-
     Args:
-      step: from 0.
+      step: from 0; most keep none, see `kept_steps`.
       count: completions of the step, those of a prompt side by side.
     """
-    if config.token_budget is not None:
-        kept = step % config.eval_every == 0 if config.eval_every else step == 0
-    else:
-        kept = step in (0, config.steps // 2, config.steps - 1)
+    kept = step in kept_steps(config, step + 1)
     return range(0, count, config.group_size)[: SAMPLES if kept else 0]
+
+
+def kept_steps(config: RolloutConfig, steps: int) -> Collection[int]:
+    """Of so many first steps, those that keep completions: the first, the middle and the last.
+
+    With a token budget the last step is not known: whenever the test accuracy is looked at.
+    """
+    if config.token_budget is not None:
+        return range(0, steps, config.eval_every or steps)
+    return {step for step in (0, config.steps // 2, config.steps - 1) if step < steps}
 
 
 def sample_of(

@@ -177,6 +177,15 @@ def test_tokenizer(t2g, tiny_run, tmp_path, text):
     (workdir / "tokenizer" / "tokenizer.json").write_text(text)
     outcome = t2g("evaluate", workdir, config)
     assert outcome.status == 2
+    expected = f"{workdir}/sft was made with another tokenizer than the one in {workdir}/tokenizer"
+    assert expected in outcome.error
+
+
+def test_a_tokenizer_that_no_phase_knows(t2g, tiny_run, tmp_path):
+    workdir, config = tiny_run.branch(tmp_path / "run")
+    (workdir / "tokenizer" / "tokenizer.json").write_text("{")
+    outcome = t2g("sft", workdir, config)
+    assert outcome.status == 2
     assert f"the tokenizer in {workdir / 'tokenizer'} cannot be read" in outcome.error
 
 

@@ -99,3 +99,47 @@ def test_a_pretrained_model_is_refused_before_it_is_read(tmp_path, capsys):
         assert cli.main([command, str(given), "--workdir", str(tmp_path / "run")]) == 2
         assert capsys.readouterr().err.startswith(f"t2g: {folder} would need at least ")
         assert not (tmp_path / "run").exists()
+
+
+def test_annotations_are_counted(tmp_path):
+    asked = {"annotate__prompts": MOST, "task__train_size": MOST}
+    with pytest.raises(T2GError, match=r"^annotate\.prompts and samples_per_prompt would need"):
+        capacity.check(tiny.with_values(CONFIG, **asked))
+    with pytest.raises(T2GError, match=r"^annotate\.prompts and samples_per_prompt would need"):
+        capacity.check(tiny.with_values(CONFIG, annotate__samples_per_prompt=MOST))
+
+
+@pytest.mark.parametrize("command", ["train-policy", "run", "evaluate", "report", "export"])
+def test_what_cannot_be_held_is_not_recorded(tiny_run, tmp_path, capsys, command):
+    """Also of methods that the config does not name; then nobody would have been told."""
+    workdir, _ = tiny_run.branch(tmp_path / "run", "sft", "grpo", methods=("rltf-sd",))
+    given = workdir / "config.yaml"
+    before = given.read_bytes()
+    words = [command, str(workdir), "--accept-changes"]
+    words += {"train-policy": ["--method", "ppo"], "export": ["--to", str(tmp_path / "x")]}.get(
+        command, []
+    )
+    for value in (
+        ["--grpo.prompts_per_step", "2000000000"],
+        ["--rltf_sd.group_size", "2000000000"],
+        ["--sft.batch_size", "2000000000"],
+        ["--lora.rank", "4", "--lora.pretrained", "nowhere", "--model.pretrained", "nowhere"],
+    ):
+        assert cli.main([*words, *value]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "changed:" not in error
+    assert given.read_bytes() == before
+    assert not list(workdir.glob("config.*.yaml"))
+
+
+def test_a_method_that_the_config_does_not_name_is_checked_too(tiny_run, tmp_path, capsys):
+    large = {"grpo__prompts_per_step": 2_000_000_000, "methods": ("rltf-sd",)}
+    workdir, _ = tiny_run.branch(tmp_path / "run", "sft", **large)
+    words = [str(workdir), "--method"]
+    assert cli.main(["train-policy", *words, "grpo"]) == 2
+    assert capsys.readouterr().err.startswith("t2g: grpo.prompts_per_step")
+    assert not (workdir / "grpo").exists()
+    changed = ["--grpo.group_size", "4", "--accept-changes"]
+    assert cli.main(["train-policy", *words, "grpo", *changed]) == 2
+    assert "changed:" not in capsys.readouterr().err

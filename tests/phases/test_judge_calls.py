@@ -9,6 +9,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.phases import pipeline
 from t2g_jax.phases.judge_calls import announcement, judge_calls
 from t2g_jax.phases.reporting import contents
+from t2g_jax.phases.samples import chosen
 from t2g_jax.phases.workspace import Workspace
 
 
@@ -55,6 +56,25 @@ def test_who_asks(tiny_run):
     marked = calls(text2grad__span_source="judge")
     assert "annotate" not in marked
     assert marked["text2grad"] == own["text2grad"] + 3 * 8
+
+
+@pytest.mark.parametrize("every", [0, 1, 3, 20])
+@pytest.mark.parametrize("budget", [None, 10**6])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 20])
+def test_completions_shown_are_counted_step_by_step(tiny_run, every, budget, steps):
+    section = {"steps": steps, "eval_every": every, "token_budget": budget}
+    config = tiny.with_values(
+        tiny_run.config, **{f"text2grad__{name}": value for name, value in section.items()}
+    )
+    shown = sum(len(chosen(config.text2grad, step, 8)) for step in range(steps))
+    assert judge_calls(config)["text2grad"] == shown > 0
+
+
+def test_the_number_of_steps_costs_nothing(tiny_run):
+    """Else this would take an hour."""
+    many = {"text2grad__steps": 2**31 - 1, "text2grad__eval_every": 1}
+    config = tiny.with_values(tiny_run.config, **many, text2grad__token_budget=10**6)
+    assert judge_calls(config)["text2grad"] == (2**31 - 1) * 4
 
 
 def test_a_run_that_cannot_begin_announces_no_costs(tiny_run, tmp_path, capsys):

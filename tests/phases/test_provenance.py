@@ -13,6 +13,8 @@ from tiny import without_checksum
 
 from t2g_jax import cli
 from t2g_jax.config import METHODS, is_aside
+from t2g_jax.data import trial
+from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import (
     annotate,
@@ -374,6 +376,54 @@ def test_another_tokenizer_is_refused(tiny_run, tmp_path, capsys):
         assert cli.main([command[0], str(tiny.CONFIG), *command[1:], *words]) == 2
         error = capsys.readouterr().err
         assert f"{workdir}/sft was made with another tokenizer than the one in" in error
+
+
+def test_what_is_not_ours_is_never_loaded(tiny_run, tmp_path, monkeypatch, capsys):
+    """By no command: who knows what its files do."""
+    done, _ = tiny_run.branch(tmp_path / "done", "sft", "grpo")
+    begun, _ = tiny_run.branch(tmp_path / "begun", "sft")
+    (begun / "sft" / "complete.json").unlink()
+    for workdir in (done, begun):
+        with open(workdir / "tokenizer" / "chat_template.jinja", "a") as template:
+            template.write("{{ 'x' * 10 ** 11 }}")
+
+    def load(*_, **__):
+        pytest.fail("it was loaded")
+
+    monkeypatch.setattr(ChatTokenizer, "load", load)
+    changed = ["--accept-changes", "--seed", "1"]
+    for workdir, how, commands in (
+        (done, "made", ["evaluate", "run", "generate", "export", "train-policy"]),
+        (begun, "begun", ["sft", "run"]),
+    ):
+        method = {"generate": ["--method", "sft"], "train-policy": ["--method", "ppo"]}
+        method["export"] = ["--method", "sft", "--to", str(tmp_path / "x")]
+        for command in commands:
+            for words in ([], changed):
+                assert cli.main([command, str(workdir), *method.get(command, []), *words]) == 2
+                error = capsys.readouterr().err
+                assert f"{workdir}/sft was {how} with another tokenizer than the one" in error
+        assert not list(workdir.glob("config.*.yaml"))
+
+
+def test_a_tokenizer_of_which_nothing_is_known_is_tried_first(tiny_run, tmp_path, capsys):
+    workdir, _ = tiny_run.branch(tmp_path / "new")
+    template = workdir / "tokenizer" / "chat_template.jinja"
+    template.write_text("{{ 'x' * 10 ** 11 }}" + template.read_text())
+    assert cli.main(["sft", str(workdir)]) == 2
+    error = capsys.readouterr().err
+    assert f"the tokenizer in {workdir}/tokenizer takes more than" in error
+    assert not (workdir / "sft").exists()
+
+
+def test_the_tokenizer_of_a_run_is_not_tried(tiny_run, tmp_path, monkeypatch):
+    """It takes seconds, and one that was made here, or that phases were made with, is known."""
+    monkeypatch.setattr(trial.subprocess, "run", lambda *_, **__: pytest.fail("it was tried"))
+    Context.open(tiny_run.config, tmp_path / "new")
+    workdir, config = tiny_run.branch(tmp_path / "begun", "sft")
+    Context.open(config, workdir)
+    (workdir / "sft" / "complete.json").unlink()
+    Context.open(config, workdir)
 
 
 def test_no_other_tokenizer_is_made_below_what_is_there(tiny_run, tmp_path, capsys, compiled_once):

@@ -1,0 +1,49 @@
+"""Other values for a run that has begun: recorded only if it can go on with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+
+from t2g_jax import hosts
+from t2g_jax.config import METHODS, Config, Method, diff, load_config, require_measured
+from t2g_jax.phases import pretrained, provenance
+from t2g_jax.phases.context import parts, say
+from t2g_jax.phases.workspace import Workspace, accept_changes, is_run
+from t2g_jax.training.trackers import require_packages
+
+
+def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> None:
+    """Records what differs from the config of the run in a work folder, and says it.
+
+    First comes all that a phase checks as it begins, of the sections of methods that the config
+    does not name, too, if they changed. Without a run there is nothing that a change could be of.
+
+    Args:
+      methods: that are to be trained at once.
+
+    Raises:
+      T2GError: the run could not go on; then nothing is recorded.
+    """
+    if not hosts.from_first(lambda: is_run(workdir)):
+        return
+    recorded = workdir / "config.yaml"
+    if changed := hosts.from_first(lambda: diff(load_config(recorded), config)):
+        parts(config)
+        require_packages(config)
+        workspace = Workspace(workdir, config, free=[field.name for field in fields(config)])
+        if hosts.from_first(workspace.has_work):  # else the tokenizer is made anew
+            provenance.require_loadable(workspace)
+            hosts.from_first(lambda: pretrained.check_tokenizer(config, workspace.tokenizer))
+        pretrained.pin(config, workdir)
+        sections = {key.partition(".")[0] for key in changed}
+        asked = config
+        for method in METHODS:
+            if method in methods or method.replace("-", "_") in sections:
+                asked = asked.including(method)
+        pretrained.check(asked)
+        done = hosts.from_first(workspace.complete_phases)
+        require_measured(config, [method for method in methods if method not in done])
+    for change in accept_changes(workdir, config):
+        say(f"changed: {change}")
