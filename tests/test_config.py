@@ -135,6 +135,7 @@ def test_free_dictionary_takes_any_name(write):
         ("rltf_sd: {turns: 1}", "`rltf_sd.turns` is 1; must be greater than or equal to 2"),
         ("rltf_sd: {turns: 1" + 21 * "0" + "}", "must be less than or equal to 64"),
         ("rejection_sampling: {turns: 65}", "must be less than or equal to 64"),
+        ("judge: {workers: 2147483647}", "must be less than or equal to 1024"),
         ("judge: {timeout_seconds: 1.0e+10}", "must be less than or equal to 1000000"),
         ("training: {watchdog_minutes: 1.0e+9}", "must be less than or equal to 1000000"),
         ("rltf_sd: {logprob_floor: low}", '`rltf_sd.logprob_floor` is "low"; must be a valid num'),

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import jax
 import numpy as np
@@ -150,22 +150,16 @@ def answers(
       prompts: with their tokens. None: the first test examples.
       samples: for each.
     """
-    key = context.key("generate")
     if prompts is None:
-        examples = [e for e in _first_examples(context) for _ in range(samples)]
-        tokens = [context.prompt(example.prompt) for example in examples]
-        turns = attempt(context, params, examples, tokens, key, batch_size=len(examples))
-        marks = _marks(context, model, [(turn.prompt, turn.completion.tokens) for turn in turns])
-        for turn, (predicted, critique) in zip(turns, marks, strict=True):
-            sample = sample_of(context, turn, predicted=predicted, predicted_critique=critique)
-            yield Answer(sample, turn.text, turn.tokens, example=True)
+        for examples, drawn in _batches(context, _first_examples(context), samples):
+            tokens = [context.prompt(example.prompt) for example in examples]
+            turns = attempt(context, params, examples, tokens, drawn, batch_size=len(examples))
+            marks = _marks(context, model, [(t.prompt, t.completion.tokens) for t in turns])
+            for turn, (predicted, critique) in zip(turns, marks, strict=True):
+                sample = sample_of(context, turn, predicted=predicted, predicted_critique=critique)
+                yield Answer(sample, turn.text, turn.tokens, example=True)
         return
-    asked = (item for item in prompts for _ in range(samples))
-    for i in itertools.count():
-        some = list(itertools.islice(asked, AT_ONCE))
-        if not some:
-            return
-        drawn = key if i == 0 else jax.random.fold_in(key, i)
+    for some, drawn in _batches(context, prompts, samples):
         completed = complete(context, params, [t for _, t in some], drawn, batch_size=len(some))
         read = [(tokens, c.tokens) for (_, tokens), c in zip(some, completed, strict=True)]
         marks = _marks(context, model, read)
@@ -174,6 +168,21 @@ def answers(
             cells = token_cells(context, ids, predicted=predicted)
             sample = Sample("", text, "", critique, math.nan, cells)
             yield Answer(sample, context.tokenizer.decode(ids), ids, example=False)
+
+
+_Item = TypeVar("_Item")
+
+
+def _batches(
+    context: Context, items: Sequence[_Item], samples: int
+) -> Iterator[tuple[list[_Item], jax.Array]]:
+    """Each item so many times, at most `AT_ONCE` together, with the key to draw those with."""
+    key = context.key("generate")
+    asked = (item for item in items for _ in range(samples))
+    for i in itertools.count():
+        if not (some := list(itertools.islice(asked, AT_ONCE))):
+            return
+        yield some, key if i == 0 else jax.random.fold_in(key, i)
 
 
 def as_object(answer: Answer) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def run(study: Study, root: Path, *, at_once: int | None = None, report_only: bo
     runner.check(jobs)
     failed = []
     if not report_only:
-        at_once = at_once or runner.default_jobs()
+        at_once = min(at_once or runner.default_jobs(), len(jobs))
         waiting = sum(not job.is_done for job in jobs)
         _say(f"{study.file.name}: {len(jobs)} jobs, {waiting} to do, {at_once} at a time")
         done = runner.run(jobs, root, at_once=at_once, say=_say)

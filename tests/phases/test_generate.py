@@ -1,4 +1,5 @@
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -153,6 +154,20 @@ def test_json_of_a_prompt_without_a_reward_model(said, tiny_run, tmp_path):
     (found,) = objects(said("sft", PROMPT, workdir, config, as_json=True))
     assert set(found) == {"prompt", "completion", "tokens", "token_ids"}
     assert found["prompt"] == PROMPT
+
+
+@pytest.mark.parametrize("prompt", [None, PROMPT])
+def test_any_number_of_samples_is_drawn_a_few_at_a_time(
+    said, tiny_context, monkeypatch, compiled_once, prompt
+):
+    monkeypatch.setattr(generate, "AT_ONCE", 4)
+    named = None if prompt is None else [(prompt, tiny_context.prompt(prompt))]
+    params = tiny_context.params("sft")
+    with compiled_once():
+        drawn = generate.answers(tiny_context, params, None, named, samples=10**12)
+        found = list(itertools.islice(drawn, 8))
+    assert len({answer.sample.prompt for answer in found}) == 1
+    assert [a.tokens for a in found[:4]] != [a.tokens for a in found[4:]]
 
 
 def test_samples_and_a_file_of_prompts(said, tmp_path):
