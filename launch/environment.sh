@@ -2,6 +2,7 @@
 # Sourced by the other scripts, also by a Mac's bash, which is 3.2, beside BSD's tools.
 #
 #   print_help SCRIPT                  the comment at its top
+#   require_config PATH                ends with 2 where neither a configuration nor a run is
 #   prepare_environment EXTRA...       makes .venv with these extras and puts it first on PATH
 #
 # PYTHON names the interpreter to use; otherwise .venv's own serves, then the first python3 that is
@@ -19,6 +20,12 @@ print_help() {
       *) break ;;
     esac
   done <"$1"
+}
+
+require_config() {
+  [[ ! -f "$1" && ! -f "$1/config.yaml" ]] || return 0
+  say "$1: no such file, and no work folder of a run, seen from $PWD. There is: $(echo configs/*.yaml)"
+  exit 2
 }
 
 is_suitable() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }

@@ -45,6 +45,7 @@ fi
 export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.92}
 
 if [[ -n "${DRY_RUN:-}" ]]; then
+  [[ $# -eq 0 || "$1" == -* ]] || require_config "$1"
   for variable in EXTRAS CUDA_VISIBLE_DEVICES XLA_PYTHON_CLIENT_MEM_FRACTION; do
     [[ -z "${!variable:-}" ]] || printf '+ export %s=%q\n' "$variable" "${!variable}"
   done

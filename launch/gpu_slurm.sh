@@ -43,12 +43,11 @@ srun=(srun --kill-on-bad-exit=0 --wait=600 bash -c "$process" t2g)
 
 submit() {
   cd "$(dirname "${BASH_SOURCE[0]}")/.."
-  # The nodes would say so when the job's turn has come.
-  [[ -f "$1" || -f "$1/config.yaml" ]] || { say "$1: no such file, seen from $PWD"; exit 2; }
-  [[ -n "${DRY_RUN:-}" ]] || command -v sbatch >/dev/null ||
-    { say "sbatch is not found here; run this on a login node of a Slurm cluster"; exit 2; }
   # shellcheck source=launch/environment.sh
   source launch/environment.sh
+  require_config "$1" # the nodes would say so when the job's turn has come
+  [[ -n "${DRY_RUN:-}" ]] || command -v sbatch >/dev/null ||
+    { say "sbatch is not found here; run this on a login node of a Slurm cluster"; exit 2; }
   # shellcheck disable=SC2086  # these may name several
   act prepare_environment tasks ${EXTRAS:-cuda13}
   # shellcheck disable=SC2086

@@ -22,10 +22,7 @@ if [[ $# -gt 0 && "$1" != -* ]]; then
   config=$1
   shift
 fi
-if [[ ! -f "$config" ]]; then
-  echo "$config: no such file. There is: $(echo configs/*.yaml)" >&2
-  exit 2
-fi
+require_config "$config"
 
 # shellcheck disable=SC2086  # EXTRAS may name several
 prepare_environment tasks ${EXTRAS:-}

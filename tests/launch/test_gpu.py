@@ -222,6 +222,8 @@ def test_without_slurm_nothing_is_installed(slurm):
 
 # All GPUs of one machine
 
+CONFIG = "configs/quickstart.yaml"
+
 
 def local(tmp_path, *words, smi=None, dry=("--dry-run",), **variables):
     if smi is not None:
@@ -236,11 +238,11 @@ def local(tmp_path, *words, smi=None, dry=("--dry-run",), **variables):
 
 @pytest.mark.parametrize(("driver", "cuda"), [("580.82.07", "cuda13"), ("550.54.15", "cuda12")])
 def test_the_driver_chooses_cuda(tmp_path, driver, cuda):
-    done = local(tmp_path, "c.yaml", "--seed", "1 2", smi=f'echo "{driver}"; echo "{driver}"')
+    done = local(tmp_path, CONFIG, "--seed", "1 2", smi=f'echo "{driver}"; echo "{driver}"')
     assert done.returncode == 0
     assert f"2 GPUs, driver {driver[:3]}: {cuda}" in done.stderr
     assert f"+ export EXTRAS={cuda}" in done.stdout
-    assert done.stdout.endswith("+ launch/local.sh c.yaml --seed 1\\ 2\n")
+    assert done.stdout.endswith(f"+ launch/local.sh {CONFIG} --seed 1\\ 2\n")
     assert "CUDA_VISIBLE_DEVICES" not in done.stdout
 
 
@@ -261,13 +263,20 @@ def test_no_gpu(tmp_path, smi):
 @pytest.mark.skipif(shutil.which("nvidia-smi") is not None, reason="this machine has nvidia-smi")
 def test_a_dry_run_on_a_machine_without_nvidia(tmp_path):
     """As on a laptop: what would be done where there is a GPU."""
-    done = local(tmp_path, "c.yaml")
+    done = local(tmp_path, CONFIG)
     assert done.returncode == 0
     assert "no nvidia-smi" in done.stderr
     assert "+ export EXTRAS=cuda13\n" in done.stdout
-    assert done.stdout.endswith("+ launch/local.sh c.yaml\n")
+    assert done.stdout.endswith(f"+ launch/local.sh {CONFIG}\n")
     assert local(tmp_path, EXTRAS="wandb").stdout.startswith("+ export EXTRAS=cuda13\\ wandb\n")
-    done = local(tmp_path, "c.yaml", dry=())
+    done = local(tmp_path, CONFIG, dry=())
     assert done.returncode == 1
     assert "no nvidia-smi" in done.stderr
     assert "--dry-run" in done.stderr
+
+
+def test_a_dry_run_of_nothing(tmp_path):
+    done = local(tmp_path, "nope.yaml", EXTRAS="cuda12")
+    assert done.returncode == 2
+    assert "nope.yaml: no such file" in done.stderr
+    assert done.stdout == ""

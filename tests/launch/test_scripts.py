@@ -175,6 +175,13 @@ def test_first_start_installs_and_the_second_does_not(copy, fake_venv):
     assert fake_venv() == ["t2g run configs/quickstart.yaml --seed 3"]
 
 
+def test_a_run_goes_on_by_its_folder(copy, fake_venv):
+    (copy / "runs/mine").mkdir(parents=True)
+    (copy / "runs/mine/config.yaml").touch()
+    assert run(copy / "launch/local.sh", "runs/mine").returncode == 0
+    assert fake_venv()[-1] == "t2g run runs/mine"
+
+
 def test_what_makes_it_install_again(copy, fake_venv):
     local, test = copy / "launch/local.sh", copy / "launch/test.sh"
     run(local)
