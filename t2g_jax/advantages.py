@@ -177,7 +177,7 @@ def leave_one_out(returns: ArrayLike, mask: ArrayLike) -> jax.Array:
     returns, mask = same_shape(returns=returns, mask=mask)
     centered = group_centered(returns, mask)
     size = jnp.sum(mask != 0, axis=1, keepdims=True)
-    return centered * size / jnp.maximum(size - 1, 1)
+    return centered * (size / jnp.maximum(size - 1, 1))
 
 
 def first_turn(final_rewards: ArrayLike, first_rewards: ArrayLike, mask: ArrayLike) -> jax.Array:

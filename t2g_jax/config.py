@@ -58,18 +58,24 @@ Tokens = typing.Annotated[int, annotated_types.Interval(gt=0, lt=2**53)]
 """A count that floats hold exactly."""
 
 
-def _in_float32(value: float) -> float:
-    """A number that steps can compute with: in float32, 1e-46 would be 0, and 1e39 Inf."""
-    low, high = 1e-37, 1e38
-    if value != 0 and not low <= abs(value) <= high:
-        size = "small" if abs(value) < low else "large"
-        raise ValueError(
-            f"{value:g} is too {size} for float32: its size must be 0, or from {low:g} to {high:g}"
-        )
-    return value
+def _from(low: float, high: float) -> AfterValidator:
+    """Numbers that steps can compute with: in float32, 1e-46 would be 0, and 1e39 Inf."""
+
+    def check(value: float) -> float:
+        if value != 0 and not low <= abs(value) <= high:
+            size = "small" if abs(value) < low else "large"
+            raise ValueError(
+                f"{value:g} is too {size} for float32: its size must be 0, or from {low:g} to "
+                f"{high:g}"
+            )
+        return value
+
+    return AfterValidator(check)
 
 
-Float = typing.Annotated[float, AfterValidator(_in_float32)]
+Float = typing.Annotated[float, _from(1e-37, 1e38)]
+Scale = typing.Annotated[float, annotated_types.Gt(0.0), _from(1e-18, 1e18)]
+"""A factor of what may be as small or large, too."""
 PositiveFloat = typing.Annotated[Float, annotated_types.Gt(0.0)]
 NonNegativeFloat = typing.Annotated[Float, annotated_types.Ge(0.0)]
 Fraction = typing.Annotated[Float, annotated_types.Interval(ge=0.0, le=1.0)]
@@ -221,7 +227,7 @@ class LoRAConfig(Section):
 
     rank: NonNegativeInt = 0
     """Rank of the adapters of every linear layer. 0: full fine-tuning."""
-    alpha: PositiveFloat = 32.0
+    alpha: Scale = 32.0
     """Adapters count alpha / rank."""
     pretrained: str | None = None
     """Folder of adapters to begin with, in peft's format; the reference is without. None: fresh."""
@@ -385,7 +391,7 @@ class RewardModelConfig(Section):
     """Weight of the critique's negative log-likelihood in the loss."""
     span_weight: NonNegativeFloat = 1.0
     """Weight of the span labels' cross-entropy in the loss."""
-    class_weights: tuple[PositiveFloat, PositiveFloat, PositiveFloat] = (1.0, 1.0, 1.0)
+    class_weights: tuple[Scale, Scale, Scale] = (1.0, 1.0, 1.0)
     """Weights of the classes poor, neutral, good in the loss; divided out of probabilities."""
     labels: Labels = "sign"
     """What is learned of a quote's reward: poor or good, or its severity in [-1, 1] too."""

@@ -125,6 +125,12 @@ def test_free_dictionary_takes_any_name(write):
         ("sft: {optimizer: {clip_norm: 1.0e-320}}", "`sft.optimizer.clip_norm`"),
         ("sft: {optimizer: {weight_decay: 1.0e+300}}", "too large for float32"),
         ("model: {rope_theta: 1.0e-37}", "`model.rope_theta` is 1e-37; must be greater than 1"),
+        ("lora: {alpha: 1.0e-37}", "in `lora.alpha`: 1e-37 is too small for float32"),
+        ("lora: {alpha: 1.0e+38}", "in `lora.alpha`: 1e+38 is too large for float32"),
+        (
+            "reward_model: {class_weights: [1, 1.0e-30, 1]}",
+            "in `reward_model.class_weights.1`: 1e-30 is too small for float32",
+        ),
         ("model: {rope_theta: 1}", "`model.rope_theta` is 1; must be greater than 1"),
         ("sampling: {temperature: 1.0e-40}", "`sampling.temperature` is 1e-40; must be greater"),
         (

@@ -47,6 +47,7 @@ SHOWN = 300
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Annotates `prompts` × `samples_per_prompt` completions, unless that is done; the summary."""
+    config = config.including("text2grad")  # which they are for
     return once(ANNOTATE, config, workdir, annotate, needs=(SFT,))
 
 

@@ -39,6 +39,7 @@ from t2g_jax.training.objective import Objective
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
     """Trains the reward model, unless that is done; returns its summary with the class scores."""
+    config = config.including("text2grad")  # which it is for
     try:
         return once(REWARD_MODEL, config, workdir, train, needs=(SFT, ANNOTATE))
     except DatasetError as error:

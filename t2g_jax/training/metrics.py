@@ -159,10 +159,11 @@ def whole_log(path: Path, steps: int) -> list[dict[str, Any]]:
     lines = read_metrics(path) if path.exists() else []
     kept = [line for line in lines if line["step"] <= steps]
     found = [line["step"] for line in kept]
-    if found == list(range(1, steps + 1)):
+    if len(found) == steps and found == list(range(1, len(found) + 1)):
         return kept
-    absent = sorted(set(range(1, steps + 1)) - set(found))
-    what = f"has no line of step {absent[0]}" if absent else "has its steps twice, or in disorder"
+    there = set(found)
+    absent = next((step for step in range(1, steps + 1) if step not in there), None)
+    what = f"has no line of step {absent}" if absent else "has its steps twice, or in disorder"
     raise T2GError(
         f"{path} {what if lines else 'is missing'}, but the checkpoint to go on from is of step "
         f"{steps}: its tokens and seconds would not be counted. Put it back as it was, or delete "

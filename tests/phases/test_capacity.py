@@ -143,3 +143,14 @@ def test_a_method_that_the_config_does_not_name_is_checked_too(tiny_run, tmp_pat
     changed = ["--grpo.group_size", "4", "--accept-changes"]
     assert cli.main(["train-policy", *words, "grpo", *changed]) == 2
     assert "changed:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["annotate", "train-rm"])
+def test_annotations_are_for_text2grad_whether_or_not_the_config_names_it(
+    tiny_run, tmp_path, capsys, command
+):
+    large = {"text2grad__prompts_per_step": 2_000_000_000, "methods": ("grpo",)}
+    done = {"annotate": ("sft",), "train-rm": ("sft", "annotate")}[command]
+    workdir, _ = tiny_run.branch(tmp_path / "run", *done, **large)
+    assert cli.main([command, str(workdir)]) == 2
+    assert capsys.readouterr().err.startswith("t2g: text2grad.prompts_per_step")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from t2g_jax.errors import T2GError
-from t2g_jax.training.metrics import MetricsWriter, Stopwatch, read_metrics
+from t2g_jax.training.metrics import MetricsWriter, Stopwatch, read_metrics, whole_log
 
 
 def log(directory, steps, **options):
@@ -119,6 +119,13 @@ def test_the_log_of_what_goes_on_is_whole(tmp_path, left, expected):
         log(tmp_path, [4], resumed_step=3)
     assert path.exists() == (left is not None)
     assert left is None or path.read_text() == text
+
+
+def test_a_step_far_beyond_the_log_is_no_list(tmp_path):
+    """Of a folder that somebody named so."""
+    path = log(tmp_path, [1, 2])
+    with pytest.raises(T2GError, match=r"has no line of step 3, but .* is of step 1000"):
+        whole_log(path, 10**15)
 
 
 def test_a_cut_last_line_is_left_out(tmp_path):
