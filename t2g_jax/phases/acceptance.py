@@ -9,7 +9,7 @@ from pathlib import Path
 from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config, Method, diff, load_config, require_measured
 from t2g_jax.phases import pretrained, provenance
-from t2g_jax.phases.context import parts, say
+from t2g_jax.phases.context import Context, parts, say
 from t2g_jax.phases.workspace import Workspace, accept_changes, is_run
 from t2g_jax.training.trackers import require_packages
 
@@ -30,10 +30,12 @@ def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> N
         return
     recorded = workdir / "config.yaml"
     if changed := hosts.from_first(lambda: diff(load_config(recorded), config)):
-        parts(config)
+        made = parts(config)
         require_packages(config)
         workspace = Workspace(workdir, config, free=[field.name for field in fields(config)])
-        if hosts.from_first(workspace.has_work):  # else the tokenizer is made anew
+        # Without work the tokenizer is made anew.
+        stays = hosts.from_first(lambda: workspace.has_work() and workspace.tokenizer.exists())
+        if stays:
             provenance.require_loadable(workspace)
             hosts.from_first(lambda: pretrained.check_tokenizer(config, workspace.tokenizer))
         pretrained.pin(config, workdir)
@@ -43,6 +45,8 @@ def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> N
             if method in methods or method.replace("-", "_") in sections:
                 asked = asked.including(method)
         pretrained.check(asked)
+        if stays:
+            Context.assembled(workspace, *made).test_examples()  # which need room
         done = hosts.from_first(workspace.complete_phases)
         require_measured(config, [method for method in methods if method not in done])
     for change in accept_changes(workdir, config):

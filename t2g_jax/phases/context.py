@@ -116,6 +116,18 @@ class Context:
             made = hosts.from_first(lambda: _make_tokenizer(workspace, task, pretrained_tokenizer))
         if not made:  # what is not ours is never loaded
             provenance.require_loadable(workspace)
+        return cls.assembled(workspace, mesh, task, judge, read_only=read_only)
+
+    @classmethod
+    def assembled(
+        cls, workspace: Workspace, mesh: Mesh, task: Task, judge: Judge, *, read_only: bool = False
+    ) -> Context:
+        """Of a work directory whose tokenizer may be loaded, see `provenance.require_loadable`.
+
+        Raises:
+          T2GError: the tokenizer is damaged, or cannot say what the config needs.
+        """
+        config = workspace.config
         try:
             options = config.tokenizer.template_options
             tokenizer = ChatTokenizer.load(workspace.tokenizer, template_options=options)

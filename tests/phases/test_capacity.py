@@ -123,6 +123,7 @@ def test_what_cannot_be_held_is_not_recorded(tiny_run, tmp_path, capsys, command
         ["--grpo.prompts_per_step", "2000000000"],
         ["--rltf_sd.group_size", "2000000000"],
         ["--sft.batch_size", "2000000000"],
+        ["--sampling.max_new_tokens", "383"],
         ["--lora.rank", "4", "--lora.pretrained", "nowhere", "--model.pretrained", "nowhere"],
     ):
         assert cli.main([*words, *value]) == 2
