@@ -1,6 +1,8 @@
-"""What is charged for the divergence pulls back to the reference: learning from nothing else."""
+"""What is charged for the divergence pulls back to the reference."""
 
 import dataclasses
+import functools
+import types
 
 import jax
 import numpy as np
@@ -17,60 +19,126 @@ from t2g_jax.training.sharding import batch_sharding, state_shardings
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 
-STEPS = 25
+
+@dataclasses.dataclass
+class Learner:
+    """A method on its way from `moved`, which is away from the reference."""
+
+    name: str
+    method: object
+    state: TrainState
+    update: object
+
+    def learn(self, steps):
+        """Makes steps; the metrics of each."""
+        context, learning = self.method.context, self.method.learning
+        log = []
+        for step in range(1, steps + 1):
+            collected = self.method.collect(self.state, step)
+            log.append(collected.metrics)
+            carried = {name: np.float32(value) for name, value in collected.carry.items()}
+            carried = hosts.place(carried, jax.tree.map(lambda x: x.sharding, self.state.carry))
+            self.state = self.state.replace(carry=carried)
+            for batch in minibatches(context, self.name, learning, collected.rows, step):
+                placed = hosts.place(batch, batch_sharding(context.mesh, micro_batched=True))
+                self.state, _ = self.update(self.state, placed)
+        return log
+
+    def attempts(self):
+        context, params = self.method.context, self.state.params
+        draw = functools.partial(first_attempts, context, params, self.method.config, "measured")
+        return [turn for step in range(2) for turn in draw(step)]
+
+    @property
+    def divergence(self):
+        """The exact KL to the reference, nats a token."""
+        context, params = self.method.context, self.state.params
+        rows = [completion_row(context, turn, policy_weight=1.0) for turn in self.attempts()]
+        weights = np.concatenate([item.fields["policy_weight"] for item in rows])
+        full = np.concatenate(self.method.reference.full(params, rows))
+        return float(np.average(full, weights=weights))
+
+    @property
+    def length(self):
+        """Tokens of a completion."""
+        return float(np.mean([len(turn.tokens) for turn in self.attempts()]))
+
+
+def _learner(context, params, name, learning_rate=2e-3, **values):
+    values = {"kl_coefficient": 1.0, "group_size": 8, "prompts_per_step": 8} | values
+    values |= {"steps": 1000, "minibatches": 1}
+    context = tiny.changed(context, **{f"{name}__{k}": v for k, v in values.items()})
+    method = make_method(name, context)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=learning_rate), 1000)
+    params = {k: jax.tree.map(jax.numpy.copy, params[k]) for k in method.params}
+    carry = {k: np.float32(v) for k, v in method.learning.carry.items()}
+    state = TrainState.create(params, optimizer, carry)
+    state = hosts.place(state, state_shardings(state, context.mesh))
+    objective = method.learning.objective
+    update = make_update(context.model, objective, optimizer, context.mesh, state, one_update=True)
+    return Learner(name, method, state, update)
+
+
+@pytest.fixture(scope="module")
+def before(tiny_context, moved):
+    """Where all begin."""
+    learner = _learner(tiny_context, moved, "ppo")
+    return types.SimpleNamespace(divergence=learner.divergence, length=learner.length)
 
 
 @pytest.fixture
-def pulled(tiny_context, moved, monkeypatch):
-    """pulled(name, kl): the exact KL to the reference, nats a token, before and after learning with
-    a task that rewards nothing."""
-    nothing = Score(correct=False, formatted=True, reward=0.0)
+def learner(tiny_context, moved, before, monkeypatch):
+    """learner(name, earn, **values): a method whose attempts earn what `earn` says of their tokens,
+    and that charges what its settings say."""
 
-    def unrewarded(*arguments, **options):
-        turns = first_attempts(*arguments, **options)
-        return [dataclasses.replace(turn, score=nothing) for turn in turns]
+    def learner(name, earn=lambda tokens: 0.0, **values):
+        def attempts(*arguments, **options):
+            turns = first_attempts(*arguments, **options)
+            scores = [Score(correct=False, formatted=True, reward=earn(t.tokens)) for t in turns]
+            pairs = zip(turns, scores, strict=True)
+            return [dataclasses.replace(turn, score=score) for turn, score in pairs]
 
-    for module in (grpo, ppo):
-        monkeypatch.setattr(module, "first_attempts", unrewarded)
+        for module in (grpo, ppo):
+            monkeypatch.setattr(module, "first_attempts", attempts)
+        return _learner(tiny_context, moved, name, **values)
 
-    def pulled(name, kl):
-        values = {"kl": kl, "kl_coefficient": 1.0, "group_size": 8, "prompts_per_step": 8}
-        values |= {"steps": 1000, "minibatches": 1}
-        context = tiny.changed(tiny_context, **{f"{name}__{k}": v for k, v in values.items()})
-        method = make_method(name, context)
-        learning, mesh = method.learning, context.mesh
-        optimizer = make_optimizer(OptimizerConfig(learning_rate=2e-3), 1000)
-        params = {k: v for k, v in moved.items() if k in method.params}
-        carry = {k: np.float32(v) for k, v in learning.carry.items()}
-        state = TrainState.create(jax.tree.map(jax.numpy.copy, params), optimizer, carry)
-        state = hosts.place(state, state_shardings(state, mesh))
-        update = make_update(
-            context.model, learning.objective, optimizer, mesh, state, one_update=True
-        )
-
-        def exact(params):
-            turns = first_attempts(context, params, method.config, "measured", 0)
-            rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
-            weights = np.concatenate([item.fields["policy_weight"] for item in rows])
-            return np.average(np.concatenate(method.reference.full(params, rows)), weights=weights)
-
-        before = exact(state.params)
-        for step in range(1, STEPS + 1):
-            rows = method.collect(state, step).rows
-            for batch in minibatches(context, name, learning, rows, step):
-                state, _ = update(
-                    state, hosts.place(batch, batch_sharding(mesh, micro_batched=True))
-                )
-        return before, exact(state.params)
-
-    return pulled
+    return learner
 
 
 @pytest.mark.parametrize(
-    ("name", "kl"),
-    [("grpo", "k1"), ("grpo", "k2"), ("grpo", "abs"), ("grpo", None), ("ppo", None)],
+    ("name", "kl", "kl_in"),
+    [
+        ("grpo", "k1", None),
+        ("grpo", "k2", None),
+        ("grpo", "abs", None),
+        ("grpo", None, None),
+        ("ppo", None, None),
+        ("ppo", "k3", "loss"),
+    ],
 )
-def test_the_divergence_falls(pulled, name, kl):
-    before, after = pulled(name, kl)
-    print(name, kl, before, after)
-    assert after < before / 2
+def test_the_divergence_falls(learner, before, name, kl, kl_in):
+    """The task rewards nothing."""
+    pulled = learner(name, kl=kl, kl_in=kl_in)
+    pulled.learn(12)
+    assert pulled.divergence < before.divergence / 2
+
+
+def test_the_full_divergence_in_rewards_pays_for_ending_early(learner, before):
+    """Each token costs 0 or more: completions get shorter, and the divergence does not fall."""
+    charged = learner("ppo", kl="full")
+    charged.learn(10)
+    assert charged.length < 0.7 * before.length
+    assert charged.divergence > before.divergence
+
+
+def test_the_controller_holds_the_divergence_that_a_reward_drives_away(learner):
+    """The reward is for tokens that the reference does not prefer; β starts far too low for it."""
+    target = 2.0
+    earning = {"earn": lambda tokens: float(np.mean(np.asarray(tokens) % 2 == 0))}
+    earning |= {"learning_rate": 5e-3, "kl_coefficient": 0.02}
+    fixed = learner("grpo", **earning).learn(10)
+    assert fixed[-1]["kl_per_sequence"] > 3 * target
+    controlled = {"adaptive_kl_target_per_sequence": target, "adaptive_kl_horizon": 32}
+    log = learner("grpo", **earning, **controlled).learn(16)
+    assert max(line["kl_coefficient"] for line in log) > 0.1
+    assert target / 2 < np.mean([line["kl_per_sequence"] for line in log[-6:]]) < 2 * target
