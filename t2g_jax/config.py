@@ -780,7 +780,7 @@ class TrainingConfig(Section):
     """What all training phases do when something goes wrong."""
 
     max_skipped_updates: PositiveInt = 10
-    """Updates with a NaN or Inf in loss or gradients are skipped; so many in a row end the run."""
+    """Updates with NaN or Inf are skipped; so many in a row, or in all if most are, end the run."""
     watchdog_minutes: typing.Annotated[Float, annotated_types.Interval(ge=0.0, le=1e6)] = 30.0
     """A process without progress for so long says where it is stuck, and ends. 0: never."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,36 +47,39 @@ def train(
     here, the step before is.
 
     A state whose last update was skipped (see `make_update`) is not saved before the end: the last
-    checkpoint is a good one, and those before it are not pushed out. One that has seen no update
-    but skipped ones is not saved at all: nothing was learned.
+    checkpoint is a good one, and those before it are not pushed out. Where more updates were
+    skipped than made, the end is not saved either: what was learned is not what was asked for.
 
     Args:
       state: at step 0.
       advance: one step; it may donate the state.
       steps: total, unless there is a budget.
       checkpoints, every: where, and after how many steps, the state is saved.
-      meta: saved beside the state, with the data cursor "step" and, if tokens were,
-        "tokens_generated" so far.
+      meta: saved beside the state, with the data cursor "step" and, if there are any, the
+        "tokens_generated" and "skipped_updates" so far.
       token_budget: ends after the first step at which the sum of the metric "tokens_generated"
         reaches it, whatever `steps`; the log has the sum as "tokens_generated_total".
-      max_skipped_updates: so many updates skipped in a row end the run.
+      max_skipped_updates: so many updates skipped in a row end the run, and so many altogether if
+        they are more than those made.
       measure: metrics of a state that is about to be saved, with those of its step what the best
         checkpoint is chosen by.
       before_save: may raise, so that nothing is written.
       on_step: called after each step with the number of steps made and the metrics.
 
     Raises:
-      T2GError: too many updates were skipped in a row, or all there were; the last checkpoint is of
-        another phase; there is a budget, and a step generated nothing.
+      T2GError: too many updates were skipped in a row, or at the end more than were made; the last
+        checkpoint is of another phase; there is a budget, and a step generated nothing.
       Preempted: SIGTERM came.
     """
     state = hosts.place(state, state_shardings(state, mesh))
     replicated = NamedSharding(mesh, PartitionSpec())
-    step, generated = checkpoints.latest_step or 0, 0
+    step, generated, lost = checkpoints.latest_step or 0, 0, 0
     if step:
         state, saved = checkpoints.restore(abstract(state))
         _require_ours(saved, meta, checkpoints)
-        generated = saved.get("tokens_generated", 0)
+        generated, lost = saved.get("tokens_generated", 0), saved.get("skipped_updates", 0)
+
+    most = math.inf if max_skipped_updates is None else max_skipped_updates
 
     def unfinished() -> bool:
         return step < steps if token_budget is None else generated < token_budget
@@ -83,7 +87,8 @@ def train(
     def save(compared: Mapping[str, float] | None) -> None:
         before_save()
         writer.sync()
-        about = {"step": step} | ({"tokens_generated": generated} if generated else {})
+        counts = {"tokens_generated": generated, "skipped_updates": lost}
+        about = {"step": step} | {name: count for name, count in counts.items() if count}
         checkpoints.save(step, state, {**meta, **about}, metrics=compared)
 
     with preemption.finishing():
@@ -110,11 +115,17 @@ def train(
                 )
             writer.write(step, metrics)
             on_step(step, metrics)
-            skipped = int(metrics.get("skipped_in_row", 0))
-            too_many = max_skipped_updates is not None and skipped >= max_skipped_updates
-            if too_many or (not unfinished() and int(state.skipped) and not int(state.step)):
+            lost += int(metrics.get("skipped_updates", 0))
+            in_row = int(metrics.get("skipped_in_row", 0))
+            if in_row >= most:
+                skipped = f"{in_row} updates in a row, the last at step {step}"
+            elif lost and (lost >= most or not unfinished()) and lost > (made := int(state.step)):
+                skipped = f"{lost} of {lost + made} updates until step {step}, more than half"
+            else:
+                skipped = ""
+            if skipped:
                 checkpoints.wait()
-                raise T2GError(_diverged(step, int(state.skipped), checkpoints))
+                raise T2GError(_diverged(skipped, checkpoints))
             stop = preemption.asked()
             due = step % every == 0 or not unfinished()
             if (due or stop) and not (unfinished() and int(state.skipped)):
@@ -147,7 +158,7 @@ def _require_ours(
         )
 
 
-def _diverged(step: int, skipped: int, checkpoints: Checkpoints) -> str:
+def _diverged(skipped: str, checkpoints: Checkpoints) -> str:
     good = checkpoints.latest_step
     place = (
         f"The last good checkpoint is {checkpoints.directory / str(good)}, of step {good}; the "
@@ -156,9 +167,8 @@ def _diverged(step: int, skipped: int, checkpoints: Checkpoints) -> str:
         else f"No checkpoint was made before; delete {checkpoints.directory} to begin anew"
     )
     return (
-        f"loss, gradients or new parameters were not finite (NaN or Inf) in {skipped} updates in a "
-        f"row, the last at step {step}; they were skipped. {place}. Try a lower "
-        "optimizer.learning_rate of this phase, more warmup_steps, a lower clip_norm, or "
-        "model.compute_dtype float32, with --accept-changes; if it was bad already, delete that "
-        "checkpoint to go back further"
+        f"loss, gradients or new parameters were not finite (NaN or Inf) in {skipped}; they were "
+        f"skipped. {place}. Try a lower optimizer.learning_rate of this phase, more warmup_steps, "
+        "a lower clip_norm, or model.compute_dtype float32, with --accept-changes; if it was bad "
+        "already, delete that checkpoint to go back further"
     )

@@ -218,13 +218,35 @@ def test_nothing_good_was_saved(start, tmp_path):
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_phase_that_skipped_every_update_is_no_phase(start, tmp_path, every):
     for _ in range(2):
-        with pytest.raises(
-            T2GError, match=r"not finite .* in 2 updates in a row, the last at step 2"
-        ):
+        with pytest.raises(T2GError, match=r"not finite .* in 2 of 2 updates until step 2, more"):
             start(tmp_path, poisoned={0, 1}, steps=2, every=every, max_skipped_updates=10)
         assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
     resumed, made, _ = start(tmp_path, steps=2)  # what was wrong is mended
     assert (resumed.step, made) == (2, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("poisoned", "most", "ended"),
+    [
+        ({1, 2, 3, 4}, 10, "4 of 5 updates until step 5"),  # one good update, then none to the end
+        ({0, 2, 4}, 10, "3 of 5 updates until step 5"),
+        ({0, 1, 3}, 3, "3 of 4 updates until step 4"),  # at once: half of them can be no more
+    ],
+)
+def test_a_phase_that_skipped_most_updates_has_failed(start, tmp_path, poisoned, most, ended):
+    for _ in range(2):  # what was skipped before a checkpoint counts after it
+        with pytest.raises(T2GError, match=f"in {ended}, more than half; they were") as error:
+            start(tmp_path, poisoned=poisoned, max_skipped_updates=most, every=1)
+        assert "lower optimizer.learning_rate" in str(error.value)
+    good = max(step for step in range(STEPS) if step not in poisoned and step < int(ended[-1]))
+    assert f"checkpoints/{good + 1}, of step {good + 1}" in str(error.value)
+    resumed, _, _ = start(tmp_path, max_skipped_updates=most, every=1)  # what was wrong is mended
+    assert resumed.step == STEPS - len([step for step in poisoned if step < good])
+
+
+def test_half_of_the_updates_make_a_phase(start, tmp_path):
+    state, _, _ = start(tmp_path, poisoned={1, 3}, steps=4, max_skipped_updates=10)
+    assert state.step == 2
 
 
 # ------------------------------------------------------------------ SIGTERM
