@@ -9,6 +9,7 @@ import contextlib
 import contextvars
 import itertools
 import math
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -214,7 +215,8 @@ class PhaseProgress:
     for the device just to be told. One that was not measured in the last step says in which.
 
     Until the first step is done it says "compiling …". The remaining time is that of the later half
-    of the steps of this run, never of the first: that compiles, and so do some of those after it.
+    of the steps of this run, never of the first: that compiles, and so may some of those after it.
+    So a single step that took far longer than others does not count as what is to be expected.
 
     Args:
       phase: its name.
@@ -249,6 +251,7 @@ class PhaseProgress:
         self._enabled, self._clock = enabled, clock
         self._measures: dict[str, tuple[int, float]] = {}  # the step, and what was measured there
         self._marks: collections.deque[tuple[int, float]] = collections.deque()
+        self._paces: collections.deque[float] = collections.deque(maxlen=_PACES)
         self._waiting: threading.Timer | None = None
         self._live: Progress | None = None
         self._bar: TaskID | None = None
@@ -349,6 +352,8 @@ class PhaseProgress:
         """Keeps when steps were done: those of the later half, and the one before them."""
         if not self._marks:
             self._first = step
+        elif step > self._marks[-1][0]:
+            self._paces.append(_pace(self._marks[-1], (step, now)))
         self._marks.append((step, now))
         while len(self._marks) > 2 and 2 * (self._marks[1][0] - self._first) <= step - self._first:
             self._marks.popleft()
@@ -359,7 +364,13 @@ class PhaseProgress:
         (early, began), (late, ended) = self._marks[0], self._marks[-1]
         if late <= early or ended <= began:
             return ""
-        seconds = max(self.total - self.step, 0) * (ended - began) / (late - early)
+        steps = [pair for pair in itertools.pairwise(self._marks) if pair[0][0] < pair[1][0]]
+        *others, slowest = sorted(steps, key=lambda pair: _pace(*pair))
+        # What took long twice will again, as an evaluation does; once, it was a program compiled.
+        usual = 3 * statistics.median_low(self._paces)
+        usual = max([usual, *(_pace(*pair) for pair in others[-1:])])
+        once = max(_pace(*slowest) - usual, 0.0) * (slowest[1][0] - slowest[0][0])
+        seconds = max(self.total - self.step, 0) * (ended - began - once) / (late - early)
         after = _FOLLOWED_BY.get()
         return f"{took(seconds)} left" + (
             "" if after is None else f" (of the run about {took(seconds + after)})"
@@ -367,6 +378,15 @@ class PhaseProgress:
 
     def _print(self, line: str) -> None:
         self._console.print(safe_text(line), soft_wrap=True)
+
+
+# So many steps say how long one usually takes.
+_PACES = 1000
+
+
+def _pace(earlier: tuple[int, float], later: tuple[int, float]) -> float:
+    """Seconds for each step between two moments at which steps were done."""
+    return (later[1] - earlier[1]) / (later[0] - earlier[0])
 
 
 class _Field(ProgressColumn):

@@ -1,6 +1,8 @@
 import dataclasses
 import io
+import itertools
 import math
+import re
 import time
 
 import pytest
@@ -210,6 +212,30 @@ def test_the_time_of_the_first_step_is_not_expected_of_the_others():
 def test_another_step_that_compiles_is_soon_forgotten():
     lines = timed(100.0, 150.0, *(150.0 + i for i in range(1, 9)), total=20)
     assert lines[9].endswith("10.0 s left")
+
+
+def left(line):
+    """The seconds that a line says are left."""
+    minutes = re.search(r"(?:(\d+) min )?([\d.]+) s left", line)
+    return 60 * int(minutes[1] or 0) + float(minutes[2])
+
+
+@pytest.mark.parametrize("slow", [3, 4, 7, 20, 60])
+def test_one_step_that_compiles_does_not_swing_what_is_left(slow):
+    took = (40.0 if step == slow else 0.5 for step in range(2, 81))
+    moments = itertools.accumulate(took, initial=30.0)
+    lines = timed(*moments, total=100)
+    for step, line in enumerate(lines[1:-1], start=2):
+        usual = 0.5 * (100 - step)
+        assert usual - 1 < left(line) < 3 * usual + 1
+
+
+def test_steps_that_are_slow_again_and_again_count():
+    """As those that evaluate."""
+    moments = list(itertools.accumulate(21.0 if step % 10 == 0 else 1.0 for step in range(1, 61)))
+    lines = timed(*moments, total=100)
+    for step in (40, 50, 60):
+        assert left(lines[step - 1]) == pytest.approx(3 * (100 - step), rel=0.35)
 
 
 def test_a_measure_says_in_which_step_it_was_measured():
