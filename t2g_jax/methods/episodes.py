@@ -53,6 +53,11 @@ class Episode:
             done = len(turn.prompt) + len(turn.tokens)
         return row(*parts)
 
+    @property
+    def revised(self) -> bool:
+        """Whether there was an attempt after feedback."""
+        return len(self.turns) > 1
+
     def ended_early(self, turns: int) -> bool:
         """Whether an attempt was right before `turns` ran out, so that nobody criticised it."""
         return len(self.turns) < turns and self.turns[-1].score.correct

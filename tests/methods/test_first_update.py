@@ -11,6 +11,7 @@ import tiny
 from t2g_jax import hosts
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.methods import make_method
+from t2g_jax.methods.base import completion_row, scored
 from t2g_jax.phases.training import minibatches
 from t2g_jax.training.objective import objective, totals
 from t2g_jax.training.sharding import batch_sharding, state_shardings
@@ -97,3 +98,42 @@ def test_gspo_in_bfloat16_learns_from_all_sequences(round_of):
         assert report["clip_fraction"] == 0
         learned, sampler = batch.policy_weight != 0, batch.sampler_logprobs
         assert np.abs(sampler - batch.old_logprobs)[learned].max() > 4e-4
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.3, "top_p": 0.8}])
+@pytest.mark.parametrize("correction", ["none", "sequence_importance"])
+def test_importance_of_second_attempts_is_the_trainers(
+    tiny_context, moved_policy, state_of, monkeypatch, correction, sampling
+):
+    """Not the sampler's: the product over a sequence would be more than a thousandth off."""
+    changes = {"rltf_sd__correction": correction, "rltf_sd__prompts_per_step": 8}
+    changes |= {f"sampling__{k}": v for k, v in sampling.items()}
+    context = tiny.changed(tiny_context, **changes)
+    model = dataclasses.replace(context.model, dtype=jnp.dtype("bfloat16"))
+    context = dataclasses.replace(context, model=model)
+    method = make_method("rltf-sd", context)
+    played = []
+    more_rows = method.more_rows
+
+    def kept(state, step, episodes):
+        played.extend(episodes)
+        return more_rows(state, step, episodes)
+
+    monkeypatch.setattr(method, "more_rows", kept)
+    rows = method.collect(state_of(method, moved_policy), 1).rows
+    rows = [item for item in rows if "distill_weight" in item.fields]
+    revised = [episode.turns[-1] for episode in played if len(episode.turns) > 1]
+    asked = [completion_row(context, turn) for turn in revised]
+    own = scored(context, moved_policy, asked, truncated=context.sampling.truncates)
+    assert len(rows) == len(revised) > 8
+    sampled, used = [], []
+    for item, turn, about in zip(rows, revised, own, strict=True):
+        teacher = item.fields["teacher_logprobs"][item.fields["distill_weight"] != 0]
+        own_logprobs = about["logprobs"][len(turn.prompt) :]
+        sampled.append(np.expm1((own_logprobs - turn.completion.logprobs).sum()))
+        used.append(np.expm1((own_logprobs - teacher).sum()))
+    assert np.abs(sampled).max() > 1e-3
+    if correction == "none":  # nobody reads it: no forward is spent
+        assert used == sampled
+    else:
+        np.testing.assert_allclose(used, 0, atol=1e-6)
