@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import os
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,6 +19,7 @@ for _flag, _value in (
 ):
     if _flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
+gc.set_threshold(100_000, 50, 100)  # as the command does, and for its reason
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
