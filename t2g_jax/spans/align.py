@@ -4,10 +4,12 @@ Wrong labels hurt a reward model more than missing ones, so a quote is aligned o
 is certain. Every other quote comes back in `Alignment.unaligned` with the reason in words.
 """
 
+import contextlib
+import gc
 import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import pairwise
@@ -77,6 +79,20 @@ class TokenSpan:
     reward: float
 
 
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pauses the garbage collector: a search makes many small objects and no cycles, and in a
+    process full of other objects, collections would take as long as the search."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collections()
 def align(
     text: str,
     quotes: Sequence[Quote | str | tuple[str, float]],

@@ -1,5 +1,6 @@
 """Work on what models and judges write is bounded, however they write it."""
 
+import gc
 import random
 import sys
 
@@ -147,3 +148,16 @@ def test_a_very_long_text_is_searched_for_phrases_as_they_stand():
     text = "word " * 50_000 + "the end"
     assert align(text, ["the end"]).spans[0].start == 250_000
     assert "too long to be searched for more" in align(text, ["The End"]).unaligned[0].reason
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_afterwards_as_before(enabled):
+    try:
+        (gc.enable if enabled else gc.disable)()
+        align("text", ["text"])
+        assert gc.isenabled() == enabled
+        with pytest.raises(TypeError):
+            align("text", [None])
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()
