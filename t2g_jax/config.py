@@ -869,6 +869,13 @@ class Config(Section):
             f"sampling.max_new_tokens ({self.sampling.max_new_tokens}) must be less than "
             f"model.context_length ({self.model.context_length}): the prompt needs room too",
         )
+        read = self.reward_model
+        require(
+            not read.critique_conditioned or read.max_critique_tokens < self.model.context_length,
+            f"reward_model.max_critique_tokens ({read.max_critique_tokens}) must be less than "
+            f"model.context_length ({self.model.context_length}), as with critique_conditioned a "
+            "completion is read after its critique: it needs room too",
+        )
         require(
             (self.text2grad.fade_after or 0) < self.sampling.max_new_tokens,
             f"text2grad.fade_after ({self.text2grad.fade_after}) must be less than "

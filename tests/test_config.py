@@ -166,6 +166,10 @@ def test_free_dictionary_takes_any_name(write):
         ("sampling: {max_new_tokens: 512}", "must be less than model.context_length (512)"),
         ("sft: {examples: 20000}", "sft.examples (20000) must not exceed task.train_size (19800)"),
         ("annotate: {prompts: 20000}", "annotate.prompts (20000) must not exceed"),
+        (
+            "reward_model: {critique_conditioned: true, max_critique_tokens: 512}",
+            "reward_model.max_critique_tokens (512) must be less than model.context_length (512)",
+        ),
         ("name: a/b", "name ('a/b') becomes a folder"),
         ("a: [", "line 1: not valid YAML"),
         ("seed: 1\nseed: 2", "line 2: not valid YAML: the key 'seed' appears twice"),
