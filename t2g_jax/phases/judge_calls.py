@@ -38,8 +38,19 @@ def announcement(config: Config) -> str:
     calls = judge_calls(config)
     each = ", ".join(f"{phase} {count:,}" for phase, count in calls.items())
     total = sum(calls.values())
-    return f"this run asks the judge ({config.judge.name}) about {total:,} times" + (
-        f" at most: {each}" if total else ""
+    said = f"this run asks the judge ({config.judge.name}) about {total:,} times"
+    if not total:
+        return said
+    unknown = [
+        method
+        for method in config.methods
+        if method in calls and config.of_method(method).token_budget is not None
+    ]
+    if not unknown:
+        return f"{said} at most: {each}"
+    return (
+        f"{said}: {each}; of {', '.join(unknown)} this is what the steps would ask, but the "
+        "token_budget ends it: short completions mean more questions, long ones fewer"
     )
 
 

@@ -91,3 +91,11 @@ def test_it_is_said(tiny_run):
     assert line.startswith(f"this run asks the judge (task) about {total:,} times at most: sft 240")
     nobody = {"methods": ("grpo",), "evaluate__second_turn": False, "sft__repair_fraction": 0.0}
     assert announcement(tiny.with_values(tiny_run.config, **nobody)).endswith("about 0 times")
+
+
+def test_with_a_budget_no_number_is_promised(tiny_run):
+    line = announcement(tiny.with_values(tiny_run.config, rltf_sd__token_budget=10**6))
+    assert "at most" not in line
+    assert "; of rltf-sd this is what the steps would ask" in line
+    asks_nobody = tiny.with_values(tiny_run.config, grpo__token_budget=10**6)
+    assert announcement(asks_nobody) == announcement(tiny_run.config)
