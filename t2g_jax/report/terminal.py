@@ -251,7 +251,7 @@ class PhaseProgress:
         self._enabled, self._clock = enabled, clock
         self._measures: dict[str, tuple[int, float]] = {}  # the step, and what was measured there
         self._marks: collections.deque[tuple[int, float]] = collections.deque()
-        self._paces: collections.deque[float] = collections.deque(maxlen=_PACES)
+        self._paces: collections.deque[float] = collections.deque(maxlen=_MOST)
         self._waiting: threading.Timer | None = None
         self._live: Progress | None = None
         self._bar: TaskID | None = None
@@ -357,6 +357,8 @@ class PhaseProgress:
         self._marks.append((step, now))
         while len(self._marks) > 2 and 2 * (self._marks[1][0] - self._first) <= step - self._first:
             self._marks.popleft()
+        if len(self._marks) > _MOST:  # every other one will do; the first and the last stay
+            self._marks = collections.deque(itertools.islice(self._marks, 0, None, 2))
 
     def _remaining(self) -> str:
         if not self.total or not self._marks:
@@ -380,8 +382,8 @@ class PhaseProgress:
         self._console.print(safe_text(line), soft_wrap=True)
 
 
-# So many steps say how long one usually takes.
-_PACES = 1000
+# So many moments and paces are kept, and looked through each time that progress is shown.
+_MOST = 1000
 
 
 def _pace(earlier: tuple[int, float], later: tuple[int, float]) -> float:

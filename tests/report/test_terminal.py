@@ -238,6 +238,18 @@ def test_steps_that_are_slow_again_and_again_count():
         assert left(lines[step - 1]) == pytest.approx(3 * (100 - step), rel=0.35)
 
 
+def test_a_long_run_is_told_from_a_bounded_number_of_moments():
+    """A bar shows what is left ten times a second."""
+    clock, console = Steps(), Console(file=io.StringIO(), width=200)
+    bar = PhaseProgress("sft", 40_000, console=console, every_steps=20_000, clock=clock)
+    with bar:
+        for step in range(1, 20_001):
+            clock.now += 21.0 if step % 10 == 0 else 1.0  # as those that evaluate
+            bar.update(step)
+            assert len(bar._marks) <= 1000
+    assert "16 h 40 min left" in console.file.getvalue()
+
+
 def test_a_measure_says_in_which_step_it_was_measured():
     console = Console(file=io.StringIO(), width=200)
     with PhaseProgress("grpo", 40, console=console, every_steps=1) as bar:
