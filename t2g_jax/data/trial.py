@@ -50,7 +50,12 @@ def require_bounded(folder: Path, options: Mapping[str, Any] | None = None) -> N
       T2GError: that did not end in a minute of computing, or took more than 8 GiB. Of any other
         error nothing is said.
     """
-    _require(folder, _fingerprint(folder), json.dumps(dict(options or {}), sort_keys=True))
+    _require(folder, _fingerprint(folder), _written(options))
+
+
+def know(folder: Path, options: Mapping[str, Any] | None = None) -> None:
+    """Takes the tokenizer of a folder for tried, as this process made it."""
+    _tried.add((_fingerprint(folder), _written(options)))
 
 
 @functools.cache
@@ -81,6 +86,10 @@ def _require(folder: Path, contents: str, options: str) -> None:
 
 
 _tried: set[tuple[str, str]] = set()
+
+
+def _written(options: Mapping[str, Any] | None) -> str:
+    return json.dumps(dict(options or {}), sort_keys=True)
 
 
 def _endless(folder: Path) -> T2GError:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from t2g_jax import durable, hosts, preemption
 from t2g_jax.config import Config
+from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.errors import T2GError, reason
 from t2g_jax.judges.base import Critique, CritiqueLevel, Judge, JudgeError
@@ -102,7 +103,6 @@ class Context:
         else:
             pretrained.check(config)
         mesh, task, judge = parts(config)
-        made = False
         if not read_only:
             trackers.require_packages(config)
             new = not hosts.from_first(workspace.tokenizer.exists)
@@ -113,9 +113,8 @@ class Context:
             )
             workspace.begin()
             pretrained.pin(config, workspace.root, record=True)
-            made = hosts.from_first(lambda: _make_tokenizer(workspace, task, pretrained_tokenizer))
-        if not made:  # what is not ours is never loaded
-            provenance.require_loadable(workspace)
+            hosts.from_first(lambda: _make_tokenizer(workspace, task, pretrained_tokenizer))
+        provenance.require_loadable(workspace)  # what is not ours is never loaded
         return cls.assembled(workspace, mesh, task, judge, read_only=read_only)
 
     @classmethod
@@ -530,14 +529,10 @@ def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:
     return None if name is None else (name, best_is)
 
 
-def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | None) -> bool:
-    """Unless there is one; never another one than what is complete was made with.
-
-    Returns:
-      Whether it was made here.
-    """
+def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | None) -> None:
+    """Unless there is one; never another one than what is complete was made with."""
     if workspace.tokenizer.exists():
-        return False
+        return
     config = workspace.config
     building = workspace.tokenizer.with_name(f"tokenizer.{secrets.token_hex(4)}.partial")
     try:
@@ -555,8 +550,8 @@ def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | No
         except OSError as error:  # another process was first
             if not workspace.tokenizer.exists():
                 raise T2GError(f"{workspace.tokenizer} could not be made") from error
-            return False
-        return True
+        else:
+            trial.know(workspace.tokenizer, config.tokenizer.template_options)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
