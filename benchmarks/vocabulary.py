@@ -73,7 +73,7 @@ def _apart(ours, theirs) -> float:
 
 
 def _logprobs(policy, reference, tokens):
-    scored = logprobs.from_hidden(*policy, tokens)
+    scored = logprobs.token_logprobs_from_hidden(*policy, tokens)
     return scored.logprobs + 0.1 * scored.entropy
 
 

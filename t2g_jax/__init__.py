@@ -6,35 +6,38 @@ name, `t2g_jax.models` and so on.
 """
 
 from t2g_jax import advantages, kl, logprobs, losses, reductions, spans
+from t2g_jax.advantages import first_turn as first_turn_advantages
 from t2g_jax.advantages import (
-    first_turn,
     gae,
     group_centered,
-    group_centred,
     leave_one_out,
     turn_returns,
     whiten,
 )
+from t2g_jax.deprecation import keep_old_names
 from t2g_jax.logprobs import (
     LogProbs,
     distillation_from_hidden,
     full_kl_from_hidden,
     token_logprobs,
+    token_logprobs_from_hidden,
+    token_logprobs_from_logits,
 )
 from t2g_jax.losses import (
     cispo,
     clipped_surrogate,
     clipped_value,
-    feedback_nll,
     gspo,
     importance_ratio,
     logit_distillation,
+    nll,
     reinforce,
     self_distillation,
     sequence_ratio,
     span_reward_cross_entropy,
 )
-from t2g_jax.reductions import Reduction, masked_mean, masked_sum, reduce, sequence_sum
+from t2g_jax.reductions import Reduction, masked_mean, masked_sum, sequence_sum
+from t2g_jax.reductions import reduce as reduce_loss
 from t2g_jax.spans import Quote, align, span_mask, to_token_spans, token_rewards
 
 __version__ = "0.1.0"
@@ -50,12 +53,10 @@ __all__ = [
     "clipped_surrogate",
     "clipped_value",
     "distillation_from_hidden",
-    "feedback_nll",
-    "first_turn",
+    "first_turn_advantages",
     "full_kl_from_hidden",
     "gae",
     "group_centered",
-    "group_centred",
     "gspo",
     "importance_ratio",
     "kl",
@@ -65,7 +66,8 @@ __all__ = [
     "losses",
     "masked_mean",
     "masked_sum",
-    "reduce",
+    "nll",
+    "reduce_loss",
     "reductions",
     "reinforce",
     "self_distillation",
@@ -76,7 +78,19 @@ __all__ = [
     "spans",
     "to_token_spans",
     "token_logprobs",
+    "token_logprobs_from_hidden",
+    "token_logprobs_from_logits",
     "token_rewards",
     "turn_returns",
     "whiten",
 ]
+
+keep_old_names(
+    __name__,
+    {
+        "feedback_nll": "nll",
+        "first_turn": "first_turn_advantages",
+        "group_centred": "group_centered",
+        "reduce": "reduce_loss",
+    },
+)

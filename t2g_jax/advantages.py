@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from t2g_jax.deprecation import keep_old_names
 from t2g_jax.numerics import same_shape
 
 # Under the square root when dividing by a standard deviation, as the Text2Grad authors have it.
@@ -17,6 +18,8 @@ VARIANCE_EPSILON = 1e-8
 
 # Values that are further apart by no more than so many units of their own rounding count as equal.
 ROUNDING = 8
+
+keep_old_names(__name__, {"group_centred": "group_centered"})
 
 
 def gae(
@@ -27,7 +30,7 @@ def gae(
     gamma: float = 1.0,
     gae_lambda: float = 0.95,
 ) -> tuple[jax.Array, jax.Array]:
-    """Generalised advantage estimation along the masked tokens of each row.
+    """Generalized advantage estimation along the masked tokens of each row.
 
     δₜ = rₜ + γ V₍ₜ₊₁₎ − Vₜ,   Aₜ = Σₗ (γλ)ˡ δ₍ₜ₊ₗ₎,   returns = A + V,   t counting only tokens
     with mask 1; V after the last of them is 0.
@@ -160,10 +163,6 @@ def group_centered(returns: ArrayLike, mask: ArrayLike, *, scale_by_std: bool = 
     return lax.stop_gradient(jnp.ldexp(centered, exponent))
 
 
-group_centred = group_centered
-"""The former spelling."""
-
-
 def leave_one_out(returns: ArrayLike, mask: ArrayLike) -> jax.Array:
     """Returns minus the mean of the group's *other* trajectories.
 
@@ -187,9 +186,9 @@ def first_turn(final_rewards: ArrayLike, first_rewards: ArrayLike, mask: ArrayLi
     the signal vanish once the second turn always succeeds. arXiv 2602.02482.
 
     Args:
-      final_rewards: [P, G] float, reward of the turn to distil.
+      final_rewards: [P, G] float, reward of the turn to distill.
       first_rewards: [P, G] float, reward of every first turn.
-      mask: [P, G] bool or float, 1 where there is a later turn to distil. It does not restrict the
+      mask: [P, G] bool or float, 1 where there is a later turn to distill. It does not restrict the
         baseline.
 
     Returns:

@@ -36,7 +36,7 @@ class Head(NamedTuple):
         return soft_capped(products, softcap) / temperature[..., None]
 
 
-class Spread(NamedTuple):
+class HeadSharding(NamedTuple):
     """How a kernel [D, V] that is spread over devices is read: a chunk at a time is gathered.
 
     kernel: where it lies, and its gradient. chunk: where columns lie while products read them.
@@ -58,7 +58,7 @@ class Chunks(NamedTuple):
     size: int
     shards: int
     softcap: float = 0.0
-    spread: Spread | None = None
+    spread: HeadSharding | None = None
 
     @property
     def columns(self) -> int:
@@ -137,7 +137,7 @@ def logprobs(
     temperature: jax.Array,
     cutoff: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of `tokens` and entropy, [...] each. See `t2g_jax.logprobs.from_hidden`."""
+    """Log-probability of `tokens` and entropy, [...]: `logprobs.token_logprobs_from_hidden`."""
     return _logprobs_forward(chunks, head, tokens, temperature, cutoff)[0]
 
 

@@ -72,7 +72,7 @@ def full(log_probs: ArrayLike, ref_log_probs: ArrayLike) -> jax.Array:
     `logprobs.full_kl_from_hidden` gives the same from hidden states, without [B, T, V] in memory.
 
     Args:
-      log_probs, ref_log_probs: [..., V] float, normalised log-probabilities.
+      log_probs, ref_log_probs: [..., V] float, normalized log-probabilities.
 
     Returns:
       [...], nats.

@@ -13,11 +13,21 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from t2g_jax import chunked
-from t2g_jax.chunked import Chunks, Head, Spread
+from t2g_jax.chunked import Chunks, Head, HeadSharding
+from t2g_jax.deprecation import keep_old_names
 from t2g_jax.kl import divergence
 from t2g_jax.numerics import as_float
 
 CHUNK_SIZE = 4096
+
+keep_old_names(
+    __name__,
+    {
+        "Spread": "HeadSharding",
+        "from_hidden": "token_logprobs_from_hidden",
+        "from_logits": "token_logprobs_from_logits",
+    },
+)
 
 
 class LogProbs(NamedTuple):
@@ -42,10 +52,10 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> jax.Array:
     Raises:
       ValueError: logits without the last axis and tokens differ in shape.
     """
-    return from_logits(logits, tokens, with_entropy=False).logprobs
+    return token_logprobs_from_logits(logits, tokens, with_entropy=False).logprobs
 
 
-def from_logits(
+def token_logprobs_from_logits(
     logits: ArrayLike,
     tokens: ArrayLike,
     *,
@@ -53,7 +63,7 @@ def from_logits(
     cutoff: ArrayLike | None = None,
     with_entropy: bool = True,
 ) -> LogProbs:
-    """As `from_hidden`, from logits [..., V]."""
+    """As `token_logprobs_from_hidden`, from logits [..., V]."""
     logits, tokens = as_float(logits), jnp.asarray(tokens)
     temperature, cutoff = _settings(tokens, temperature, cutoff, logits.dtype)
     if logits.shape[:-1] != tokens.shape:
@@ -66,7 +76,7 @@ def from_logits(
     return _where(ok, _dense(logits / temperature[..., None], tokens, cutoff, with_entropy))
 
 
-def from_hidden(
+def token_logprobs_from_hidden(
     hidden: ArrayLike,
     kernel: ArrayLike,
     tokens: ArrayLike,
@@ -76,7 +86,7 @@ def from_hidden(
     softcap: float = 0.0,
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
-    spread: Spread | None = None,
+    spread: HeadSharding | None = None,
     with_entropy: bool = True,
 ) -> LogProbs:
     """Log-probability of each token, and the entropy, without [..., V] in memory.
@@ -84,7 +94,7 @@ def from_hidden(
     z = hidden · kernel / temperature,   log π(v) = zᵥ − log Σᵤ exp zᵤ,   H = −Σᵥ π(v) log π(v).
 
     With a cutoff, the sums run over K = {v : log π(v) ≥ cutoff} ∪ {token} and log-probability and
-    entropy are those of π renormalised over K: the distribution a top-k or top-p sampler drew from.
+    entropy are those of π renormalized over K: the distribution a top-k or top-p sampler drew from.
     Which tokens are in K has no gradient.
 
     Args:
@@ -141,7 +151,7 @@ def full_kl_from_hidden(
     softcap: float = 0.0,
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
-    spread: Spread | None = None,
+    spread: HeadSharding | None = None,
 ) -> jax.Array:
     """Exact KL(policy ‖ reference) of each next-token distribution, without [..., V] in memory.
 
@@ -151,7 +161,8 @@ def full_kl_from_hidden(
     Args:
       hidden, kernel: [..., D] and [D, V], the policy's.
       ref_hidden, ref_kernel: [..., R] and [R, V], the reference's; R may differ from D.
-      temperature, softcap, chunk_size, vocab_shards, spread: see `from_hidden`; for both.
+      temperature, softcap, chunk_size, vocab_shards, spread: for both, see
+        `token_logprobs_from_hidden`.
 
     Returns:
       [...], nats; NaN without a gradient where a hidden state is not finite.
@@ -190,7 +201,7 @@ def distillation_from_hidden(
     softcap: float = 0.0,
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
-    spread: Spread | None = None,
+    spread: HeadSharding | None = None,
 ) -> jax.Array:
     """`losses.logit_distillation` over the whole vocabulary, without [..., V] in memory.
 
@@ -198,7 +209,8 @@ def distillation_from_hidden(
       hidden, kernel: [..., D] and [D, V], the student's.
       teacher_hidden, teacher_kernel: [..., R] and [R, V]; no gradient.
       alpha: 0 KL(t ‖ s), 1 KL(s ‖ t), between them the mixture; a Python number.
-      temperature, softcap, chunk_size, vocab_shards, spread: see `from_hidden`; for both.
+      temperature, softcap, chunk_size, vocab_shards, spread: for both, see
+        `token_logprobs_from_hidden`.
 
     Returns:
       [...], nats; NaN without a gradient where a hidden state is not finite.
@@ -263,7 +275,7 @@ def _head(hidden_name: str, hidden: ArrayLike, kernel_name: str, kernel: ArrayLi
 
 
 def _chunks(
-    head: Head, chunk_size: int, vocab_shards: int, softcap: float, spread: Spread | None
+    head: Head, chunk_size: int, vocab_shards: int, softcap: float, spread: HeadSharding | None
 ) -> Chunks:
     vocabulary = head.kernel.shape[1]
     if chunk_size < 1:

@@ -74,7 +74,7 @@ def reduce(
       mask: [..., T] bool or float.
       how: one of the three above.
       denominator: scalar to divide by instead. Pass `count` of the whole batch and the results of
-        its micro-batches sum to the result of the batch; pass a constant to normalise by it.
+        its micro-batches sum to the result of the batch; pass a constant to normalize by it.
       segment_ids: [..., T] int, which sequence of a packed row each token belongs to; its tokens
         lie side by side. Without it each row is one sequence.
 

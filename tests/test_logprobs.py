@@ -9,14 +9,14 @@ from jax.sharding import PartitionSpec as P
 from jax.test_util import check_grads
 
 from t2g_jax import kl
-from t2g_jax.chunked import Spread
+from t2g_jax.chunked import HeadSharding
 from t2g_jax.logprobs import (
     LogProbs,
     distillation_from_hidden,
-    from_hidden,
-    from_logits,
     full_kl_from_hidden,
     token_logprobs,
+    token_logprobs_from_hidden,
+    token_logprobs_from_logits,
 )
 from t2g_jax.losses import logit_distillation
 from t2g_jax.reductions import masked_mean
@@ -25,7 +25,7 @@ ROWS, TOKENS, WIDTH, VOCABULARY = 4, 3, 5, 24
 CHUNKS = (5, 8)  # the last chunk overlaps the one before, and fits exactly
 
 STATIC = ("chunk_size", "vocab_shards", "with_entropy")
-hidden_logprobs = jax.jit(from_hidden, static_argnames=STATIC)
+hidden_logprobs = jax.jit(token_logprobs_from_hidden, static_argnames=STATIC)
 hidden_kl = jax.jit(full_kl_from_hidden, static_argnames=STATIC[:2])
 
 
@@ -94,7 +94,7 @@ def test_from_hidden_matches_a_loop(head, cutoff, chunk_size, truncated, precisi
 def test_from_logits_is_the_same(head, cutoff):
     logits = head["hidden"] @ head["kernel"]
     for kwargs in ({}, {"temperature": 0.7, "cutoff": cutoff}):
-        result = jax.jit(from_logits)(logits, head["tokens"], **kwargs)
+        result = jax.jit(token_logprobs_from_logits)(logits, head["tokens"], **kwargs)
         _assert_close(result, hidden_logprobs(**head, **kwargs))
     logprobs = jax.jit(token_logprobs)(logits, head["tokens"])
     _assert_close(logprobs, hidden_logprobs(**head).logprobs)
@@ -106,7 +106,7 @@ def test_the_truncated_distribution_is_the_one_a_sampler_draws_from(head, chunk_
     ordered = -np.sort(-log_probs, axis=-1)
     head["tokens"] = np.argsort(-log_probs, axis=-1)[..., 2]  # any of the three most likely
     top_3 = np.where(log_probs >= ordered[..., 2:3], log_probs, -np.inf)
-    expected = jax.jit(from_logits)(top_3, head["tokens"])
+    expected = jax.jit(token_logprobs_from_logits)(top_3, head["tokens"])
     cutoff = (ordered[..., 2] + ordered[..., 3]) / 2
     result = hidden_logprobs(**head, temperature=0.7, cutoff=cutoff, chunk_size=chunk_size)
     _assert_close(result, expected)
@@ -144,7 +144,9 @@ def test_large_logits(head, chunk_size):
     head["kernel"] = 1e4 * head["kernel"]
     value, gradient = jax.jit(
         jax.value_and_grad(
-            lambda hidden: _mixed(from_hidden(**head | {"hidden": hidden}, chunk_size=chunk_size))
+            lambda hidden: _mixed(
+                token_logprobs_from_hidden(**head | {"hidden": hidden}, chunk_size=chunk_size)
+            )
         )
     )(head["hidden"])
     assert np.isfinite(value)
@@ -172,7 +174,7 @@ def test_reference_logprobs_and_entropy(golden, precision):
     z = np.load(golden / "text2grad_ppo_0.npz")
     for name in ("old", "new"):
         logits = precision.cast(z["logits" if name == "old" else "new_logits"])
-        result = jax.jit(from_logits)(logits, z["tokens"])
+        result = jax.jit(token_logprobs_from_logits)(logits, z["tokens"])
         precision.assert_close(result.logprobs * z["mask"], z[f"{name}_logprobs"] * z["mask"])
     precision.assert_close(masked_mean(result.entropy, z["mask"]), z["entropy"])
 
@@ -185,7 +187,7 @@ def test_gradients_are_those_of_the_dense_way(head, cutoff, chunk_size, truncate
     tokens = head["tokens"]
 
     def loss(hidden, kernel, chunk_size):
-        result = from_hidden(
+        result = token_logprobs_from_hidden(
             hidden,
             kernel,
             tokens,
@@ -222,7 +224,7 @@ def test_gradients_numerically(head, chunk_size):
     with jax.enable_x64(True):
         hidden, kernel = (head[name].astype(np.float64) for name in ("hidden", "kernel"))
         functions = (
-            lambda h, k: from_hidden(
+            lambda h, k: token_logprobs_from_hidden(
                 h, k, head["tokens"], cutoff=np.full((ROWS, TOKENS), -3.1), chunk_size=chunk_size
             ),
             lambda h, k: full_kl_from_hidden(h, k, -hidden, kernel, chunk_size=chunk_size),
@@ -235,7 +237,9 @@ def test_gradients_numerically(head, chunk_size):
 def test_no_gradient_to_temperature_and_cutoff(head, cutoff, chunk_size):
     def loss(temperature, cutoff):
         return _mixed(
-            from_hidden(**head, temperature=temperature, cutoff=cutoff, chunk_size=chunk_size)
+            token_logprobs_from_hidden(
+                **head, temperature=temperature, cutoff=cutoff, chunk_size=chunk_size
+            )
         )
 
     gradients = jax.jit(jax.grad(loss, (0, 1)))(0.7, cutoff)
@@ -250,7 +254,7 @@ def test_padding_reaches_no_parameter(head, chunk_size):
     @jax.jit
     @partial(jax.value_and_grad, argnums=(0, 1))
     def loss(hidden, kernel):
-        result = from_hidden(hidden, kernel, head["tokens"], chunk_size=chunk_size)
+        result = token_logprobs_from_hidden(hidden, kernel, head["tokens"], chunk_size=chunk_size)
         full = full_kl_from_hidden(hidden, kernel, -hidden, kernel, chunk_size=chunk_size)
         return sum(jnp.sum(jnp.where(mask, x, 0)) for x in (*result, full))
 
@@ -268,10 +272,10 @@ def test_padding_reaches_no_parameter(head, chunk_size):
 def test_undefined_and_excluded_logits():
     logits = jnp.array([[0.0, 0.0, -jnp.inf], [0.0, jnp.nan, 0.0]])
     tokens = jnp.array([0, 0])
-    result = jax.jit(from_logits)(logits, tokens)
+    result = jax.jit(token_logprobs_from_logits)(logits, tokens)
     np.testing.assert_allclose(result.logprobs, [-np.log(2), np.nan], rtol=1e-6)
     np.testing.assert_allclose(result.entropy, [np.log(2), np.nan], rtol=1e-6)
-    gradient = jax.jit(jax.grad(lambda x: _mixed(from_logits(x, tokens))))(logits)
+    gradient = jax.jit(jax.grad(lambda x: _mixed(token_logprobs_from_logits(x, tokens))))(logits)
     assert np.isfinite(gradient).all()
     np.testing.assert_array_equal(gradient[1], 0)
 
@@ -284,7 +288,7 @@ def test_bfloat16(head, chunk_size):
     @jax.jit
     @jax.grad
     def gradient(head_):
-        return _mixed(from_hidden(*head_, head["tokens"], chunk_size=chunk_size))
+        return _mixed(token_logprobs_from_hidden(*head_, head["tokens"], chunk_size=chunk_size))
 
     result = hidden_logprobs(*narrow, head["tokens"], chunk_size=chunk_size)
     assert result.logprobs.dtype == result.entropy.dtype == jnp.float32
@@ -299,7 +303,7 @@ def test_bfloat16(head, chunk_size):
 
 
 def test_under_vmap_and_scan(head):
-    compute = partial(from_hidden, chunk_size=5)
+    compute = partial(token_logprobs_from_hidden, chunk_size=5)
     expected = hidden_logprobs(**head, chunk_size=5)
     by_row = jax.jit(jax.vmap(lambda h, t: compute(h, head["kernel"], t)))
     _assert_close(by_row(head["hidden"], head["tokens"]), expected, 1e-6)
@@ -314,7 +318,7 @@ def test_under_vmap_and_scan(head):
 def _losses(hidden, kernel, tokens, **kwargs):
     cutoff = jnp.full_like(hidden[..., 0], -3.2)
     return (
-        _mixed(from_hidden(hidden, kernel, tokens, cutoff=cutoff, **kwargs)),
+        _mixed(token_logprobs_from_hidden(hidden, kernel, tokens, cutoff=cutoff, **kwargs)),
         _mixed(full_kl_from_hidden(hidden, kernel, 0.5 * hidden, kernel, **kwargs)),
     )
 
@@ -358,7 +362,7 @@ def test_a_spread_kernel_is_gathered_by_chunks(head, chunk_size):
         jax.device_put(array, sharding)
         for array, sharding in zip(head.values(), (rows, stored, rows), strict=True)
     )
-    spread = Spread(stored, read)
+    spread = HeadSharding(stored, read)
     lowered = compute.lower(
         hidden, kernel, tokens, chunk_size=chunk_size, vocab_shards=2, spread=spread
     )
@@ -377,7 +381,7 @@ def test_inside_shard_map(head, check_vma):
     def total(function, hidden, kernel):
         return sum(jnp.sum(x) for x in function(hidden, kernel, head["tokens"]))
 
-    compute = partial(from_hidden, chunk_size=5)
+    compute = partial(token_logprobs_from_hidden, chunk_size=5)
     mapped = jax.shard_map(
         compute,
         mesh=mesh,
@@ -425,7 +429,7 @@ def test_memory_is_that_of_a_chunk():
         return analysis.temp_size_in_bytes / (4 * rows * tokens * vocabulary)
 
     def loss(hidden, kernel, **kwargs):
-        return _mixed(from_hidden(hidden, kernel, targets, **kwargs))
+        return _mixed(token_logprobs_from_hidden(hidden, kernel, targets, **kwargs))
 
     def kl_loss(hidden, kernel):
         return _mixed(full_kl_from_hidden(hidden, kernel, 0.5 * hidden, kernel))
@@ -446,21 +450,23 @@ def test_refusals(head):
         r"logits .*tokens .*\(2, 7\).*\(3,\)": lambda: token_logprobs(
             jnp.ones((2, 7)), jnp.zeros(3, int)
         ),
-        r"hidden .*kernel .*\(4, 3, 5\).*\(4, 24\)": lambda: from_hidden(
+        r"hidden .*kernel .*\(4, 3, 5\).*\(4, 24\)": lambda: token_logprobs_from_hidden(
             hidden, kernel[1:], tokens
         ),
-        r"hidden .*tokens .*\(4, 3, 5\).*\(4, 2\)": lambda: from_hidden(
+        r"hidden .*tokens .*\(4, 3, 5\).*\(4, 2\)": lambda: token_logprobs_from_hidden(
             hidden, kernel, tokens[:, :2]
         ),
-        r"cutoff .*tokens .*\(4, 1\).*\(4, 3\)": lambda: from_hidden(
+        r"cutoff .*tokens .*\(4, 1\).*\(4, 3\)": lambda: token_logprobs_from_hidden(
             **head, cutoff=jnp.zeros((4, 1))
         ),
-        r"temperature .*tokens.*\(4,\).*\(4, 3\)": lambda: from_hidden(
+        r"temperature .*tokens.*\(4,\).*\(4, 3\)": lambda: token_logprobs_from_hidden(
             **head, temperature=jnp.ones(4)
         ),
-        r"temperature must be positive.*0": lambda: from_hidden(**head, temperature=0.0),
-        r"vocab_shards.*5.*24": lambda: from_hidden(**head, vocab_shards=5),
-        r"chunk_size.*0": lambda: from_hidden(**head, chunk_size=0),
+        r"temperature must be positive.*0": lambda: token_logprobs_from_hidden(
+            **head, temperature=0.0
+        ),
+        r"vocab_shards.*5.*24": lambda: token_logprobs_from_hidden(**head, vocab_shards=5),
+        r"chunk_size.*0": lambda: token_logprobs_from_hidden(**head, chunk_size=0),
         r"hidden and ref_hidden .*\(4, 3, 5\).*\(3, 3, 5\)": lambda: full_kl_from_hidden(
             hidden, kernel, hidden[1:], kernel
         ),
@@ -489,7 +495,7 @@ def test_soft_capped_logits(head, chunk_size):
         return cap * jnp.tanh(hidden @ kernel / cap)
 
     def chunked(hidden, kernel):
-        scored = from_hidden(
+        scored = token_logprobs_from_hidden(
             hidden,
             kernel,
             head["tokens"],
@@ -505,7 +511,7 @@ def test_soft_capped_logits(head, chunk_size):
 
     def dense(hidden, kernel):
         logits = capped(hidden, kernel)
-        scored = from_logits(
+        scored = token_logprobs_from_logits(
             logits, head["tokens"], temperature=0.7, cutoff=np.full((ROWS, TOKENS), -3.0)
         )
         log_probs, ref_log_probs = map(
@@ -517,8 +523,8 @@ def test_soft_capped_logits(head, chunk_size):
     found, expected = (jax.jit(jax.value_and_grad(f, (0, 1)))(*both) for f in (chunked, dense))
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    uncapped = from_hidden(*both, head["tokens"], chunk_size=chunk_size)
-    other = from_hidden(*both, head["tokens"], softcap=cap, chunk_size=chunk_size)
+    uncapped = token_logprobs_from_hidden(*both, head["tokens"], chunk_size=chunk_size)
+    other = token_logprobs_from_hidden(*both, head["tokens"], softcap=cap, chunk_size=chunk_size)
     assert np.abs(uncapped.logprobs - other.logprobs).max() > 0.01
 
 

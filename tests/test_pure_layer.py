@@ -92,7 +92,7 @@ CASES = {
     "self_distillation_weighted": Case(
         losses.self_distillation, ("logprobs", "advantages", "token_weights")
     ),
-    "feedback_nll": Case(losses.feedback_nll, ("logprobs", "token_weights")),
+    "nll": Case(losses.nll, ("logprobs", "token_weights")),
     "logit_distillation": Case(losses.logit_distillation, ("student_logits", "teacher_logits")),
     "logit_distillation_top_k": Case(
         partial(losses.logit_distillation, alpha=0.0, top_k=2), ("student_logits", "teacher_logits")
@@ -140,7 +140,9 @@ CASES = {
         for packed, segments in PACKED.items()
     },
     "token_logprobs": Case(logprobs.token_logprobs, ("logits", "tokens")),
-    "from_logits": Case(partial(logprobs.from_logits, temperature=0.7), ("logits", "tokens")),
+    "token_logprobs_from_logits": Case(
+        partial(logprobs.token_logprobs_from_logits, temperature=0.7), ("logits", "tokens")
+    ),
     "span_mask": Case(partial(spans.span_mask, length=9), ("starts", "ends"), differentiable=False),
     **{
         f"token_rewards_{overlap}": Case(

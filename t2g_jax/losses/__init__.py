@@ -1,7 +1,8 @@
-"""Losses to minimise: unreduced [B, T] values; `t2g_jax.reductions` divides."""
+"""Losses to minimize: unreduced [B, T] values; `t2g_jax.reductions` divides."""
 
+from t2g_jax.deprecation import keep_old_names
 from t2g_jax.losses.distillation import Correction, logit_distillation, self_distillation
-from t2g_jax.losses.feedback import feedback_nll
+from t2g_jax.losses.likelihood import nll
 from t2g_jax.losses.policy_gradient import (
     cispo,
     clip_acts,
@@ -24,10 +25,10 @@ __all__ = [
     "clip_acts",
     "clipped_surrogate",
     "clipped_value",
-    "feedback_nll",
     "gspo",
     "importance_ratio",
     "logit_distillation",
+    "nll",
     "reinforce",
     "self_distillation",
     "sequence_ratio",
@@ -36,3 +37,5 @@ __all__ = [
     "span_targets",
     "value_clip_acts",
 ]
+
+keep_old_names(__name__, {"feedback_nll": "nll"})

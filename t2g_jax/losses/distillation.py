@@ -1,7 +1,7 @@
 """Self-distillation: from the policy with feedback in its prompt to the policy without.
 
 On sampled tokens (RLTF-SD) and on whole next-token distributions (SDPO, GKD). All unreduced, to
-minimise.
+minimize.
 """
 
 import math
@@ -13,7 +13,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from t2g_jax.kl import divergence
-from t2g_jax.losses.feedback import weighted
+from t2g_jax.losses.likelihood import weighted
 from t2g_jax.losses.policy_gradient import cispo, clipped_surrogate, reinforce, sequence_ratio
 from t2g_jax.numerics import same_shape
 

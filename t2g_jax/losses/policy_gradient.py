@@ -1,4 +1,4 @@
-"""Policy-gradient losses, to minimise: unreduced, one value per sampled token.
+"""Policy-gradient losses, to minimize: unreduced, one value per sampled token.
 
 No gradient flows to advantages or old log-probabilities. A token with a non-finite input has a NaN
 loss and no gradient, so what sits in padding cannot reach a parameter.

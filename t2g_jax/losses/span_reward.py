@@ -17,11 +17,11 @@ def span_reward_cross_entropy(
     *,
     class_weights: ClassWeights | None = None,
 ) -> jax.Array:
-    """−Σ_c w_c q_c log softmax(logits)_c, q the target of the label, unreduced, to minimise.
+    """−Σ_c w_c q_c log softmax(logits)_c, q the target of the label, unreduced, to minimize.
 
     The target of a label −1, 0 or +1 is its class alone, and the loss −w_y log softmax(logits)_y.
     A severity s between them is shared out, see `span_targets`: the expected reward of the
-    distribution that minimises the loss is then the mean severity, as Σ_c q_c · (−1, 0, 1)_c = s.
+    distribution that minimizes the loss is then the mean severity, as Σ_c q_c · (−1, 0, 1)_c = s.
 
     Args:
       logits: [..., 3] float, for poor, neutral and good in this order.

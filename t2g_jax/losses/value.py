@@ -11,7 +11,7 @@ from t2g_jax.numerics import defined
 def clipped_value(
     values: ArrayLike, old_values: ArrayLike, returns: ArrayLike, *, epsilon: float = 0.2
 ) -> jax.Array:
-    """½ max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²), unreduced, to minimise.
+    """½ max((V − R)², (clip(V, V_old − ε, V_old + ε) − R)²), unreduced, to minimize.
 
     The value loss of PPO's reference implementation, also that of the Text2Grad authors.
 

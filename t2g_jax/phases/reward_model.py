@@ -32,7 +32,7 @@ from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
 from t2g_jax.phases.training import Collected, Learning, run_training
 from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
 from t2g_jax.report import learnability
-from t2g_jax.spans import TokenSpan, carry_spans
+from t2g_jax.spans import TokenSpan, transfer_spans
 from t2g_jax.training.batch import Row, from_arrays, to_arrays
 from t2g_jax.training.objective import Objective
 
@@ -159,7 +159,7 @@ def training_row(context: Context, record: AnnotationRecord, reading: Context | 
         mine = context.tokenizer.offsets(record.completion_tokens)
         text = context.tokenizer.decode(record.completion_tokens)
         answer, theirs = translated(context, reading, answer)
-        labels = _labels(carry_spans(_spans(record), text, mine, theirs), len(theirs), how)
+        labels = _labels(transfer_spans(_spans(record), text, mine, theirs), len(theirs), how)
     critique = reading.tokenizer.answer(record.critique)
     return reward_model_row(reading, answer, critique=critique, labels=labels)
 

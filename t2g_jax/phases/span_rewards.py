@@ -22,7 +22,7 @@ from t2g_jax.phases.rollout import complete
 from t2g_jax.phases.training import about_rows
 from t2g_jax.phases.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
-from t2g_jax.spans.carry import Offsets, carry_values
+from t2g_jax.spans.transfer import Offsets, transfer_values
 from t2g_jax.training.batch import Batch, Row, row
 from t2g_jax.training.step import span_probabilities
 
@@ -128,7 +128,7 @@ class RewardModel:
         for i, ((_, theirs), (_, completion)) in enumerate(zip(read, answers, strict=True)):
             if theirs is not None and marked[i] is not None:
                 mine = self.context.tokenizer.offsets(completion)
-                marked[i] = carry_values(marked[i], theirs, mine, silent=NEUTRAL)
+                marked[i] = transfer_values(marked[i], theirs, mine, silent=NEUTRAL)
         return marked
 
     def _probabilities(

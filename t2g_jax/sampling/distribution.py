@@ -3,7 +3,8 @@
 The set of tokens that top-k and top-p keep is described by one number per token, the *cutoff*: the
 kept tokens are those whose temperature-scaled log-probability is at least the cutoff. The trainer
 gets the cutoff along with the tokens, so its importance ratios are those of the truncated
-distribution (`t2g_jax.logprobs.from_hidden(..., cutoff=…)`) and equal 1 before the first update.
+distribution (`logprobs.token_logprobs_from_hidden(..., cutoff=…)`) and equal 1 before the first
+update.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class CharSpan:
     end: int
     reward: float
     quote: str
-    how: Literal["exact", "normalised", "fuzzy"]
+    how: Literal["exact", "normalized", "fuzzy"]
     score: float
 
 
@@ -103,7 +103,7 @@ def align(
 
     The first stage that finds the phrase decides:
       1. exact: the phrase, character by character;
-      2. normalised: whatever its case, forms of the same characters (Unicode), shapes of quotation
+      2. normalized: whatever its case, forms of the same characters (Unicode), shapes of quotation
          marks and dashes, and amounts of white space. Spans are in characters of the original text;
       3. fuzzy: the passage most alike, from 8 characters on, if it can only mean the same. Its
          quotation marks, hyphens and ellipses may be others or none, its words other forms of the
@@ -117,11 +117,11 @@ def align(
     A phrase found at several places goes to
       - the place `ordinal` names, be it within a word; if `before` or `after` fit another place
         better, nowhere;
-      - without `ordinal`, the place whose neighbours fit `before` and `after` clearly best. It may
+      - without `ordinal`, the place whose neighbors fit `before` and `after` clearly best. It may
         be within a word if they fit character by character;
       - with neither, identical quotes share out the places in reading order, provided there are at
         least as many quotes as places. Fewer quotes than places are ambiguous, and stay unaligned.
-    A phrase found at one place goes there, whatever its neighbours are said to be. A second quote
+    A phrase found at one place goes there, whatever its neighbors are said to be. A second quote
     of that place with the same reward is a repeat and stays unaligned; with another reward it is
     kept. Overlapping spans of any reward are kept: which one a token follows is decided by
     `spans.token_rewards` (by default the lowest reward).
@@ -239,10 +239,10 @@ def to_token_spans(
 
 # Shortest phrase, in plain characters, that may be misquoted.
 _FUZZY_LENGTH = 8
-# A fuzzy match, or a place chosen by its neighbours, must beat the next best by this much (of 100).
+# A fuzzy match, or a place chosen by its neighbors, must beat the next best by this much (of 100).
 _FUZZY_MARGIN = 5.0
 _CONTEXT_MARGIN = 10.0
-# Likeness below which neighbours are no evidence, and characters of them that are compared.
+# Likeness below which neighbors are no evidence, and characters of them that are compared.
 _CONTEXT_FLOOR = 60.0
 _CONTEXT_LENGTH = 200
 # Likeness from which it is said what differs.
@@ -259,7 +259,7 @@ class _Found:
     """Every place where a phrase was found, in reading order; or none, and why."""
 
     places: Sequence[Place]
-    how: Literal["exact", "normalised", "fuzzy"]
+    how: Literal["exact", "normalized", "fuzzy"]
     scores: list[float] | None = None  # None: all 100
     reason: str = ""
 
@@ -304,13 +304,13 @@ def _choose(page: "_Page", places: Sequence[Place], quote: Quote) -> int | str:
     scores = page.context_scores(places, quote)
     if nth is not None:
         if max(scores) >= max(_CONTEXT_FLOOR, scores[nth] + _CONTEXT_MARGIN):
-            return f"ordinal {quote.ordinal} and the neighbouring text name different places"
+            return f"ordinal {quote.ordinal} and the neighboring text name different places"
         return nth
     best, second = sorted(scores)[:-3:-1]
     if best < _CONTEXT_FLOOR:
         return f"{count}, none of them next to the text given as before or after"
     if second == best or (best < 100 and second > best - _CONTEXT_MARGIN):
-        return f"{count}, and the neighbouring text does not tell them apart; give an ordinal"
+        return f"{count}, and the neighboring text does not tell them apart; give an ordinal"
     return scores.index(best)
 
 
@@ -342,7 +342,7 @@ class _Page:
         self.search = Search(self.reading, self.budget)
         self.read = cache(self._read)
         self.exact = cache(self._exact)
-        self.normalised = cache(self._normalised)
+        self.normalized = cache(self._normalized)
         self.fuzzy = cache(self._fuzzy)
         self.whole = cache(self._whole)
         self.unqualified = cache(self._unqualified)
@@ -375,16 +375,16 @@ class _Page:
             if len(searched) > most:
                 reason = f"the {name} is too long to be searched for more (> {most:,} characters)"
                 return _Found([], "exact", reason=f"{_ABSENT} as it stands, and {reason}")
-        found, differing = self.normalised(phrase)
+        found, differing = self.normalized(phrase)
         if places := self._meant(found, quote):
-            return _Found(places, "normalised")
+            return _Found(places, "normalized")
         fuzzy = self.fuzzy(phrase)
         if fuzzy.places:
             return fuzzy
         if inside := exact or found:
             return _Found([], "exact", reason=_inside(self.text, inside))
         if differing:
-            return _Found([], "normalised", reason=f"{_ABSENT}; what is there {differing}")
+            return _Found([], "normalized", reason=f"{_ABSENT}; what is there {differing}")
         return fuzzy
 
     def _exact(self, phrase: str) -> tuple[tuple[Place, ...], bool]:
@@ -408,7 +408,7 @@ class _Page:
         return [self.reading.is_whole(place) for place in places]
 
     def _next_to(self, place: Place, quote: Quote) -> bool:
-        """Whether a quote's neighbours are next to a place, character by character."""
+        """Whether a quote's neighbors are next to a place, character by character."""
         start, end = place
         before = self.text.endswith(quote.before, 0, start)
         return before and self.text.startswith(quote.after, end)
@@ -425,12 +425,12 @@ class _Page:
         self.budget.share(self.reading.steps)
         return self.reading
 
-    def _normalised(self, phrase: str) -> tuple[tuple[Place, ...], str]:
+    def _normalized(self, phrase: str) -> tuple[tuple[Place, ...], str]:
         """Places of a phrase in its plain spelling, and how others differ that look like it."""
         text, reading = self.searched, self.read(phrase)
         query = reading.plain.text.strip()
         if not query:
-            return (), "is empty once normalised"
+            return (), "is empty once normalized"
         self.budget.spend(50 + len(query) // 10)
         found, all_of_them = _occurrences(text.plain.text, query, _PLACES)
         self.budget.spend(10 * len(found))
@@ -495,7 +495,7 @@ class _Page:
         return f"{_ABSENT}; what is most like it differs in: {differing}"
 
     def context_scores(self, places: Sequence[Place], quote: Quote) -> list[float]:
-        """How well the neighbours of each place fit the quote's, 0 to 100; verbatim is 100."""
+        """How well the neighbors of each place fit the quote's, 0 to 100; verbatim is 100."""
         self.budget.spend(len(places))
         verbatim = [self._next_to(place, quote) for place in places]
         if quote.ordinal is None and any(verbatim):
@@ -514,7 +514,7 @@ class _Page:
             tail = plain.text[end : end + len(after) + 1].strip()
             parts = [fuzz.ratio(before, head[-len(before) :])] if before else []
             parts += [fuzz.ratio(after, tail[: len(after)])] if after else []
-            # Below a verbatim fit, so that one verbatim place wins over its normalised likes.
+            # Below a verbatim fit, so that one verbatim place wins over its normalized likes.
             scores.append(min(sum(parts) / len(parts), 99.0) if parts else 0.0)
         return scores
 

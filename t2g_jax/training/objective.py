@@ -216,7 +216,7 @@ def objective(
             term("distill_dropped", dropped, batch.distill_weight, "distill")
 
     if batch.nll_weight is not None:
-        nll = losses.feedback_nll(scored.logprobs)
+        nll = losses.nll(scored.logprobs)
         share = term("nll", nll, batch.nll_weight, "nll")
         if batch.policy_weight is not None:
             share = term("nll_loss", nll, batch.nll_weight, "policy")
@@ -299,7 +299,7 @@ def score_targets(
         scale = jnp.where(sampled, temperature, 1.0)
     kernel = heads.lm_kernel(params).astype(hidden.dtype)
     with within(mesh):
-        return logprobs.from_hidden(
+        return logprobs.token_logprobs_from_hidden(
             hidden,
             kernel,
             batch.targets,

@@ -14,7 +14,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, use_abstract_mesh
 from jax.sharding import PartitionSpec as P
 
-from t2g_jax.chunked import Spread
+from t2g_jax.chunked import HeadSharding
 from t2g_jax.config import MeshConfig
 from t2g_jax.errors import T2GError
 
@@ -253,10 +253,10 @@ def lookup_sharding(mesh: Mesh, width: int) -> NamedSharding:
     return NamedSharding(mesh, P("data", None, *divisible(P(FSDP), (width,), mesh)))
 
 
-def head_spread(kernel: Any, mesh: Mesh) -> Spread:
+def head_spread(kernel: Any, mesh: Mesh) -> HeadSharding:
     """How the LM head's kernel [D, V] lies and is read: gathered, but for tensor, by chunks."""
     stored, read = P(FSDP, "tensor"), P(None, "tensor")
-    return Spread(
+    return HeadSharding(
         *(NamedSharding(mesh, divisible(spec, kernel.shape, mesh)) for spec in (stored, read))
     )
 
@@ -267,7 +267,7 @@ def path_name(path: tuple) -> str:
 
 
 def vocab_shards(vocab_size: int, mesh: Mesh | None) -> int:
-    """Parts that the LM head's columns are split into, see `logprobs.from_hidden`."""
+    """Parts that the LM head's columns are split into: of `token_logprobs_from_hidden`."""
     return 1 if mesh is None or vocab_size % mesh.shape["tensor"] else mesh.shape["tensor"]
 
 

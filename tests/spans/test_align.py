@@ -179,7 +179,7 @@ def test_good_and_poor_may_overlap_but_a_repeat_is_reported():
 )
 def test_spelling_variants_align_to_original_characters(text, phrase, found):
     (span,) = align(f"… {text} …", [f"  {phrase} "]).spans
-    assert (f"… {text} …"[span.start : span.end], span.how) == (found, "normalised")
+    assert (f"… {text} …"[span.start : span.end], span.how) == (found, "normalized")
 
 
 WORDS = [

@@ -14,7 +14,7 @@ Offsets = Sequence[tuple[int, int]]
 """Per token its (start, end) in the text, end exclusive; zero width: a token without text."""
 
 
-def carry_values(
+def transfer_values(
     values: np.ndarray, source: Offsets, target: Offsets, *, silent: float | np.ndarray = 0.0
 ) -> np.ndarray:
     """Values of tokens, such as span rewards, for the tokens of another tokenizer.
@@ -61,7 +61,7 @@ def carry_values(
     return carried
 
 
-def carry_spans(
+def transfer_spans(
     spans: Sequence[TokenSpan], text: str, source: Offsets, target: Offsets
 ) -> tuple[TokenSpan, ...]:
     """Spans of tokens for the tokens of another tokenizer.

@@ -8,8 +8,8 @@ from jax.typing import ArrayLike
 from t2g_jax.numerics import defined, same_shape
 
 
-def feedback_nll(logprobs: ArrayLike, *, token_weights: ArrayLike | None = None) -> jax.Array:
-    """−w log π(cₜ | f_FM(x₀, y₀), c₍<ₜ₎), unreduced, to minimise.
+def nll(logprobs: ArrayLike, *, token_weights: ArrayLike | None = None) -> jax.Array:
+    """−w log π(cₜ | f_FM(x₀, y₀), c₍<ₜ₎), unreduced, to minimize.
 
     RLTF-FM, arXiv 2602.02482: the critique c₀ given a prompt with the attempt y₀; λ = 0.1 there.
 

@@ -1,0 +1,57 @@
+"""Names that have changed are still understood, and say their new name."""
+
+import subprocess
+import sys
+
+import pytest
+
+import t2g_jax
+from t2g_jax import advantages, logprobs, losses, spans
+
+MODULES = (t2g_jax, advantages, logprobs, losses, spans)
+OLD_NAMES = [(m, old, new) for m in MODULES for old, new in m._old_names.items()]
+
+
+def test_no_old_name_is_forgotten():
+    """What could be imported before the names changed."""
+    assert {f"{module.__name__}.{old}" for module, old, _ in OLD_NAMES} >= {
+        "t2g_jax.feedback_nll",
+        "t2g_jax.first_turn",
+        "t2g_jax.group_centred",
+        "t2g_jax.reduce",
+        "t2g_jax.advantages.group_centred",
+        "t2g_jax.logprobs.from_hidden",
+        "t2g_jax.logprobs.from_logits",
+        "t2g_jax.losses.feedback_nll",
+        "t2g_jax.spans.carry_spans",
+        "t2g_jax.spans.carry_values",
+    }
+
+
+@pytest.mark.parametrize(("module", "old", "new"), OLD_NAMES)
+def test_an_old_name_works_and_says_the_new_one(module, old, new):
+    with pytest.warns(DeprecationWarning, match=rf"{old} is now called {new}\b") as warned:
+        found = getattr(module, old)
+    assert found is getattr(module, new)
+    assert {warning.filename for warning in warned} == {__file__}
+    assert old not in getattr(module, "__all__", vars(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_any_other_name_is_no_attribute(module):
+    with pytest.raises(AttributeError, match=r"has no attribute 'clipped_surogate'"):
+        _ = module.clipped_surogate
+
+
+def test_from_import_warns_where_it_stands(root, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("from t2g_jax import reduce\nfrom t2g_jax.losses import feedback_nll\n")
+    result = subprocess.run(
+        [sys.executable, "-W", "always::DeprecationWarning", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONPATH": str(root)},
+    )
+    assert f"{program}:1: DeprecationWarning: t2g_jax.reduce is now" in result.stderr
+    assert f"{program}:2: DeprecationWarning: t2g_jax.losses.feedback_nll is" in result.stderr
