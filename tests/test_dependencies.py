@@ -13,6 +13,8 @@ OPTIONAL = {
     "tensorboard": "tensorboard",
     "wandb": "wandb",
     "matplotlib": "notebooks",
+    "math_verify": "math",
+    "datasets": "datasets",
 }
 
 

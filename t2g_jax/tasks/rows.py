@@ -1,0 +1,257 @@
+"""Rows as examples: checked one by one, kept on disk, and those that cannot be used set aside.
+
+A row has a `prompt`, and may have what else `COLUMNS` names; all other columns are metadata. A row
+that is malformed is neither repaired nor dropped in silence: it is `Quarantined`, with the reason.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import hashlib
+import json
+import operator
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from t2g_jax import user_code
+from t2g_jax.tasks.base import Example
+from t2g_jax.tasks.sources import Row
+
+COLUMNS = ("id", "prompt", "answer", "feedback", "demonstration", "privileged_context")
+"""What a row may have that means something: beside `Example`'s own fields
+
+feedback: text that criticises attempts at this prompt; shown before a second turn.
+demonstration: a completion to learn from; supervised learning starts from it.
+privileged_context: shown to a teacher or in a second turn, never in the first.
+
+These three are in the example's metadata, by their names."""
+TEXTS = COLUMNS[3:]
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A row that is not used, and why."""
+
+    source: str
+    line: int
+    reason: str
+
+
+class Rows(Sequence[Example]):
+    """Examples that are read from a temporary file when they are asked for."""
+
+    def __init__(self, spool: Spool, indices: np.ndarray) -> None:
+        self._spool, self._indices = spool, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._spool[i] for i in self._indices[index].tolist()]
+        return self._spool[int(self._indices[operator.index(index)])]
+
+
+class Spool:
+    """Examples in a file that is gone with the process; in memory are 16 bytes of each.
+
+    So a million rows need no memory to speak of, and a file that changes meanwhile changes nothing.
+    `prompts` holds a hash of each prompt.
+    """
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile(prefix="t2g-rows-")
+        self._starts = array.array("q", [0])
+        self._prompts = array.array("Q")
+        self._content = hashlib.sha256()
+        self.columns: collections.Counter[str] = collections.Counter()
+        """How many examples have an answer, and each kind of metadata."""
+
+    def append(self, example: Example) -> None:
+        """Adds an example at the end.
+
+        Raises:
+          _Malformed: it cannot be written as JSON.
+        """
+        line = _encoded(example)
+        self._file.write(line)
+        self._starts.append(self._starts[-1] + len(line))
+        self._prompts.append(_hashed(example.prompt))
+        self._content.update(line)
+        self.columns.update(example.metadata.keys() | ({"answer"} if example.answer else set()))
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: int) -> Example:
+        self._file.flush()
+        start, end = self._starts[index], self._starts[index + 1]
+        return Example(*json.loads(os.pread(self._file.fileno(), end - start, start)))
+
+    @property
+    def prompts(self) -> np.ndarray:
+        """[N] uint64, equal for equal prompts."""
+        return np.array(self._prompts, np.uint64)
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change when any example does."""
+        return self._content.hexdigest()[:16]
+
+
+def read_rows(
+    rows: Iterable[Row],
+    *,
+    columns: Mapping[str, str],
+    problem: Callable[[Example], str | None],
+) -> tuple[Spool, list[Quarantined]]:
+    """The examples of rows, and those rows that are none.
+
+    Args:
+      columns: what the rows call a column: its name here → its name there.
+      problem: why an example cannot be used, if it cannot: for whoever is to score it.
+    """
+    spool, bad = Spool(), list[Quarantined]()
+    seen: dict[int, int] = {}  # hash of an id → its line
+    for row in rows:
+        try:
+            example = to_example(row, columns)
+            if (why := problem(example)) is not None:
+                raise _Malformed(why)
+            if (first := seen.setdefault(_hashed(example.id), row.line)) != row.line:
+                raise _Malformed(f"id {example.id!r} is that of line {first}, too")
+            spool.append(example)
+        except _Malformed as error:
+            bad.append(Quarantined(row.source, row.line, str(error)))
+    return spool, bad
+
+
+class _Malformed(Exception):
+    """Why a row is no example."""
+
+
+def to_example(row: Row, columns: Mapping[str, str]) -> Example:
+    """A row as an example.
+
+    Raises:
+      _Malformed: it is none.
+    """
+    if row.values is None:
+        raise _Malformed(row.problem)
+    values = row.values
+    for ours, theirs in columns.items():
+        if theirs not in row.values:
+            raise _Malformed(f"there is no column `{theirs}`, which is to be `{ours}`")
+        if ours in row.values and ours not in columns.values():
+            raise _Malformed(f"there are both a column `{ours}` and `{theirs}`, which is to be it")
+    if columns:
+        moved = {ours: values[theirs] for ours, theirs in columns.items()}
+        taken = set(columns.values())
+        values = {name: value for name, value in values.items() if name not in taken} | moved
+    values = {name: value for name, value in values.items() if value is not None}
+    if "prompt" not in values:
+        have = ", ".join(sorted(row.values)) or "none"
+        raise _Malformed(f"no `prompt`; columns: {have}")
+    return Example(
+        id=_id(values.pop("id", f"{row.source}:{row.line}")),
+        prompt=checked_prompt(values.pop("prompt")),
+        answer=_answer(values.pop("answer", "")),
+        metadata={name: _text(name, v) if name in TEXTS else v for name, v in values.items()},
+    )
+
+
+def checked_prompt(prompt: Any) -> Any:
+    """A prompt: text, or chat messages of `role` and `content`, the last of them not the model's.
+
+    Raises:
+      _Malformed: it is neither, or empty.
+    """
+    if isinstance(prompt, str):
+        if not prompt.strip():
+            raise _Malformed("`prompt` is empty")
+        return prompt
+    if not isinstance(prompt, list | tuple):
+        raise _Malformed(f"`prompt` is {user_code.shown(prompt)}; must be text or messages")
+    if not prompt:
+        raise _Malformed("`prompt` has no messages")
+    messages = []
+    for i, message in enumerate(prompt):
+        if not isinstance(message, Mapping):
+            raise _Malformed(f"message {i + 1} of `prompt` is {user_code.shown(message)}")
+        given = {key: value for key, value in message.items() if value is not None}
+        if given.keys() != {"role", "content"}:
+            keys = ", ".join(map(str, given)) or "nothing"
+            raise _Malformed(f"message {i + 1} of `prompt` has {keys}; must be role and content")
+        if given["role"] not in ROLES:
+            raise _Malformed(
+                f"message {i + 1} of `prompt` has the role {given['role']!r}; must be one of "
+                f"{', '.join(ROLES)}"
+            )
+        if not isinstance(given["content"], str):
+            content = user_code.shown(given["content"])
+            raise _Malformed(f"the content of message {i + 1} of `prompt` is {content}, not text")
+        messages.append({"role": given["role"], "content": given["content"]})
+    if messages[-1]["role"] == "assistant":
+        raise _Malformed("the last message of `prompt` is the assistant's; end with the user's")
+    if not any(message["content"].strip() for message in messages):
+        raise _Malformed("`prompt` is empty")
+    return messages
+
+
+def _encoded(example: Example) -> bytes:
+    try:
+        fields = [example.id, example.prompt, example.answer, example.metadata]
+        return _ENCODER.encode(fields).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _Malformed("text with half of a surrogate pair; repair it as UTF-8") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        for name, value in example.metadata.items():
+            try:
+                _ENCODER.encode({name: value})
+            except (TypeError, ValueError, RecursionError) as problem:
+                raise _Malformed(f"the column `{name}` cannot be JSON: {problem}") from error
+        raise
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
+        raise _Malformed(f"`id` is {user_code.shown(value)}; must be text or a whole number")
+    return str(value)
+
+
+def _answer(value: Any) -> str:
+    """Text, or a number as it is written."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise _Malformed(f"`answer` is {user_code.shown(value)}; must be text or a number")
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return str(int(value) if whole else value)
+
+
+def _text(name: str, value: Any) -> str:
+    """Text; a demonstration may be the message of the assistant, as a dataset of chats has it."""
+    if name == "demonstration" and isinstance(value, list) and len(value) == 1:
+        (message,) = value
+        if isinstance(message, Mapping) and message.get("role") == "assistant":
+            value = message.get("content")
+    if not isinstance(value, str):
+        raise _Malformed(f"`{name}` is {user_code.shown(value)}; must be text")
+    if not value.strip():
+        raise _Malformed(f"`{name}` is empty; leave it out, or null")
+    return value
+
+
+def _hashed(value: Any) -> int:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
