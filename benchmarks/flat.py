@@ -13,8 +13,8 @@ from benchmarks.measure import Section, duration
 from t2g_jax.config import load_config
 from t2g_jax.methods import make_method
 from t2g_jax.phases import annotate, reward_model, sft
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.training import run_training
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import run_training
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 METHODS = ("rltf-sd", "text2grad")

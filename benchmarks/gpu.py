@@ -14,11 +14,11 @@ from benchmarks.twins import generate, shape, twins
 from benchmarks.update import OPTIMIZER, policy_batch, torch_update
 from t2g_jax.config import MeshConfig
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.parallel.sharding import make_mesh, state_shardings
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import sample
 from t2g_jax.training.batch import micro_batches
 from t2g_jax.training.objective import Objective
-from t2g_jax.training.sharding import make_mesh, state_shardings
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 

@@ -69,10 +69,10 @@ def _phases(config_file: str, workdir: str, *overrides: str) -> dict[str, list[f
     began = time.perf_counter()
     import jax
 
-    from t2g_jax.compilation_cache import use_compilation_cache
     from t2g_jax.config import load_config
     from t2g_jax.phases import evaluate, pipeline, reporting
-    from t2g_jax.phases.context import Context
+    from t2g_jax.run.context import Context
+    from t2g_jax.runtime.compilation_cache import use_compilation_cache
 
     compiling = 0.0
 

@@ -29,11 +29,11 @@ import numpy as np
 from benchmarks.measure import Section, replaced
 from t2g_jax.config import Config, load_config
 from t2g_jax.phases import reporting
-from t2g_jax.phases.workspace import Workspace
 from t2g_jax.report.contents import Report
 from t2g_jax.report.formatting import percent
 from t2g_jax.report.html import write
 from t2g_jax.report.statistics import crossed_interval
+from t2g_jax.run.workspace import Workspace
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -14,12 +14,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from benchmarks.measure import Section, compared, in_turns
 from benchmarks.twins import Llama, generate, llama
 from t2g_jax.config import Config, load_config
-from t2g_jax.judges.base import Critique
 from t2g_jax.methods import make_method
+from t2g_jax.parallel.sharding import batch_sharding, state_shardings
 from t2g_jax.phases import sft
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.training import minibatches
-from t2g_jax.training.sharding import batch_sharding, state_shardings
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import minibatches
+from t2g_jax.tasks.base import Critique
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 

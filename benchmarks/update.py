@@ -9,9 +9,9 @@ import torch
 from benchmarks.measure import Section, compared, in_turns
 from benchmarks.twins import Llama, shape, twins
 from t2g_jax.config import MeshConfig, OptimizerConfig
+from t2g_jax.parallel.sharding import make_mesh, state_shardings
 from t2g_jax.training.batch import Batch, micro_batches
 from t2g_jax.training.objective import Objective
-from t2g_jax.training.sharding import make_mesh, state_shardings
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 

@@ -12,10 +12,10 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from t2g_jax import files, streams
 from t2g_jax.config import METHODS, Config, Method, load_config, print_options
 from t2g_jax.errors import ConfigError, T2GError
 from t2g_jax.printing import one_line, show_error, tell
+from t2g_jax.runtime import files, streams
 from t2g_jax.sections import read_yaml
 
 EXIT_USER_ERROR = 2
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Only its tokenizers are used; it need not say that PyTorch is missing.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     sys.excepthook = show_error
-    from t2g_jax import hosts
+    from t2g_jax.runtime import hosts
 
     try:
         return hosts.leave(_status_of(arguments))
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _status_of(arguments: Sequence[str]) -> int:
-    from t2g_jax import hosts
-    from t2g_jax.preemption import EXIT_PREEMPTED, Preempted, watched
+    from t2g_jax.runtime import hosts
+    from t2g_jax.runtime.preemption import EXIT_PREEMPTED, Preempted, watched
 
     try:
         with watched():
@@ -151,7 +151,7 @@ def _next_time(arguments: Sequence[str]) -> str:
 
 
 def _lost() -> int:
-    from t2g_jax.hosts import EXIT_LOST
+    from t2g_jax.runtime.hosts import EXIT_LOST
 
     show_error(*sys.exc_info())
     tell("t2g: another process of this run is gone; its log says why")
@@ -188,9 +188,9 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if known.command == "plan":  # trains nothing, and the devices are not those of this machine
         _COMMANDS["plan"].action(config, workdir, known)
         return
-    from t2g_jax import hosts
-    from t2g_jax.compilation_cache import use_compilation_cache
-    from t2g_jax.training.watchdog import watching
+    from t2g_jax.runtime import hosts
+    from t2g_jax.runtime.compilation_cache import use_compilation_cache
+    from t2g_jax.runtime.watchdog import watching
 
     use_compilation_cache()
     hosts.initialize()
@@ -198,7 +198,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
         hosts.require_alike(_asked(known, config))
     try:
         if known.accept_changes and known.command != "import":
-            from t2g_jax.phases.acceptance import accept
+            from t2g_jax.run.acceptance import accept
 
             accept(config, workdir, _trained(known, config))
         with watching(config.training.watchdog_minutes, workdir):
@@ -254,7 +254,7 @@ def _file_and_run(path: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None
     """
     if not path.is_dir() and path.name != "config.yaml":
         return path, None
-    from t2g_jax.phases.workspace import is_run
+    from t2g_jax.run.workspace import is_run
 
     if not path.is_dir():
         return path, path.parent if is_run(path.parent) else None
@@ -504,7 +504,7 @@ def _import(config: Config, workdir: pathlib.Path, _: argparse.Namespace) -> Non
     from t2g_jax.phases import export
 
     del workdir
-    export.look(config)
+    export.inspect_pretrained(config)
 
 
 def _export(config: Config, workdir: pathlib.Path, known: argparse.Namespace) -> None:

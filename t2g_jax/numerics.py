@@ -55,7 +55,7 @@ def matrix_product(x: jax.Array, kernel: jax.Array, *, axes: int = 1, **options:
 
     As a product of two matrices, its gradients too. Products that sum over several axes, as the
     kernel's gradient does over [B, T], make XLA transpose one side, which takes longer than they.
-    Not so on a mesh of several devices (see `training.sharding.within`): axes that are sharded
+    Not so on a mesh of several devices (see `parallel.sharding.within`): axes that are sharded
     cannot become one axis without being gathered.
     """
     if jax.sharding.get_abstract_mesh().size > 1:

@@ -21,9 +21,10 @@ from typing import Any, ClassVar, TypeVar
 import pydantic
 import tyro
 
-from t2g_jax import files, yaml_text
+from t2g_jax import yaml_text
 from t2g_jax.errors import ConfigError, T2GError
 from t2g_jax.printing import one_line
+from t2g_jax.runtime import files
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,7 +134,7 @@ def tiny_run(tmp_path_factory, compiled_once):
 @pytest.fixture(scope="session")
 def tiny_context(tiny_run):
     """The parts that the phases of the tiny run share."""
-    from t2g_jax.phases.context import Context
+    from t2g_jax.run.context import Context
 
     return Context.open(tiny_run.config, tiny_run.workdir)
 

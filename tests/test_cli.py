@@ -10,9 +10,10 @@ import types
 
 import pytest
 
-from t2g_jax import cli, phases, preemption
+from t2g_jax import cli, phases
 from t2g_jax.config import METHODS, ConfigError, load_config
 from t2g_jax.errors import T2GError
+from t2g_jax.runtime import preemption
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import tiny
 from t2g_jax import cli
 from t2g_jax.data.journal import Journal
 from t2g_jax.phases import sft
-from t2g_jax.phases.context import Context
+from t2g_jax.run.context import Context
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import read_metrics
 

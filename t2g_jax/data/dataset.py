@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from t2g_jax import durable, files
 from t2g_jax.data.records import FLOATS, INTEGERS, TEXTS, AnnotationRecord, validate
 from t2g_jax.errors import T2GError, reason
+from t2g_jax.runtime import durable, files
 
 VERSION = "1.0.0"
 

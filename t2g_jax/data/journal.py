@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from t2g_jax import checked, files
 from t2g_jax.errors import T2GError
+from t2g_jax.runtime import checked, files
 
 
 class Journal:

@@ -31,7 +31,7 @@ def byte_offsets(pieces: list[bytes], char_of: list[int], length: int) -> list[t
 
 
 def without_holes(offsets: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:
-    """Offsets in a text that was normalised for its tokens, every character belonging to a token.
+    """Offsets in a text that was normalized for its tokens, every character belonging to a token.
 
     What a normalizer composes with the character before, or drops, belongs to the tokens that end
     just before it: in "e" and U+0301, which NFC makes one, to the token of "e". What it drops at

@@ -17,7 +17,6 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import TypedDict
 
-from t2g_jax import durable, files
 from t2g_jax.data.offsets import (
     BYTE_OF,
     agreement,
@@ -26,6 +25,7 @@ from t2g_jax.data.offsets import (
     with_silent,
     without_holes,
 )
+from t2g_jax.runtime import durable, files
 
 Message = Mapping[str, str]
 
@@ -292,7 +292,7 @@ class ChatTokenizer:
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode`, and where each token is in `text`: as `offsets`, but in this very text.
 
-        Some tokenizers normalise what they encode, and `decode` then gives another text. Every
+        Some tokenizers normalize what they encode, and `decode` then gives another text. Every
         character still belongs to a token: one that is composed with the character before it, or
         left out, to that character's.
         """
@@ -732,7 +732,7 @@ def _any_of(strings: Iterable[str]) -> re.Pattern[str]:
 
 
 def _as_spelled(tokenizer: Tokenizer) -> Tokenizer:
-    """The same tokenizer; if its special tokens are those of normalised text, a copy without that.
+    """The same tokenizer; if its special tokens are those of normalized text, a copy without that.
 
     So older files of Llama 2 have it, which find few of them in a text, and decode all.
     """

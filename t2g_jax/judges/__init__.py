@@ -1,5 +1,5 @@
 """Judges: text feedback on completions, and the phrases that it is about."""
 
-from t2g_jax.judges.base import Critique, CritiqueLevel, Judge, JudgeError
+from t2g_jax.tasks.base import Critique, CritiqueLevel, Judge, JudgeError
 
 __all__ = ["Critique", "CritiqueLevel", "Judge", "JudgeError"]

@@ -15,10 +15,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
-from t2g_jax import checked, files
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique, Judge, plain_text
-from t2g_jax.tasks.base import Example
+from t2g_jax.runtime import checked, files
+from t2g_jax.tasks.base import Critique, Example, Judge, plain_text
 
 MAX_LINE = 1_000_000
 """Bytes of a line: JSON of the longest critique. Longer ones are neither written nor read."""

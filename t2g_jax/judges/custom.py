@@ -10,9 +10,8 @@ import traceback
 from typing import Any
 
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import MAX_DETAILS, CritiqueLevel, Judge, plain_text, shown
 from t2g_jax.printing import one_line
-from t2g_jax.tasks.base import Task
+from t2g_jax.tasks.base import MAX_DETAILS, CritiqueLevel, Judge, Task, plain_text, shown
 
 OWN_JUDGE = "task"
 """Name of the task's own program: it costs nothing."""

@@ -14,19 +14,19 @@ from numbers import Integral, Real
 from typing import Any
 
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import (
+from t2g_jax.judges.cache import CritiqueCache
+from t2g_jax.printing import one_line
+from t2g_jax.spans.align import Alignment, Quote, align
+from t2g_jax.tasks.base import (
     MAX_DETAILS,
     MAX_REASON,
     Critique,
+    Example,
     Judge,
     JudgeError,
     plain_text,
     shown,
 )
-from t2g_jax.judges.cache import CritiqueCache
-from t2g_jax.printing import one_line
-from t2g_jax.spans.align import Alignment, Quote, align
-from t2g_jax.tasks.base import Example
 
 MAX_CHARACTERS = 100_000
 """Longest critique: its text, its reasoning and what it quotes."""

@@ -1,4 +1,4 @@
-"""Feedback modelling: learning to predict what the judge will say."""
+"""Feedback modeling: learning to predict what the judge will say."""
 
 import jax
 import jax.numpy as jnp

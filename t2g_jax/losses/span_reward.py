@@ -26,7 +26,7 @@ def span_reward_cross_entropy(
     Args:
       logits: [..., 3] float, for poor, neutral and good in this order.
       labels: [...] float or int in [−1, 1], −1 poor, 0 neutral, +1 good. Any other value means not
-        labelled: loss 0 and no gradient.
+        labeled: loss 0 and no gradient.
       class_weights: [3] float in the same order, 1 by default. Neutral tokens dominate, so give
         them less. The loss is not divided by the weights; what is learned is p_w ∝ w · p, see
         `span_probabilities`.

@@ -9,16 +9,16 @@ from t2g_jax.methods.base import Method
 from t2g_jax.methods.grpo import GRPO
 from t2g_jax.methods.ppo import PPO
 from t2g_jax.methods.rejection_sampling import RejectionSampling
-from t2g_jax.methods.rltf import GRPOMultiTurn, RLTFFeedbackModelling, RLTFSelfDistillation
+from t2g_jax.methods.rltf import GRPOMultiTurn, RLTFFeedbackModeling, RLTFSelfDistillation
 from t2g_jax.methods.text2grad import Text2Grad
-from t2g_jax.phases.context import Context
+from t2g_jax.run.context import Context
 
 __all__ = [
     "GRPO",
     "PPO",
     "GRPOMultiTurn",
     "Method",
-    "RLTFFeedbackModelling",
+    "RLTFFeedbackModeling",
     "RLTFSelfDistillation",
     "RejectionSampling",
     "Text2Grad",
@@ -29,7 +29,7 @@ _METHODS: dict[MethodName, Callable[[Context], Method]] = {
     "text2grad": Text2Grad,
     "ppo": PPO,
     "rltf-sd": RLTFSelfDistillation,
-    "rltf-fm": RLTFFeedbackModelling,
+    "rltf-fm": RLTFFeedbackModeling,
     "grpo": GRPO,
     "grpo-multiturn": GRPOMultiTurn,
     "rejection-sampling": RejectionSampling,

@@ -11,10 +11,10 @@ import numpy as np
 from t2g_jax.advantages import group_centered, leave_one_out
 from t2g_jax.config import Divergence, Place, PolicyConfig, RolloutConfig, charged
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.rollout import Turn, attempt, unbroken
-from t2g_jax.phases.training import Collected, Learning, about_rows
 from t2g_jax.reductions import Reduction
+from t2g_jax.rollouts.turns import Turn, attempt, unbroken
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import Collected, Learning, about_rows
 from t2g_jax.sampling.generate import Completion
 from t2g_jax.training.batch import Row, row
 from t2g_jax.training.objective import Objective

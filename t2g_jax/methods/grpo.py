@@ -22,10 +22,10 @@ from t2g_jax.methods.base import (
 )
 from t2g_jax.methods.reference import Reference
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.rollout import Turn
 from t2g_jax.phases.samples import chosen, episode_sample
-from t2g_jax.phases.training import Collected
+from t2g_jax.rollouts.turns import Turn
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import Collected
 from t2g_jax.training.state import TrainState
 
 

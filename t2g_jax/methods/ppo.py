@@ -23,12 +23,13 @@ from t2g_jax.methods.base import (
 )
 from t2g_jax.methods.reference import Reference
 from t2g_jax.models import heads
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.rollout import Turn
+from t2g_jax.parallel.shapes import bucket, round_up
 from t2g_jax.phases.samples import chosen, episode_sample
-from t2g_jax.phases.training import Collected, bucket
 from t2g_jax.report.contents import Sample
-from t2g_jax.training.batch import Row, round_up
+from t2g_jax.rollouts.turns import Turn
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import Collected
+from t2g_jax.training.batch import Row
 from t2g_jax.training.state import TrainState
 
 

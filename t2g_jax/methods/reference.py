@@ -12,9 +12,10 @@ from t2g_jax.config import PolicyConfig
 from t2g_jax.kl import absolute, k1, k2, k3
 from t2g_jax.methods.base import Scored, about_tokens, divergence, has_kl_term, scored
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.training import about_rows
-from t2g_jax.training.batch import Batch, Row, round_up
+from t2g_jax.parallel.shapes import round_up
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import about_rows
+from t2g_jax.training.batch import Batch, Row
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl
 

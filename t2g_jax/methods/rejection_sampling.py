@@ -8,9 +8,9 @@ that came after feedback.
 from __future__ import annotations
 
 from t2g_jax.methods.base import learning
-from t2g_jax.methods.episodes import episode_samples, play
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.training import Collected
+from t2g_jax.rollouts.episodes import episode_samples, play
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import Collected
 from t2g_jax.training.batch import row
 from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from t2g_jax.advantages import first_turn, group_centered
 from t2g_jax.config import EpisodeConfig, RLTFFMConfig, RLTFSDConfig
-from t2g_jax.judges.base import Critique, JudgeError
+from t2g_jax.feedback.reward_model import critique_request
 from t2g_jax.methods.base import (
     completion_row,
     policy_learning,
@@ -24,20 +24,20 @@ from t2g_jax.methods.base import (
     scored_before,
     tokens_generated,
 )
-from t2g_jax.methods.episodes import (
+from t2g_jax.methods.reference import Reference
+from t2g_jax.rollouts.episodes import (
     Episode,
-    criticised,
+    criticized,
     episode_samples,
     play,
     policy_rows,
     turn_advantages,
     turn_rewards,
 )
-from t2g_jax.methods.reference import Reference
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.rollout import Turn
-from t2g_jax.phases.span_rewards import critique_request
-from t2g_jax.phases.training import Collected
+from t2g_jax.rollouts.turns import Turn
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import Collected
+from t2g_jax.tasks.base import Critique, JudgeError
 from t2g_jax.training.batch import Row, row
 from t2g_jax.training.state import TrainState
 
@@ -191,7 +191,7 @@ def distilled_rows(
     return rows
 
 
-class RLTFFeedbackModelling(GRPOMultiTurn):
+class RLTFFeedbackModeling(GRPOMultiTurn):
     """RLTF-FM: multi-turn GRPO, and what the judge said of each attempt predicted."""
 
     name = "rltf-fm"
@@ -210,13 +210,13 @@ class RLTFFeedbackModelling(GRPOMultiTurn):
     def more_rows(
         self, state: TrainState, step: int, episodes: Sequence[Episode]
     ) -> tuple[list[Row], dict[str, float]]:
-        """Rows (f_FM(x_h, y_h), c_h) of the attempts that the judge criticised."""
+        """Rows (f_FM(x_h, y_h), c_h) of the attempts that the judge criticized."""
         del state, step
         context = self.context
         if self.config.critique_correct:
             # After a last attempt nobody is asked: no turn would come of it.
             right = [episode for episode in episodes if episode.ended_early(self.config.turns)]
-            for episode, feedback in zip(right, criticised(context, right), strict=True):
+            for episode, feedback in zip(right, criticized(context, right), strict=True):
                 episode.critiques.append(feedback)
         rows = [
             feedback_row(context, turn, critique)

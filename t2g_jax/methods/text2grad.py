@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from t2g_jax.config import Text2GradConfig
-from t2g_jax.judges.base import JudgeError
+from t2g_jax.feedback.judgment import aligned, token_labels
+from t2g_jax.feedback.reward_model import Answer, RewardModel
 from t2g_jax.methods.ppo import PPO
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.judgement import aligned, token_labels
-from t2g_jax.phases.rollout import Turn
 from t2g_jax.phases.samples import sample_of
-from t2g_jax.phases.span_rewards import Answer, RewardModel
 from t2g_jax.report.contents import Sample
+from t2g_jax.rollouts.turns import Turn
+from t2g_jax.run.context import Context
+from t2g_jax.tasks.base import JudgeError
 
 FADE_WIDTH = 6
 """Half way through fading this many tokens after its start, as in the authors' summaries."""
@@ -68,9 +68,9 @@ class Text2Grad(PPO):
             if isinstance(critique, JudgeError):
                 marked.append(None)
             else:
-                judgement = aligned(self.context, turn, critique)
-                marked.append(token_labels(judgement.spans, len(turn.tokens)))
-                unaligned += len(judgement.unaligned)
+                judgment = aligned(self.context, turn, critique)
+                marked.append(token_labels(judgment.spans, len(turn.tokens)))
+                unaligned += len(judgment.unaligned)
         return marked, {"unaligned_quotes": unaligned}
 
     def _read(self, model: RewardModel, answers: Sequence[Answer]) -> list[np.ndarray | None]:

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from t2g_jax.errors import T2GError
 from t2g_jax.numerics import soft_capped
-from t2g_jax.training.sharding import axes_of, left_over, parts
+from t2g_jax.parallel.sharding import axes_of, left_over, parts
 
 Array = jax.Array
 Backend = Literal["auto", "xla", "cudnn", "splash"]
@@ -32,7 +32,7 @@ _SHORT = 256
 
 
 @dataclasses.dataclass(frozen=True)
-class Rule:
+class AttentionSpec:
     """What attention does besides: soft-capped scores, and a window of earlier tokens.
 
     softcap: scores s become softcap · tanh(s / softcap); 0 leaves them.
@@ -44,7 +44,7 @@ class Rule:
 
 
 @struct.dataclass
-class Sight:
+class AttentionMasks:
     """Who sees whom: the same for all layers, but for the window.
 
     segment_ids: [B, T]. full, local: masks [B, T, T], without and with the window; earlier_full,
@@ -58,33 +58,33 @@ class Sight:
     earlier_local: Array | None = None
 
 
-def sight(
-    rule: Rule, backend: str, positions: Array, segment_ids: Array, cache: Any | None
-) -> Sight:
-    """`Sight` of tokens [B, T] whose positions within a segment are consecutive.
+def make_masks(
+    spec: AttentionSpec, backend: str, positions: Array, segment_ids: Array, cache: Any | None
+) -> AttentionMasks:
+    """`AttentionMasks` of tokens [B, T] whose positions within a segment are consecutive.
 
     Args:
       cache: None, or what has `segment_ids` and `positions` [B, S] of earlier tokens.
     """
     if backend == "splash":
-        return Sight(segment_ids)
+        return AttentionMasks(segment_ids)
     length = segment_ids.shape[1]
     real = segment_ids[:, :, None] != 0
     full = (segment_ids[:, :, None] == segment_ids[:, None, :]) & real
     full &= jnp.tril(jnp.ones((length, length), bool))
     local = earlier = earlier_local = None
-    if rule.window is not None:
-        local = full & _near(positions, positions, rule.window)
+    if spec.window is not None:
+        local = full & _near(positions, positions, spec.window)
     if cache is not None:
         earlier = (segment_ids[:, :, None] == cache.segment_ids[:, None, :]) & real
-        if rule.window is not None:
-            earlier_local = earlier & _near(positions, cache.positions, rule.window)
-    return Sight(segment_ids, full, local, earlier, earlier_local)
+        if spec.window is not None:
+            earlier_local = earlier & _near(positions, cache.positions, spec.window)
+    return AttentionMasks(segment_ids, full, local, earlier, earlier_local)
 
 
 def choose(
     backend: Backend,
-    rule: Rule,
+    spec: AttentionSpec,
     *,
     platform: str,
     length: int,
@@ -100,7 +100,7 @@ def choose(
     if cached:  # a few queries against many keys: no kernel is needed
         return "xla"
     half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    fits_cudnn = platform == "gpu" and half and not rule.softcap and head_width <= 128
+    fits_cudnn = platform == "gpu" and half and not spec.softcap and head_width <= 128
     if backend == "auto":
         if platform == "tpu" and length > _SHORT:
             return "splash"
@@ -109,7 +109,7 @@ def choose(
         raise T2GError(
             "model.attention is cudnn, which takes an NVIDIA GPU, compute_dtype bfloat16, heads of "
             f"at most 128 and no soft-cap; here are a {platform}, {jnp.dtype(dtype)}, heads of "
-            f"{head_width} and a soft-cap of {rule.softcap}: set it to auto"
+            f"{head_width} and a soft-cap of {spec.softcap}: set it to auto"
         )
     if backend == "splash" and platform not in ("tpu", "cpu"):
         raise T2GError(
@@ -122,8 +122,8 @@ def attend(
     q: Array,
     k: Array,
     v: Array,
-    see: Sight,
-    rule: Rule,
+    masks: AttentionMasks,
+    spec: AttentionSpec,
     *,
     backend: str,
     platform: str,
@@ -135,7 +135,7 @@ def attend(
 
     Args:
       q: [B, T, N, H], scaled. k, v: [B, T, K, H]; N / K queries share a key head.
-      see: from `sight`.
+      masks: from `make_masks`.
       is_local: whether this layer has the window; may be traced.
       earlier: keys [B, K, H, S] and values [B, K, S, H] of cached tokens.
       sharding: of the residual stream [B, T, D]: its first entry splits rows, its second lengths.
@@ -148,14 +148,14 @@ def attend(
     if (sharding is not None and backend != "xla") or _splits_length(sharding):
         by_heads = _by_heads(sharding, q.shape[2], k.shape[2])
     if by_heads is not None:
-        spec, repeats = by_heads
+        partition, repeats = by_heads
         k, v = (jnp.repeat(x, repeats, axis=2) for x in (k, v))
-        placed = NamedSharding(sharding.mesh, spec)
+        placed = NamedSharding(sharding.mesh, partition)
         q, k, v = (jax.lax.with_sharding_constraint(x, placed) for x in (q, k, v))
     if backend == "cudnn":
-        mixed = _cudnn(q, k, v, see, rule, is_local)
+        mixed = _cudnn(q, k, v, masks, spec, is_local)
     elif backend == "splash":
-        kernel = functools.partial(_splash, rule=rule, interpret=platform == "cpu")
+        kernel = functools.partial(_splash, spec=spec, interpret=platform == "cpu")
         if by_heads is not None:
             rows = P(by_heads[0][0])
             kernel = jax.shard_map(
@@ -165,13 +165,13 @@ def attend(
                 out_specs=by_heads[0],
                 check_vma=False,
             )
-        mixed = kernel(q, k, v, see.segment_ids, jnp.asarray(is_local))
+        mixed = kernel(q, k, v, masks.segment_ids, jnp.asarray(is_local))
     else:
         keys_values = fresh if by_heads is None else _as_cached(k, v)
-        mixed = _xla(q, *keys_values, see, rule, is_local, earlier)
+        mixed = _xla(q, *keys_values, masks, spec, is_local, earlier)
     if by_heads is not None:
-        spec = P(*sharding.spec, *(None,) * (2 - len(sharding.spec)), None, None)
-        mixed = jax.lax.with_sharding_constraint(mixed, NamedSharding(sharding.mesh, spec))
+        partition = P(*sharding.spec, *(None,) * (2 - len(sharding.spec)), None, None)
+        mixed = jax.lax.with_sharding_constraint(mixed, NamedSharding(sharding.mesh, partition))
     return mixed, fresh
 
 
@@ -212,8 +212,8 @@ def _xla(
     q: Array,
     k: Array,
     v: Array,
-    see: Sight,
-    rule: Rule,
+    masks: AttentionMasks,
+    spec: AttentionSpec,
     is_local: Array | bool,
     earlier: tuple[Array, Array] | None,
 ) -> Array:
@@ -225,24 +225,24 @@ def _xla(
     def visible(full: Array, local: Array | None) -> Array:
         return full if local is None else jnp.where(is_local, local, full)
 
-    scores = _scores(q, k, visible(see.full, see.local), rule)
+    scores = _scores(q, k, visible(masks.full, masks.local), spec)
     if earlier is None:
         weights = jax.nn.softmax(scores).astype(v.dtype)
         mixed = _mixed(weights, v)
     else:
         # Scores are joined, keys and values are not: that would copy the cache at every token.
         cached_k, cached_v = earlier
-        cached = _scores(q, cached_k, visible(see.earlier_full, see.earlier_local), rule)
+        cached = _scores(q, cached_k, visible(masks.earlier_full, masks.earlier_local), spec)
         weights = jax.nn.softmax(jnp.concatenate([cached, scores], -1)).astype(v.dtype)
         slots = cached.shape[-1]
         mixed = _mixed(weights[..., :slots], cached_v) + _mixed(weights[..., slots:], v)
     return einops.rearrange(mixed, "b k (g t) h -> b t (k g) h", t=length)
 
 
-def _scores(q: Array, k: Array, mask: Array, rule: Rule) -> Array:
+def _scores(q: Array, k: Array, mask: Array, spec: AttentionSpec) -> Array:
     """Masked attention scores [B, K, GT, S] in float32; a row with no key stays finite."""
     scores = jnp.einsum("bkqh,bkhs->bkqs", q, k, preferred_element_type=jnp.float32)
-    scores = soft_capped(scores, rule.softcap)
+    scores = soft_capped(scores, spec.softcap)
     groups = q.shape[2] // mask.shape[1]
     return jnp.where(jnp.tile(mask, (1, groups, 1))[:, None], scores, -1e30)
 
@@ -252,9 +252,11 @@ def _mixed(weights: Array, v: Array) -> Array:
     return jnp.einsum("bkqs,bksh->bkqh", weights, v)
 
 
-def _cudnn(q: Array, k: Array, v: Array, see: Sight, rule: Rule, is_local: Array | bool) -> Array:
+def _cudnn(
+    q: Array, k: Array, v: Array, masks: AttentionMasks, spec: AttentionSpec, is_local: Array | bool
+) -> Array:
     """Flash attention of cuDNN. Segments are a mask [B, 1, T, T]: bits, not scores, in memory."""
-    mask = see.full if see.local is None else jnp.where(is_local, see.local, see.full)
+    mask = masks.full if masks.local is None else jnp.where(is_local, masks.local, masks.full)
     # A padding token sees itself: a row of the softmax without any key would be NaN.
     mask |= jnp.eye(mask.shape[1], dtype=bool)
     return jax.nn.dot_product_attention(
@@ -269,7 +271,7 @@ def _splash(
     segment_ids: Array,
     is_local: Array,
     *,
-    rule: Rule,
+    spec: AttentionSpec,
     interpret: bool,
 ) -> Array:
     """Splash attention of jax.experimental.pallas; rows are padded to whole blocks."""
@@ -300,7 +302,7 @@ def _splash(
         run = splash.make_splash_mha(
             splash.MultiHeadMask([mask] * heads),
             block_sizes=sizes,
-            attn_logits_soft_cap=rule.softcap or None,
+            attn_logits_soft_cap=spec.softcap or None,
             head_shards=1,
             q_seq_shards=1,
             interpret=interpret,
@@ -308,9 +310,9 @@ def _splash(
         return jax.vmap(run)(q, k, v, splash.SegmentIds(ids, ids))
 
     full = functools.partial(kernel, None)
-    if rule.window is None:
+    if spec.window is None:
         mixed = full(q, k, v, segment_ids)
     else:
-        local = functools.partial(kernel, rule.window)
+        local = functools.partial(kernel, spec.window)
         mixed = jax.lax.cond(is_local, local, full, q, k, v, segment_ids)
     return mixed.swapaxes(1, 2)[:, :length]

@@ -23,11 +23,11 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import PartitionSpec as P
 
-from t2g_jax.models.attention import Backend, Rule, attend, choose, sight
+from t2g_jax.models.attention import AttentionSpec, Backend, attend, choose, make_masks
 from t2g_jax.models.experts import mixture
 from t2g_jax.models.rope import Rope, rotate
 from t2g_jax.numerics import matrix_product
-from t2g_jax.training.sharding import heads_shardings, left_over, parts
+from t2g_jax.parallel.sharding import heads_shardings, left_over, parts
 
 Array = jax.Array
 
@@ -77,13 +77,13 @@ class DecoderConfig:
     local_layers: tuple[bool, ...] = ()
     """Which layers have the window; empty: all if there is one."""
     pre_norm: bool = True
-    """Attention and MLP read a normalised copy of the residual stream."""
+    """Attention and MLP read a normalized copy of the residual stream."""
     post_norm: bool = False
-    """What they write to it is normalised."""
+    """What they write to it is normalized."""
     norm_offset: float = 0.0
     """Norms multiply by this + scale."""
     query_key_norm: Literal["none", "head", "all"] = "none"
-    """Queries and keys are normalised before rotation: each head, or all heads together."""
+    """Queries and keys are normalized before rotation: each head, or all heads together."""
     qkv_bias: bool = False
     out_bias: bool = False
     mlp_bias: bool = False
@@ -128,8 +128,8 @@ class DecoderConfig:
         return self.local_layers or (self.window is not None,) * self.layers
 
     @property
-    def rule(self) -> Rule:
-        return Rule(self.attention_softcap, self.window if any(self.locality) else None)
+    def attention_spec(self) -> AttentionSpec:
+        return AttentionSpec(self.attention_softcap, self.window if any(self.locality) else None)
 
 
 @struct.dataclass
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
     lookup_sharding: jax.sharding.Sharding | None = None
     """Of [B, T, D] before that, as it comes from the embedding."""
     decoding: bool = False
-    """Over a mesh: whether T is 1 and weights lie as `training.sharding.DECODING` says; `sharding`
+    """Over a mesh: whether T is 1 and weights lie as `parallel.sharding.DECODING` says; `sharding`
     is then `token_sharding`."""
 
     @nn.compact
@@ -226,14 +226,14 @@ class Decoder(nn.Module):
         )
         backend = choose(
             config.attention,
-            config.rule,
+            config.attention_spec,
             platform=platform,
             length=tokens.shape[1],
             head_width=config.head_width,
             dtype=config.dtype,
             cached=cache is not None,
         )
-        see = sight(config.rule, backend, positions, segment_ids, cache)
+        masks = make_masks(config.attention_spec, backend, positions, segment_ids, cache)
         earlier = None if cache is None else (cache.keys, cache.values)
         layer = Layer
         if config.remat != "none":
@@ -254,7 +254,7 @@ class Decoder(nn.Module):
             check_constancy_invariants=self.is_initializing(),
         )(config, self.sharding, self.decoding, backend, platform, name="layers")
         locality = jnp.array(config.locality)
-        x, fresh = layers(x, rotation, local_rotation, see, locality, earlier)
+        x, fresh = layers(x, rotation, local_rotation, masks, locality, earlier)
         return RMSNorm(config, name="final_norm")(x), fresh
 
 
@@ -287,7 +287,7 @@ _look_up.defvjp(_looked_up, _sum_up)
 
 
 class Layer(nn.Module):
-    """Attention and a gated MLP, each on a normalised copy of the residual stream."""
+    """Attention and a gated MLP, each on a normalized copy of the residual stream."""
 
     config: DecoderConfig
     sharding: jax.sharding.NamedSharding | None
@@ -296,7 +296,7 @@ class Layer(nn.Module):
     platform: str
 
     @nn.compact
-    def __call__(self, x, rotation, local_rotation, see, is_local, earlier):
+    def __call__(self, x, rotation, local_rotation, masks, is_local, earlier):
         config = self.config
         if len(set(config.locality)) == 1:
             is_local = config.locality[0]  # known when compiled
@@ -318,7 +318,7 @@ class Layer(nn.Module):
         attention = Attention(
             config, self.sharding, self.decoding, self.backend, self.platform, name="attention"
         )
-        attended, fresh = attention(before("attention", x), rotation, see, is_local, earlier)
+        attended, fresh = attention(before("attention", x), rotation, masks, is_local, earlier)
         x = x + after("attention", attended)
         mlp = (
             Experts(config, self.sharding, name="mlp")
@@ -339,7 +339,7 @@ class Attention(nn.Module):
     platform: str
 
     @nn.compact
-    def __call__(self, x, rotation, see, is_local, earlier):
+    def __call__(self, x, rotation, masks, is_local, earlier):
         config = self.config
         project = functools.partial(_dense, config=config, use_bias=config.qkv_bias)
         q = project((config.heads, config.head_width), name="query")(x)
@@ -358,8 +358,8 @@ class Attention(nn.Module):
             q * scale,
             k,
             v,
-            see,
-            config.rule,
+            masks,
+            config.attention_spec,
             backend=self.backend,
             platform=self.platform,
             is_local=is_local,
@@ -442,7 +442,7 @@ class Experts(nn.Module):
         mix = functools.partial(
             mixture,
             chosen=config.experts_per_token,
-            normalise=config.normalise_experts,
+            normalize=config.normalise_experts,
             activation=ACTIVATIONS[config.activation],
         )
 

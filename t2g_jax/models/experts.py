@@ -22,7 +22,7 @@ def mixture(
     down: Array,
     *,
     chosen: int,
-    normalise: bool,
+    normalize: bool,
     activation: Callable[[Array], Array],
 ) -> Array:
     """Σₑ pₑ downₑ(act(gateₑ x) · upₑ x) over the `chosen` experts e of each token.
@@ -32,14 +32,14 @@ def mixture(
       router: [D, E]; p = softmax(x router), in float32.
       gate, up: [E, D, F]. down: [E, F, D].
       chosen: experts of a token, the most likely ones.
-      normalise: make their p sum to 1.
+      normalize: make their p sum to 1.
 
     Returns:
       [n, D] in the type of x.
     """
     probs = jax.nn.softmax((x @ router).astype(jnp.float32))
     weights, experts = jax.lax.top_k(probs, chosen)
-    if normalise:
+    if normalize:
         weights /= jnp.sum(weights, -1, keepdims=True)
     order = jnp.argsort(experts.reshape(-1))
     sizes = jnp.bincount(experts.reshape(-1), length=router.shape[1]).astype(jnp.int32)

@@ -24,17 +24,17 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding, Sharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
-from t2g_jax import hosts
 from t2g_jax.errors import T2GError, reason
-from t2g_jax.files import expanded
 from t2g_jax.models import heads, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families import describe
 from t2g_jax.models.families.base import Family
 from t2g_jax.models.heads import Params
 from t2g_jax.models.lora import input_axes
-from t2g_jax.training.sharding import divisible
-from t2g_jax.training.watchdog import beat
+from t2g_jax.parallel.sharding import divisible
+from t2g_jax.runtime import hosts
+from t2g_jax.runtime.files import expanded
+from t2g_jax.runtime.watchdog import beat
 
 Array = jax.Array
 
@@ -185,7 +185,7 @@ def save_weights(
         values(),
         np.dtype(dtype),
         file_bytes=file_bytes,
-        first=hosts.is_first(),
+        first=hosts.is_primary(),
     )
 
 

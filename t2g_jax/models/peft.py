@@ -16,13 +16,13 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from typing_extensions import TypedDict
 
-from t2g_jax import files, hosts
 from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, lora, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.families.base import Family
 from t2g_jax.models.heads import Params
 from t2g_jax.models.huggingface import canonical, flat, sources
+from t2g_jax.runtime import files, hosts
 
 _PREFIX = "base_model.model."
 WEIGHTS, CONFIG = tensor_files.ADAPTERS, "adapter_config.json"
@@ -97,9 +97,9 @@ def save_adapters(
         np.dtype(np.float32),
         file_bytes=2**62,
         name=WEIGHTS,
-        first=hosts.is_first(),
+        first=hosts.is_primary(),
     )
-    if hosts.is_first():
+    if hosts.is_primary():
         modules = sorted({name.rpartition(".")[2] for _, _, name in plan})
         within = f".*language_model.*[.]({'|'.join(modules)})"  # not in what sees, too
         described = {

@@ -21,9 +21,9 @@ import numpy as np
 import safetensors
 from typing_extensions import TypedDict
 
-from t2g_jax import files
 from t2g_jax.errors import T2GError
 from t2g_jax.models import formats
+from t2g_jax.runtime import files
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTERS = "adapter_model.safetensors"

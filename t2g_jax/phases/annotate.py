@@ -19,24 +19,23 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax import files, hosts
 from t2g_jax.config import Config
 from t2g_jax.data.dataset import read_metadata, write_dataset
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord, validate
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique, JudgeError
+from t2g_jax.feedback.judgment import Judgment, aligned
 from t2g_jax.judges.counts import FAILED, counted
 from t2g_jax.judges.guard import name_of
-from t2g_jax.phases import provenance
-from t2g_jax.phases.claim import require_claims
-from t2g_jax.phases.context import Context, once, say
-from t2g_jax.phases.judgement import Judgement, aligned
-from t2g_jax.phases.rollout import Turn, attempt, unbroken
-from t2g_jax.phases.workspace import ANNOTATE, SFT, read_json, write_json
 from t2g_jax.printing import one_line
 from t2g_jax.report.terminal import PhaseProgress
-from t2g_jax.tasks.base import Example
+from t2g_jax.rollouts.turns import Turn, attempt, unbroken
+from t2g_jax.run import provenance
+from t2g_jax.run.claim import require_claims
+from t2g_jax.run.context import Context, once, say
+from t2g_jax.run.workspace import ANNOTATE, SFT, read_json, write_json
+from t2g_jax.runtime import files, hosts
+from t2g_jax.tasks.base import Critique, Example, JudgeError
 
 EXAMPLES = 5
 """Quotes that were not found and are shown in the report."""
@@ -58,9 +57,11 @@ def annotate(context: Context) -> dict[str, Any]:
       T2GError: the warm start is not complete, or too little could be judged to hold any of it out.
     """
     began = time.monotonic()
-    made = hosts.from_first(lambda: made_from(context))
+    made = hosts.broadcast_from_primary(lambda: made_from(context))
     records, quarantined = judged(context)
-    return hosts.from_first(lambda: written(context, records, quarantined, began) | {"made": made})
+    return hosts.broadcast_from_primary(
+        lambda: written(context, records, quarantined, began) | {"made": made}
+    )
 
 
 def made_from(context: Context) -> provenance.Made:
@@ -163,7 +164,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
             of_first.append(opened.enter_context(notes_of(context, batches)))
             return sorted(of_first[0].settled)
 
-        settled = set(hosts.from_first(open_notes))
+        settled = set(hosts.broadcast_from_primary(open_notes))
         notes = of_first[0] if of_first else None
         progress = opened.enter_context(
             PhaseProgress(
@@ -331,7 +332,7 @@ def records_of(journal: Journal, context: Context) -> list[AnnotationRecord]:
     return records
 
 
-def annotated(context: Context, id: str, turn: Turn, judgement: Judgement) -> AnnotationRecord:
+def annotated(context: Context, id: str, turn: Turn, judgment: Judgment) -> AnnotationRecord:
     """The record of a judged completion."""
     return AnnotationRecord(
         id=id,
@@ -341,15 +342,15 @@ def annotated(context: Context, id: str, turn: Turn, judgement: Judgement) -> An
         completion=turn.text,
         completion_tokens=turn.completion.tokens,
         completion_logprobs=turn.completion.logprobs,
-        critique=judgement.critique.text,
+        critique=judgment.critique.text,
         judge=name_of(context.judge),
         reward=turn.score.reward,
         correct=turn.score.correct,
-        span_starts=np.array([span.start for span in judgement.spans], int),
-        span_ends=np.array([span.end for span in judgement.spans], int),
-        span_rewards=np.array([span.reward for span in judgement.spans], float),
+        span_starts=np.array([span.start for span in judgment.spans], int),
+        span_ends=np.array([span.end for span in judgment.spans], int),
+        span_rewards=np.array([span.reward for span in judgment.spans], float),
         unaligned=tuple(
-            f"{item.quote.text[:SHOWN]}: {item.reason[:SHOWN]}" for item in judgement.unaligned
+            f"{item.quote.text[:SHOWN]}: {item.reason[:SHOWN]}" for item in judgment.unaligned
         ),
     )
 

@@ -11,19 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config
-from t2g_jax.judges.base import JudgeError
 from t2g_jax.judges.counts import judge_columns
 from t2g_jax.models.heads import Params
-from t2g_jax.phases import provenance
-from t2g_jax.phases.claim import claimed
-from t2g_jax.phases.context import READING, Context, say
-from t2g_jax.phases.rollout import Turn, attempt, unbroken
-from t2g_jax.phases.workspace import SFT, Workspace, read_json, write_json
 from t2g_jax.report import learnability
 from t2g_jax.report.statistics import clustered_interval
+from t2g_jax.rollouts.turns import Turn, attempt, unbroken
+from t2g_jax.run import provenance
+from t2g_jax.run.claim import claimed
+from t2g_jax.run.context import READING, Context, say
+from t2g_jax.run.workspace import SFT, Workspace, read_json, write_json
+from t2g_jax.runtime import hosts
 from t2g_jax.sections import differences
+from t2g_jax.tasks.base import JudgeError
 
 FEW = 16
 """Test prompts of a first look."""
@@ -52,7 +52,9 @@ def run(
 def _run(context: Context, only: Sequence[str] | None) -> dict[str, Any]:
     workspace, scores = context.workspace, {}
     done = [name for name in (SFT, *METHODS) if workspace.is_complete(name)]
-    begun = hosts.from_first(lambda: [name for name in METHODS if workspace.has_work(name)])
+    begun = hosts.broadcast_from_primary(
+        lambda: [name for name in METHODS if workspace.has_work(name)]
+    )
     for name in begun if only is None else ():
         if name not in done:
             say(f"{name}: not complete, and left out")
@@ -76,7 +78,7 @@ def _run(context: Context, only: Sequence[str] | None) -> dict[str, Any]:
 
 def _before(path: Path) -> dict[str, Any] | None:
     """The scores that were written there, if any were."""
-    return hosts.from_first(
+    return hosts.broadcast_from_primary(
         lambda: read_json(path, made_by="t2g evaluate") if path.exists() else None
     )
 
@@ -87,7 +89,7 @@ def measured(context: Context, phase: str) -> dict[str, Any]:
     workspace = context.workspace
     step = context.best_step(phase)
     return {
-        "step": hosts.from_first(lambda: provenance.last_step(workspace, phase))
+        "step": hosts.broadcast_from_primary(lambda: provenance.last_step(workspace, phase))
         if step is None
         else step,
         "fingerprint": provenance.artifact(workspace, phase),

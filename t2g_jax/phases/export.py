@@ -23,17 +23,17 @@ from flax.traverse_util import flatten_dict
 from transformers import LlamaConfig
 
 import t2g_jax
-from t2g_jax import durable, files, hosts
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
-from t2g_jax.files import expanded
+from t2g_jax.feedback.retokenize import reward_model_context
 from t2g_jax.models import families, huggingface, lora, peft, tensor_files
 from t2g_jax.models.families import llama
-from t2g_jax.phases import pretrained
-from t2g_jax.phases.context import READING, Context, say
-from t2g_jax.phases.reading import reader
-from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace
-from t2g_jax.training.sharding import make_mesh
+from t2g_jax.parallel.sharding import make_mesh
+from t2g_jax.run import pretrained
+from t2g_jax.run.context import READING, Context, say
+from t2g_jax.run.workspace import REWARD_MODEL, SFT, Workspace
+from t2g_jax.runtime import durable, files, hosts
+from t2g_jax.runtime.files import expanded
 
 HEADS_FILE = Path("t2g") / "heads.safetensors"
 WITH_HEADS = {REWARD_MODEL: ("span_head",), "ppo": ("value_head",), "text2grad": ("value_head",)}
@@ -84,7 +84,7 @@ def run(
     Workspace(workdir, config, free=READING).summary(phase)
     context = Context.open(config, workdir, read_only=True)
     if phase == REWARD_MODEL:
-        context = reader(context)
+        context = reward_model_context(context)
         config = context.config
     with_heads = WITH_HEADS.get(phase, ())
     params = context.params(phase, with_heads=with_heads, step=context.best_step(phase))
@@ -92,7 +92,7 @@ def run(
     family = llama.FAMILY if source is None else families.describe(source)[0]
     described = _described(context, source)
     dtype = dtype or _dtype(described)
-    first = hosts.is_first()
+    first = hosts.is_primary()
     suffix = f"{secrets.token_hex(4)}.partial"
     partial = folder / f".{suffix}" if there else folder.with_name(f"{folder.name}.{suffix}")
     if first:
@@ -135,7 +135,7 @@ def run(
     say(f"{phase}: written to {folder} ({what})")
 
 
-def look(config: Config) -> dict[str, Any]:
+def inspect_pretrained(config: Config) -> dict[str, Any]:
     """Fetches the pretrained model, reads it onto the mesh as a run would, and says what it is.
 
     What else the config names is checked too: adapters, and a reward model of its own.
@@ -291,7 +291,7 @@ def _write_heads(folder: Path, heads: dict[str, Any]) -> None:
     flat = flatten_dict(heads, sep=".")
     if not flat:
         return
-    first = hosts.is_first()
+    first = hosts.is_primary()
     if first:
         (folder / HEADS_FILE).parent.mkdir(exist_ok=True)
     tensor_files.write(

@@ -16,18 +16,18 @@ import jax
 import numpy as np
 import rich.console
 
-from t2g_jax import hosts
 from t2g_jax.config import Config, Method
 from t2g_jax.errors import T2GError
+from t2g_jax.feedback.reward_model import RewardModel, Tokens
 from t2g_jax.models.heads import Params
-from t2g_jax.phases import provenance
-from t2g_jax.phases.context import READING, Context, say
-from t2g_jax.phases.rollout import attempt, complete
 from t2g_jax.phases.samples import sample_of, token_cells
-from t2g_jax.phases.span_rewards import RewardModel, Tokens
-from t2g_jax.phases.workspace import REWARD_MODEL, Workspace
 from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import marked_line, safe_text
+from t2g_jax.rollouts.turns import attempt, complete
+from t2g_jax.run import provenance
+from t2g_jax.run.context import READING, Context, say
+from t2g_jax.run.workspace import REWARD_MODEL, Workspace
+from t2g_jax.runtime import hosts
 
 EXAMPLES = 3
 """Test examples that are answered without a prompt."""
@@ -91,12 +91,14 @@ def run(
     params = context.params(method, step=context.best_step(method))
     trained = workspace.is_complete(REWARD_MODEL)
     for name in (method, *([REWARD_MODEL] if trained else [])):
-        for problem in hosts.from_first(functools.partial(provenance.misfits, workspace, name)):
+        for problem in hosts.broadcast_from_primary(
+            functools.partial(provenance.misfits, workspace, name)
+        ):
             say(f"{name} was made from {problem}")
     model = RewardModel.load(context) if trained else None
     console = console or rich.console.Console(highlight=False)
     for answer in answers(context, params, model, prompts, samples):
-        if not hosts.is_first():
+        if not hosts.is_primary():
             continue
         if as_json:
             print(json.dumps(as_object(answer), allow_nan=False), file=console.file, flush=True)

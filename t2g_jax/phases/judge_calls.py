@@ -11,7 +11,7 @@ from t2g_jax.config import (
 )
 from t2g_jax.judges.custom import OWN_JUDGE
 from t2g_jax.phases.samples import chosen, kept_steps
-from t2g_jax.phases.workspace import ANNOTATE, SFT
+from t2g_jax.run.workspace import ANNOTATE, SFT
 
 EVALUATE = "evaluate"
 
@@ -19,7 +19,7 @@ EVALUATE = "evaluate"
 def judge_calls(config: Config) -> dict[str, int]:
     """Questions to the run's judge by phase, of `t2g run`; phases that ask nothing are left out.
 
-    As many as there are if every attempt is wrong: right ones are criticised by few methods. With a
+    As many as there are if every attempt is wrong: right ones are criticized by few methods. With a
     cache (see `judges.cache`) equal completions of a prompt are asked about once, so that calls may
     be fewer. With a token budget, what `steps` ask.
     """

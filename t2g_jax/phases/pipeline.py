@@ -10,11 +10,11 @@ from typing import Any
 
 from t2g_jax.config import Config, require_measured
 from t2g_jax.phases import annotate, evaluate, judge_calls, policy, reporting, reward_model, sft
-from t2g_jax.phases.claim import claimed
-from t2g_jax.phases.context import Context, say
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 from t2g_jax.report.contents import Report
 from t2g_jax.report.terminal import followed_by, took
+from t2g_jax.run.claim import claimed
+from t2g_jax.run.context import Context, say
+from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 
 
 def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:

@@ -14,12 +14,12 @@ import numpy as np
 from t2g_jax.config import Config, Method, require_measured
 from t2g_jax.methods import make_method
 from t2g_jax.models.heads import Params
-from t2g_jax.phases import provenance
-from t2g_jax.phases.context import Context, once, say
-from t2g_jax.phases.rollout import attempt
 from t2g_jax.phases.samples import write_samples
-from t2g_jax.phases.training import Collected, run_training
-from t2g_jax.phases.workspace import Workspace
+from t2g_jax.rollouts.turns import attempt
+from t2g_jax.run import provenance
+from t2g_jax.run.context import Context, once, say
+from t2g_jax.run.trainer import Collected, run_training
+from t2g_jax.run.workspace import Workspace
 from t2g_jax.training.metrics import Stopwatch
 
 

@@ -12,13 +12,10 @@ from typing import Any
 import rich.console
 
 import t2g_jax
-from t2g_jax import hosts
 from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.counts import FAILED
-from t2g_jax.phases import provenance
 from t2g_jax.phases.samples import read_samples
-from t2g_jax.phases.workspace import REWARD_MODEL, SFT, Workspace, command, read_json
 from t2g_jax.printing import one_line
 from t2g_jax.report import html, learnability, terminal
 from t2g_jax.report.collapse import collapses
@@ -34,6 +31,9 @@ from t2g_jax.report.contents import (
     ResultRow,
 )
 from t2g_jax.report.formatting import duration, percent
+from t2g_jax.run import provenance
+from t2g_jax.run.workspace import REWARD_MODEL, SFT, Workspace, command, read_json
+from t2g_jax.runtime import hosts
 from t2g_jax.sections import differences
 from t2g_jax.training.metrics import FILE, checksum, read_metrics
 
@@ -67,7 +67,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
     """
     workspace = Workspace(workdir, config)
     reports: list[Report] = []
-    hosts.from_first(lambda: reports.append(_write(workspace)))
+    hosts.broadcast_from_primary(lambda: reports.append(_write(workspace)))
     return reports[0] if reports else None
 
 
@@ -96,7 +96,7 @@ def _write(workspace: Workspace) -> Report:
 def contents(workspace: Workspace) -> Report:
     """The report of a work directory, with whatever phases are complete."""
     config = workspace.config
-    phases = hosts.from_first(workspace.complete_phases)
+    phases = hosts.broadcast_from_primary(workspace.complete_phases)
     summaries = {name: workspace.summary(name) for name in phases}
     methods = [name for name in METHODS if name in summaries]
     evaluations = {name: _evaluation(workspace, name) for name in (SFT, *methods)}

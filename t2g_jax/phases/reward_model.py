@@ -15,23 +15,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax import hosts
 from t2g_jax.config import Config, Labels
 from t2g_jax.data.dataset import DatasetError, Records, load_dataset
 from t2g_jax.data.pipeline import batches
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
+from t2g_jax.feedback import span_scores
+from t2g_jax.feedback.judgment import token_labels
+from t2g_jax.feedback.retokenize import Answer, retokenize, reward_model_context
+from t2g_jax.feedback.reward_model import RewardModel, reward_model_row
 from t2g_jax.losses import span_targets
 from t2g_jax.models import heads
 from t2g_jax.models.heads import Params
-from t2g_jax.phases import pretrained, provenance, span_scores
-from t2g_jax.phases.context import Context, once, say
-from t2g_jax.phases.judgement import token_labels
-from t2g_jax.phases.reading import Answer, reader, translated
-from t2g_jax.phases.span_rewards import RewardModel, reward_model_row
-from t2g_jax.phases.training import Collected, Learning, run_training
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
 from t2g_jax.report import learnability
+from t2g_jax.run import pretrained, provenance
+from t2g_jax.run.context import Context, once, say
+from t2g_jax.run.trainer import Collected, Learning, run_training
+from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT
+from t2g_jax.runtime import hosts
 from t2g_jax.spans import TokenSpan, transfer_spans
 from t2g_jax.training.batch import Row, from_arrays, to_arrays
 from t2g_jax.training.objective import Objective
@@ -56,12 +57,12 @@ def train(context: Context) -> dict[str, Any]:
     Raises:
       T2GError: the annotations are not complete.
     """
-    settings, reading = context.config.reward_model, reader(context)
+    settings, rm_context = context.config.reward_model, reward_model_context(context)
     source, held_out = splits(context)
     if settings.labels == "severity":
         for record in (*source, *held_out):
             check_severities(record)
-    pretrained.check_critiques(context.config, reading.tokenizer)
+    pretrained.check_critiques(context.config, rm_context.tokenizer)
     size = min(settings.batch_size, len(source))
     # Each process reads and renders its part of a batch, if there are equal parts.
     apart = hosts.count() > 1 and size % hosts.count() == 0
@@ -69,7 +70,7 @@ def train(context: Context) -> dict[str, Any]:
         source,
         batch_size=size,
         seed=context.seed(REWARD_MODEL),
-        collate=lambda records: [training_row(context, record, reading) for record in records],
+        collate=lambda records: [training_row(context, record, rm_context) for record in records],
         process_index=jax.process_index() if apart else 0,
         process_count=hosts.count() if apart else 1,
     )
@@ -84,13 +85,13 @@ def train(context: Context) -> dict[str, Any]:
         return Collected(rows)
 
     params, summary = run_training(
-        reading,
+        rm_context,
         REWARD_MODEL,
-        starting_params(reading),
+        starting_params(rm_context),
         collect,
         learning(context.config, settings.epochs * stream.batches_per_epoch),
     )
-    model = RewardModel(context, params, reading, settings.class_weights)
+    model = RewardModel(context, params, rm_context, settings.class_weights)
     probabilities, labels = marked(model, held_out, settings.batch_size, settings.labels)
     scores = span_scores.class_scores(probabilities, np.sign(labels))
     reliability = span_scores.calibration(probabilities, np.asarray(span_targets(labels)))
@@ -120,7 +121,7 @@ def splits(context: Context) -> tuple[Records, Records]:
         found = provenance.of_records({"train": list(source), "held_out": list(held_out)})
         return found == provenance.artifact(workspace, ANNOTATE)
 
-    if not hosts.from_first(is_ours):
+    if not hosts.broadcast_from_primary(is_ours):
         raise DatasetError(f"{workspace.dataset} is not what {ANNOTATE} was complete with")
     return source, held_out
 
@@ -149,19 +150,21 @@ def learning(config: Config, steps: int) -> Learning:
     )
 
 
-def training_row(context: Context, record: AnnotationRecord, reading: Context | None = None) -> Row:
-    """The row of an annotated completion, in the tokens of `reading` (None: of the policy)."""
-    reading = context if reading is None else reading
+def training_row(
+    context: Context, record: AnnotationRecord, rm_context: Context | None = None
+) -> Row:
+    """The row of an annotated completion, in the tokens of `rm_context` (None: of the policy)."""
+    rm_context = context if rm_context is None else rm_context
     answer: Answer = (record.prompt_tokens, record.completion_tokens)
     how = context.config.reward_model.labels
     labels = labels_of(record, how)
-    if reading is not context:
+    if rm_context is not context:
         mine = context.tokenizer.offsets(record.completion_tokens)
         text = context.tokenizer.decode(record.completion_tokens)
-        answer, theirs = translated(context, reading, answer)
+        answer, theirs = retokenize(context, rm_context, answer)
         labels = _labels(transfer_spans(_spans(record), text, mine, theirs), len(theirs), how)
-    critique = reading.tokenizer.answer(record.critique)
-    return reward_model_row(reading, answer, critique=critique, labels=labels)
+    critique = rm_context.tokenizer.answer(record.critique)
+    return reward_model_row(rm_context, answer, critique=critique, labels=labels)
 
 
 def labels_of(record: AnnotationRecord, how: Labels = "sign") -> np.ndarray:

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from t2g_jax import checked
 from t2g_jax.config import RolloutConfig
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique, JudgeError
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.judgement import Judgement, aligned, judge, token_labels
-from t2g_jax.phases.rollout import Turn
-from t2g_jax.phases.workspace import write_text
+from t2g_jax.feedback.judgment import Judgment, aligned, judge, token_labels
 from t2g_jax.report.contents import Report, Retry, Sample, TokenCell
+from t2g_jax.rollouts.turns import Turn
+from t2g_jax.run.context import Context
+from t2g_jax.run.workspace import write_text
+from t2g_jax.runtime import checked
+from t2g_jax.tasks.base import Critique, JudgeError
 
 SAMPLES = 6
 """Completions shown in the report of a step whose completions are shown."""
@@ -192,10 +192,10 @@ def read_samples(folder: Path) -> list[Sample]:
     return samples
 
 
-def _said(judgement: Judgement | JudgeError | None, tokens: int) -> tuple[str, np.ndarray | None]:
+def _said(judgment: Judgment | JudgeError | None, tokens: int) -> tuple[str, np.ndarray | None]:
     """A critique in words and the labels [n] it gives, None where it gives none."""
-    if judgement is None:
+    if judgment is None:
         return "", None
-    if isinstance(judgement, JudgeError):
-        return f"(no critique: {judgement.reason})", None
-    return judgement.critique.text, token_labels(judgement.spans, tokens)
+    if isinstance(judgment, JudgeError):
+        return f"(no critique: {judgment.reason})", None
+    return judgment.critique.text, token_labels(judgment.spans, tokens)

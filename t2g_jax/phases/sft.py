@@ -12,18 +12,17 @@ import os
 import random
 from typing import Any
 
-from t2g_jax import hosts
 from t2g_jax.config import Config
-from t2g_jax.judges.base import Critique, JudgeError
+from t2g_jax.feedback.reward_model import critique_request
 from t2g_jax.models.heads import Params
-from t2g_jax.phases import provenance
-from t2g_jax.phases.context import Context, once, say
 from t2g_jax.phases.evaluate import first_look
-from t2g_jax.phases.span_rewards import critique_request
-from t2g_jax.phases.training import Collected, Learning, run_training
-from t2g_jax.phases.workspace import SFT
 from t2g_jax.report import learnability
-from t2g_jax.tasks.base import Example
+from t2g_jax.run import provenance
+from t2g_jax.run.context import Context, once, say
+from t2g_jax.run.trainer import Collected, Learning, run_training
+from t2g_jax.run.workspace import SFT
+from t2g_jax.runtime import hosts
+from t2g_jax.tasks.base import Critique, Example, JudgeError
 from t2g_jax.training.batch import Row, row
 from t2g_jax.training.objective import Objective
 
@@ -50,7 +49,7 @@ def train(context: Context) -> dict[str, Any]:
 
     if sft.steps == 0:  # the pretrained model is the warm start
         start()
-        made = hosts.from_first(lambda: provenance.made(context.workspace, SFT))
+        made = hosts.broadcast_from_primary(lambda: provenance.made(context.workspace, SFT))
         return {
             **{"seconds": 0.0, "tokens_trained": 0, "tokens_generated": 0},
             **{"lora_rank": 0, "step": 0, "fingerprint": provenance.of_values(made["bases"])},

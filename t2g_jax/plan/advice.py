@@ -6,9 +6,9 @@ import dataclasses
 import math
 
 from t2g_jax.config import Config, OptimizerConfig
-from t2g_jax.phases.workspace import ANNOTATE, SFT
 from t2g_jax.plan.measure import Need
 from t2g_jax.plan.topologies import GIB, Topology
+from t2g_jax.run.workspace import ANNOTATE, SFT
 
 
 def advised(need: Need, config: Config, topology: Topology, mesh: dict[str, int]) -> Need:

@@ -16,7 +16,6 @@ import rich.console
 from rich.text import Text
 from typing_extensions import TypedDict
 
-from t2g_jax import files
 from t2g_jax.config import Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import pip_install
@@ -25,6 +24,7 @@ from t2g_jax.plan.advice import advised
 from t2g_jax.plan.measure import Need, from_json
 from t2g_jax.plan.topologies import Topology, topology
 from t2g_jax.printing import one_line
+from t2g_jax.runtime import files
 
 
 def run(

@@ -12,10 +12,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.parallel.sharding import parts
 from t2g_jax.plan import hlo
 from t2g_jax.plan.programs import Program
 from t2g_jax.plan.topologies import GIB, Topology
-from t2g_jax.training.sharding import parts
 
 Basis = Literal["compiled", "counted"]
 

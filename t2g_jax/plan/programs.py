@@ -19,26 +19,28 @@ from jax.sharding import Mesh, NamedSharding
 
 from t2g_jax.config import Config, PolicyConfig
 from t2g_jax.errors import T2GError
+from t2g_jax.feedback.reward_model import RewardModel
 from t2g_jax.methods import make_method
 from t2g_jax.methods.base import divergence, reads_before
 from t2g_jax.models import heads, lora
-from t2g_jax.phases import pretrained, reward_model, sft
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.pipeline import phases
-from t2g_jax.phases.span_rewards import RewardModel
-from t2g_jax.phases.training import LENGTH_BUCKET, Learning
-from t2g_jax.phases.workspace import ANNOTATE, REWARD_MODEL, SFT
-from t2g_jax.plan import work
-from t2g_jax.sampling.distribution import Sampling
-from t2g_jax.sampling.sampler import sample
-from t2g_jax.training.batch import Batch, round_up
-from t2g_jax.training.sharding import (
+from t2g_jax.parallel.shapes import LENGTH_BUCKET, round_up
+from t2g_jax.parallel.sharding import (
     ROWS,
     batch_sharding,
     parts,
     rows_sharding,
     state_shardings,
 )
+from t2g_jax.phases import reward_model, sft
+from t2g_jax.phases.pipeline import phases
+from t2g_jax.plan import work
+from t2g_jax.run import pretrained
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import Learning
+from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT
+from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.sampling.sampler import sample
+from t2g_jax.training.batch import Batch
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import full_kl, make_update, score, span_probabilities
 
@@ -388,7 +390,7 @@ def _sample(
 
 
 def _length(context: Context) -> int:
-    """The longest rows, as `phases.training.bucket` rounds them."""
+    """The longest rows, as `parallel.shapes.bucket` rounds them."""
     multiple = np.lcm(LENGTH_BUCKET, parts(context.mesh, "context"))
     return round_up(context.config.model.context_length, int(multiple))
 

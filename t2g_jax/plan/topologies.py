@@ -23,7 +23,7 @@ class Chip:
 
     memory: bytes that programs can use. flops: bfloat16 products without sparsity, a second.
     bandwidth: of its memory, bytes a second. link: bytes a second that it can send to its
-    neighbours, over all links. device_kind: what JAX calls it.
+    neighbors, over all links. device_kind: what JAX calls it.
     """
 
     name: str

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from t2g_jax.models import lora
 from t2g_jax.models.decoder import DecoderConfig
-from t2g_jax.training.sharding import parts
+from t2g_jax.parallel.sharding import parts
 
 
 @dataclasses.dataclass(frozen=True)

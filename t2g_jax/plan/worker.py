@@ -15,9 +15,9 @@ import jax
 
 from t2g_jax.config import load_config
 from t2g_jax.errors import T2GError
+from t2g_jax.parallel.sharding import make_mesh
 from t2g_jax.plan import measure, topologies
 from t2g_jax.plan.programs import programs
-from t2g_jax.training.sharding import make_mesh
 
 
 def main() -> int:
@@ -43,7 +43,7 @@ def _answer(request: dict[str, Any], answers: IO[str]) -> None:
         if basis == "compiled":
             need = measure.compiled(program, topology)
         else:
-            from t2g_jax.phases import pretrained
+            from t2g_jax.run import pretrained
 
             vocabulary = 0 if config.model.pretrained else config.tokenizer.vocabulary_size
             model = pretrained.decoder_config(config, vocabulary)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pydantic
 
-from t2g_jax.files import parse_json
+from t2g_jax.runtime.files import parse_json
 
 
 class _Strict:

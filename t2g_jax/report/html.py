@@ -21,9 +21,9 @@ from typing import Any
 import jinja2
 import markupsafe
 
-from t2g_jax import durable
 from t2g_jax.report import charts, formatting
 from t2g_jax.report.contents import Report, ResultRow, Retry, Sample, reliability_rows
+from t2g_jax.runtime import durable
 
 
 def render(report: Report) -> str:

@@ -72,14 +72,14 @@ def log_distribution(logits: Array, sampling: Sampling) -> tuple[Array, Array]:
 
 
 def draw(key: Array, log_probs: Array) -> Array:
-    """A token of a distribution: first a block of neighbours, then one token of the block.
+    """A token of a distribution: first a block of neighbors, then one token of the block.
 
     Either is argmax (log p + Gumbel noise). That takes 2 √V random numbers instead of V, which
     would be a good part of the time of a decoding step.
 
     Args:
       key: PRNG key.
-      log_probs: [V], normalised; −inf is never drawn. Where one is NaN the token means nothing,
+      log_probs: [V], normalized; −inf is never drawn. Where one is NaN the token means nothing,
         but it is one of the V.
     """
     vocabulary = log_probs.shape[0]
@@ -109,7 +109,7 @@ def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
     the log-probabilities with a slightly different rounding keeps the same set.
 
     Args:
-      log_probs: [..., V], normalised.
+      log_probs: [..., V], normalized.
       top_k: keep the k most likely tokens; 0 keeps all.
       top_p: of these, renormalised, keep the fewest most likely ones whose mass reaches top_p.
 

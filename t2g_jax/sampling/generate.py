@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t2g_jax import hosts, preemption
 from t2g_jax.errors import T2GError
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.heads import Params
+from t2g_jax.parallel.shapes import round_up
+from t2g_jax.parallel.sharding import ROWS, parts, rows_sharding
+from t2g_jax.runtime import hosts, preemption
+from t2g_jax.runtime.watchdog import beat
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import pad_prompts, sample
-from t2g_jax.training.batch import round_up
-from t2g_jax.training.sharding import ROWS, parts, rows_sharding
-from t2g_jax.training.watchdog import beat
 
 
 @dataclasses.dataclass(frozen=True)

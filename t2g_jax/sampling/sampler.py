@@ -15,8 +15,7 @@ from jax.sharding import Mesh
 
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import Cache, Decoder, DecoderConfig
-from t2g_jax.sampling.distribution import Sampling, draw, log_distribution, most_likely
-from t2g_jax.training.sharding import (
+from t2g_jax.parallel.sharding import (
     decoding_shardings,
     logits_sharding,
     lookup_sharding,
@@ -24,6 +23,7 @@ from t2g_jax.training.sharding import (
     token_sharding,
     within,
 )
+from t2g_jax.sampling.distribution import Sampling, draw, log_distribution, most_likely
 
 Array = jax.Array
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from t2g_jax.errors import T2GError
-from t2g_jax.files import expanded
 from t2g_jax.printing import tell
+from t2g_jax.runtime.files import expanded
 from t2g_jax.study import page, runner
 from t2g_jax.study.plan import Study
 

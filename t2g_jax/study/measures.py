@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict
 
-from t2g_jax import checked
 from t2g_jax.errors import T2GError
 from t2g_jax.report.statistics import crossed_interval
+from t2g_jax.runtime import checked
 from t2g_jax.study.plan import SHARED, Cell, Study
 from t2g_jax.training.metrics import read_metrics
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from t2g_jax.durable import write_text
 from t2g_jax.report import formatting
 from t2g_jax.report.formatting import MISSING, count, percent
+from t2g_jax.runtime.durable import write_text
 from t2g_jax.study.figures import learning_curves
 from t2g_jax.study.measures import Comparison, TaskOutcome, measure, records
 from t2g_jax.study.plan import Study

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import t2g_jax
-from t2g_jax import durable
 from t2g_jax.config import METHODS, Config, is_aside, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
-from t2g_jax.preemption import Preempted
+from t2g_jax.runtime import durable
+from t2g_jax.runtime.preemption import Preempted
 from t2g_jax.sections import diff, to_yaml
 from t2g_jax.study.plan import Study
 
@@ -69,7 +69,7 @@ class Job:
 def jobs_of(study: Study, root: Path) -> list[Job]:
     """The jobs of all cells, each after those that it needs."""
     from t2g_jax.phases.pipeline import phases
-    from t2g_jax.phases.workspace import SFT, command
+    from t2g_jax.run.workspace import SFT, command
 
     jobs: dict[str, Job] = {}
     for cell in study.cells:
@@ -96,7 +96,7 @@ def check(jobs: Sequence[Job]) -> None:
 
     What neither decides what is learned nor how it is measured may differ.
     """
-    from t2g_jax.phases.provenance import measured_with
+    from t2g_jax.run.provenance import measured_with
 
     misfits = {}
     for job in jobs:

@@ -7,7 +7,7 @@ from t2g_jax.installation import pip_install
 from t2g_jax.tasks.base import Example, Floor, Score, Task, TaskError
 
 if TYPE_CHECKING:
-    from t2g_jax.tasks.reasoning import ReasoningTask
+    from t2g_jax.tasks.puzzles.reasoning import ReasoningTask
 
 __all__ = ["Example", "Floor", "Score", "Task", "TaskError", "make_task"]
 
@@ -60,15 +60,15 @@ def _puzzle_class(name: str) -> type["ReasoningTask"]:
     try:
         match name:
             case "binary_matrix":
-                from t2g_jax.tasks.binary_matrix import BinaryMatrix
+                from t2g_jax.tasks.puzzles.binary_matrix import BinaryMatrix
 
                 return BinaryMatrix
             case "knights_knaves":
-                from t2g_jax.tasks.knights_knaves import KnightsKnaves
+                from t2g_jax.tasks.puzzles.knights_knaves import KnightsKnaves
 
                 return KnightsKnaves
             case _:
-                from t2g_jax.tasks.shortest_path import ShortestPath
+                from t2g_jax.tasks.puzzles.shortest_path import ShortestPath
 
                 return ShortestPath
     except ModuleNotFoundError as error:

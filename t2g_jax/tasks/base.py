@@ -1,14 +1,24 @@
-"""What a task is: prompts, a reward, and helpers that a study of feedback needs."""
+"""What a task is, and what a judge of its completions says: prompts, a reward, critiques."""
 
+from __future__ import annotations
+
+import enum
+import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+import reprlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, Protocol
 
 from t2g_jax.errors import T2GError
+from t2g_jax.spans.align import Quote
 
-if TYPE_CHECKING:  # judges know tasks, not the other way round
-    from t2g_jax.judges.base import CritiqueLevel, Judge
+MAX_REASON = 60
+"""Characters of a failure's reason; a longer one is no reason to count by."""
+
+MAX_DETAILS = 2000
+"""Characters kept of what is said about a failure."""
+
 
 Split = Literal["train", "test"]
 
@@ -40,7 +50,7 @@ class Score:
     reward: float
 
     @classmethod
-    def of(cls, *, correct: bool, formatted: bool) -> "Score":
+    def of(cls, *, correct: bool, formatted: bool) -> Score:
         """reward = correct + 0.1 (formatted − 1): 1 right, 0 wrong, −0.1 wrong without a box.
 
         RLTF, arXiv 2602.02482.
@@ -81,5 +91,135 @@ class Task(Protocol):
     def demonstrate(self, example: Example, rng: random.Random) -> str:
         """A careless solver's first attempt in the same form; right only now and then."""
 
-    def judge(self, level: "CritiqueLevel") -> "Judge":
+    def judge(self, level: CritiqueLevel) -> Judge:
         """A program that critiques completions of this task."""
+
+
+# --- Critiques --------------------------------------------------------------------------------
+
+
+class CritiqueLevel(enum.Enum):
+    """How much a critique tells the policy. None of them tells it the answer."""
+
+    CORRECTNESS = "correctness"
+    """Right or wrong."""
+    WHAT = "what"
+    """Which errors, and how many."""
+    WHERE = "where"
+    """Which errors, and where."""
+
+
+class JudgeError(Exception):
+    """No critique could be had. It is counted as a failure, never taken for praise.
+
+    Args:
+      reason: short and from a small set, as failures are counted by it. One that is empty or longer
+        than `MAX_REASON` goes into the details; the failure then counts as "gave no critique".
+      details: for whoever looks into one of them: an exception, an answer, or anything else. Its
+        text is kept, at most `MAX_DETAILS` characters of it.
+    """
+
+    def __init__(self, reason: object, details: object = "") -> None:
+        said, more = (plain_text(value, MAX_DETAILS) for value in (reason, details))
+        if not 0 < len(said) <= MAX_REASON:
+            said, more = "gave no critique", ": ".join(part for part in (said, more) if part)
+        self.reason = said
+        self.details = more[:MAX_DETAILS]
+        super().__init__(f"{said}: {self.details}" if more else said)
+
+
+def plain_text(value: object, limit: int) -> str:
+    """The text of anything: a plain `str` of Unicode characters, at most `limit` of them."""
+    try:
+        text = str.__getitem__(str(value), slice(limit))  # of a subclass of str, too
+    except Exception:  # whose __str__ is broken
+        text = f"({type(value).__name__})"
+    return text.encode("utf-8", "backslashreplace").decode()[:limit]
+
+
+def shown(value: object) -> str:
+    """A value in a message: its type, and the beginning of its repr."""
+    return f"{plain_text(type(value).__name__, 60)} {plain_text(_repr(value), 60)}".rstrip()
+
+
+def _repr(value: object) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception:  # which is broken, too
+        return ""
+
+
+@dataclass(frozen=True)
+class Critique:
+    """Text feedback on a completion, and the phrases it praises or blames.
+
+    Only `text` ever reaches the policy. `quotes` are phrases of the completion, good (+1) or poor
+    (−1), that reward models learn from; `reasoning` is what the judge thought beforehand.
+    """
+
+    text: str
+    quotes: tuple[Quote, ...] = ()
+    reasoning: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `from_dict` gives an equal critique back."""
+        return {
+            "text": self.text,
+            "quotes": [asdict(quote) for quote in self.quotes],
+            "reasoning": self.reasoning,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Critique:
+        """A critique from what `to_dict` wrote.
+
+        Raises:
+          T2GError: a key is missing, unknown, or of the wrong type; the message names it.
+        """
+        _check_keys(values, cls, required={"text"}, where="critique")
+        quotes = values.get("quotes", ())
+        if not isinstance(quotes, list | tuple):
+            raise T2GError(f"critique: `quotes` is {quotes!r:.60}; must be a list of quotes")
+        return cls(
+            text=_string(values, "text", "critique"),
+            quotes=tuple(_quote(quote, f"critique: quotes[{i}]") for i, quote in enumerate(quotes)),
+            reasoning=_string(values, "reasoning", "critique"),
+        )
+
+
+class Judge(Protocol):
+    """A source of critiques: a program, a language model, or a person."""
+
+    name: str
+
+    def critique(self, example: Example, completion: str) -> Critique:
+        """Raises JudgeError if this completion cannot be judged."""
+
+
+def _quote(values: Any, where: str) -> Quote:
+    _check_keys(values, Quote, required={"text", "reward"}, where=where)
+    reward, ordinal = values["reward"], values.get("ordinal")
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise T2GError(f"{where}: `reward` is {reward!r:.60}; must be a number, e.g. 1 or -1")
+    if ordinal is not None and (type(ordinal) is not int or ordinal < 1):
+        raise T2GError(f"{where}: `ordinal` is {ordinal!r:.60}; must be 1, 2, ... or null")
+    text, before, after = (_string(values, key, where) for key in ("text", "before", "after"))
+    return Quote(text, float(reward), ordinal, before, after)
+
+
+def _check_keys(values: Any, kind: type, *, required: set[str], where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise T2GError(f"{where}: is {values!r:.60}; must be a mapping of keys to values")
+    known = [field.name for field in fields(kind)]
+    for key in values:
+        if key not in known:
+            raise T2GError(f"{where}: unknown key `{key}`; known: {', '.join(known)}")
+    for key in required - values.keys():
+        raise T2GError(f"{where}: `{key}` is missing")
+
+
+def _string(values: Mapping[str, Any], key: str, where: str) -> str:
+    value = values.get(key, "")
+    if not isinstance(value, str):
+        raise T2GError(f"{where}: `{key}` is {value!r:.60}; must be text")
+    return value

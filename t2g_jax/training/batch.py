@@ -20,6 +20,8 @@ import jax
 import numpy as np
 from flax import struct
 
+from t2g_jax.parallel.shapes import round_up
+
 PREDICTION_FIELDS = {
     "policy_weight": 0.0,
     "distill_weight": 0.0,
@@ -47,7 +49,7 @@ class Batch(struct.PyTreeNode):
     targets: int32, the token that each slot predicts.
     policy_weight: weight in the policy-gradient term (and the value term, if there are returns).
     distill_weight: weight in the self-distillation term.
-    nll_weight: weight in the negative log-likelihood (SFT, critiques, feedback modelling).
+    nll_weight: weight in the negative log-likelihood (SFT, critiques, feedback modeling).
     advantages: of the policy-gradient and self-distillation terms.
     old_logprobs: log-probability before the round's updates, what ratios compare with.
     sampler_logprobs, cutoffs: when sampled (NaN: old_logprobs are), and the sampler's truncation.
@@ -148,20 +150,6 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[Row]:
         Row(tokens[i], {name: values[i] for name, values in parts.items()})
         for i in range(len(arrays["lengths"]))
     ]
-
-
-def round_up(count: int, multiple: int = 1) -> int:
-    """`count` rounded up to a multiple, and to two binary digits above that.
-
-    Shapes that vary from step to step are rounded so: there are two for each doubling, each is
-    compiled once, and at most a third is wasted.
-
-    >>> [round_up(n) for n in (3, 5, 9, 33, 60)]
-    [3, 6, 12, 48, 64]
-    """
-    parts = -(-max(count, 1) // multiple)
-    quantum = max(1 << ((parts - 1).bit_length() - 2), 1) if parts > 2 else 1
-    return -(-parts // quantum) * quantum * multiple
 
 
 Place = tuple[int, slice]

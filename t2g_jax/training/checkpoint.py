@@ -20,8 +20,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from t2g_jax import hosts
 from t2g_jax.errors import T2GError, reason
+from t2g_jax.runtime import hosts
 from t2g_jax.training import checksums
 
 MARKER = "t2g_checkpoints.json"
@@ -72,7 +72,7 @@ class Checkpoints:
         self._keep_last = keep_last
         if keep_last < 1:
             raise T2GError(f"keep_last is {keep_last}; keep at least 1 to resume from")
-        hosts.from_first(self._claim)
+        hosts.broadcast_from_primary(self._claim)
 
         managers, handlers = ocp.checkpoint_managers, ocp.handlers
         keep: list[Any] = [managers.LatestN(keep_last)]
@@ -397,7 +397,7 @@ class Checkpoints:
 
     def _clear_deleted(self) -> None:
         deleted = self.directory / DELETED
-        if not self._read_only and hosts.is_first() and deleted.exists():
+        if not self._read_only and hosts.is_primary() and deleted.exists():
             deleted.rmtree(missing_ok=True)
 
     def _quality(self, metrics: Mapping[str, float]) -> float:

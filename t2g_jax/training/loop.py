@@ -10,12 +10,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from t2g_jax import hosts, preemption
 from t2g_jax.errors import T2GError
-from t2g_jax.training import watchdog
+from t2g_jax.parallel.sharding import state_shardings
+from t2g_jax.runtime import hosts, preemption, watchdog
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import MetricsWriter
-from t2g_jax.training.sharding import state_shardings
 from t2g_jax.training.state import TrainState
 
 Advance = Callable[[TrainState, int], tuple[TrainState, dict[str, float]]]

@@ -14,8 +14,8 @@ from typing import Any
 
 import pydantic
 
-from t2g_jax import checked, durable, files
 from t2g_jax.errors import T2GError
+from t2g_jax.runtime import checked, durable, files
 
 FILE = "metrics.jsonl"
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

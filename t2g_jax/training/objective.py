@@ -4,7 +4,7 @@
 
 Each term is a sum of weights × losses over its tokens, divided by the weights of the whole step,
 and is there when the batch has its fields. Beside a policy gradient, the tokens of its own, of
-self-distillation and of the likelihood (feedback modelling) share one denominator, so that a
+self-distillation and of the likelihood (feedback modeling) share one denominator, so that a
 coefficient of theirs means what it says however many tokens each has; for them the reduction can be
 chosen.
 """
@@ -21,15 +21,15 @@ from jax.sharding import Mesh
 from t2g_jax import kl, logprobs, losses
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
-from t2g_jax.reductions import Reduction, count, reduce
-from t2g_jax.training.batch import Batch
-from t2g_jax.training.sharding import (
+from t2g_jax.parallel.sharding import (
     batch_sharding,
     head_spread,
     lookup_sharding,
     vocab_shards,
     within,
 )
+from t2g_jax.reductions import Reduction, count, reduce
+from t2g_jax.training.batch import Batch
 
 Array = jax.Array
 

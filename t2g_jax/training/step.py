@@ -16,15 +16,15 @@ from t2g_jax import logprobs, losses
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.numerics import as_float
-from t2g_jax.training.batch import Batch
-from t2g_jax.training.objective import Objective, objective, read, score_targets, totals
-from t2g_jax.training.sharding import (
+from t2g_jax.parallel.sharding import (
     batch_sharding,
     head_spread,
     state_shardings,
     vocab_shards,
     within,
 )
+from t2g_jax.training.batch import Batch
+from t2g_jax.training.objective import Objective, objective, read, score_targets, totals
 from t2g_jax.training.state import TrainState
 
 Array = jax.Array

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from t2g_jax import durable, files
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import pip_install
+from t2g_jax.runtime import durable, files
 from t2g_jax.training import metrics
 
 

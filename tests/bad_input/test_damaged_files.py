@@ -8,7 +8,7 @@ import shutil
 import pytest
 from tiny import without_checksum
 
-from t2g_jax import checked
+from t2g_jax.runtime import checked
 
 
 def line(entry):

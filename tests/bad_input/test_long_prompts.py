@@ -8,7 +8,7 @@ import pytest
 
 from t2g_jax.data.dataset import load_dataset
 from t2g_jax.phases import generate
-from t2g_jax.phases.context import Context
+from t2g_jax.run.context import Context
 from t2g_jax.training.metrics import read_metrics
 
 

@@ -12,14 +12,13 @@ from t2g_jax.config import load_config
 from t2g_jax.data.journal import Journal
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique
 from t2g_jax.judges.cache import CritiqueCache
 from t2g_jax.models import families, peft
 from t2g_jax.models.families import llama
-from t2g_jax.phases import pretrained
 from t2g_jax.plan import command
 from t2g_jax.plan.topologies import topology
-from t2g_jax.tasks.base import Example
+from t2g_jax.run import pretrained
+from t2g_jax.tasks.base import Critique, Example
 from t2g_jax.training.trackers import WeightsAndBiases
 
 MODEL = {

@@ -9,7 +9,7 @@ import tiny
 
 from t2g_jax import cli
 from t2g_jax.config import load_config, to_yaml
-from t2g_jax.phases.workspace import Workspace
+from t2g_jax.run.workspace import Workspace
 
 
 def snapshot(folder):

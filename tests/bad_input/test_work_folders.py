@@ -8,7 +8,7 @@ import pytest
 
 HOLDER = """
 import sys
-from t2g_jax.phases.workspace import claimed
+from t2g_jax.run.workspace import claimed
 with claimed(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from t2g_jax.checked import line
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.errors import T2GError
+from t2g_jax.runtime.checked import line
 
 ENTRIES = [{"id": f"é{i}", "text": "line\nbreak", "value": i / 3} for i in range(4)]
 

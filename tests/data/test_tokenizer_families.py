@@ -432,7 +432,7 @@ def test_tokenizer_json_is_taken_as_it_is(name, kind, model_type, tmp_path):
 
 @each
 def test_control_tokens_are_found_where_the_tokenizer_would_miss_them(name, tmp_path):
-    """Older files of Llama 2 look for them in normalised text only, and miss all but the first."""
+    """Older files of Llama 2 look for them in normalized text only, and miss all but the first."""
     tokenizer = TOKENIZERS[name]
     tokenizer.save(tmp_path)
     file = tmp_path / "tokenizer.json"

@@ -7,7 +7,7 @@ import pytest
 from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import CHAT_TEMPLATE, train_tokenizer
 from t2g_jax.errors import T2GError
-from t2g_jax.phases import pretrained
+from t2g_jax.run import pretrained
 
 
 @pytest.fixture(scope="module")

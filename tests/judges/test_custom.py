@@ -7,11 +7,11 @@ import pytest
 
 from t2g_jax.errors import T2GError
 from t2g_jax.judges import CritiqueLevel, JudgeError
-from t2g_jax.judges.binary_matrix import BinaryMatrixJudge
 from t2g_jax.judges.custom import make_judge
 from t2g_jax.judges.guard import Guard
 from t2g_jax.spans import Quote, align
 from t2g_jax.tasks import Example, make_task
+from t2g_jax.tasks.puzzles.binary_matrix import BinaryMatrixJudge
 
 TASK = make_task("binary_matrix", preset="tiny", train_size=4, test_size=2, prompt_style="short")
 

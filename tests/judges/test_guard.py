@@ -12,7 +12,6 @@ import pytest
 
 from t2g_jax.errors import T2GError
 from t2g_jax.judges import Critique, JudgeError, guard
-from t2g_jax.judges.base import MAX_DETAILS, MAX_REASON
 from t2g_jax.judges.guard import (
     MAX_CHARACTERS,
     MAX_QUOTES,
@@ -22,6 +21,7 @@ from t2g_jax.judges.guard import (
     name_of,
 )
 from t2g_jax.spans import Quote, align
+from t2g_jax.tasks.base import MAX_DETAILS, MAX_REASON
 
 
 def judge_that(act, name="odd"):

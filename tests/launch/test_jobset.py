@@ -12,7 +12,7 @@ import yaml
 
 from t2g_jax.cli import _parsers
 from t2g_jax.config import load_config
-from t2g_jax.hosts import ADDRESS, AUTO, EXIT_PREEMPTED
+from t2g_jax.runtime.hosts import ADDRESS, AUTO, EXIT_PREEMPTED
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 MANIFEST = REPOSITORY / "launch/jobset.yaml"

@@ -10,10 +10,10 @@ import oracle
 import pytest
 import tiny
 
-from t2g_jax.judges.base import JudgeError
-from t2g_jax.methods import episodes, grpo, make_method, ppo
+from t2g_jax.methods import grpo, make_method, ppo
 from t2g_jax.models import heads
-from t2g_jax.tasks.base import Score
+from t2g_jax.rollouts import episodes
+from t2g_jax.tasks.base import JudgeError, Score
 from t2g_jax.training.state import TrainState
 
 

@@ -19,8 +19,9 @@ from t2g_jax.methods.base import (
     scored,
     tokens_generated,
 )
-from t2g_jax.phases import rollout, training
-from t2g_jax.phases.training import bucket
+from t2g_jax.parallel.shapes import bucket
+from t2g_jax.rollouts import turns
+from t2g_jax.run import trainer
 from t2g_jax.training.batch import pack
 from t2g_jax.training.step import score
 
@@ -80,7 +81,7 @@ def test_attempts_are_grouped_and_differ(tiny_context):
 
 def breaking(monkeypatch, broken):
     """Makes completions broken whose number `broken` contains."""
-    sampled = rollout.generate
+    sampled = turns.generate
 
     def generate(*arguments, **options):
         found = sampled(*arguments, **options)
@@ -89,7 +90,7 @@ def breaking(monkeypatch, broken):
             for i, c in enumerate(found)
         ]
 
-    monkeypatch.setattr(rollout, "generate", generate)
+    monkeypatch.setattr(turns, "generate", generate)
 
 
 def test_a_group_with_a_broken_completion_is_left_out_and_counted(tiny_context, monkeypatch):
@@ -139,7 +140,7 @@ def test_fewer_rows_at_once_collect_the_same(tiny_context, state_of, monkeypatch
     if name != "rejection-sampling":
         changes |= {"kl": "full" if name == "ppo" else "k3", "kl_coefficient": 0.1}
     generated, packed = [], []
-    generate, pack = rollout.generate, training.pack
+    generate, pack = turns.generate, trainer.pack
 
     def seen_generate(params, prompts, *arguments, batch_size, **options):
         generated.append(min(batch_size, len(prompts)))
@@ -149,8 +150,8 @@ def test_fewer_rows_at_once_collect_the_same(tiny_context, state_of, monkeypatch
         packed.append(len(rows))
         return pack(rows, **options)
 
-    monkeypatch.setattr(rollout, "generate", seen_generate)
-    monkeypatch.setattr(training, "pack", seen_pack)
+    monkeypatch.setattr(turns, "generate", seen_generate)
+    monkeypatch.setattr(trainer, "pack", seen_pack)
 
     def collected(at_once):
         generated.clear(), packed.clear()

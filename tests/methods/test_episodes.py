@@ -5,12 +5,7 @@ import oracle
 import pytest
 import tiny
 
-from t2g_jax.methods.episodes import (
-    play,
-    policy_rows,
-    turn_advantages,
-    turn_rewards,
-)
+from t2g_jax.rollouts.episodes import play, policy_rows, turn_advantages, turn_rewards
 from t2g_jax.training.batch import pack
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tiny
 
-from t2g_jax import hosts
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.methods import grpo, make_method, ppo
 from t2g_jax.methods.base import completion_row, first_attempts
-from t2g_jax.phases.training import minibatches
+from t2g_jax.parallel.sharding import batch_sharding, state_shardings
+from t2g_jax.run.trainer import minibatches
+from t2g_jax.runtime import hosts
 from t2g_jax.tasks.base import Score
-from t2g_jax.training.sharding import batch_sharding, state_shardings
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 

@@ -363,7 +363,7 @@ def test_critiques_are_predicted(script, collected, tiny_context, correct):
 
 @pytest.mark.parametrize(("correct", "learned"), [(False, 3), (True, 4)])
 def test_critiques_of_every_turn_are_predicted(script, collected, tiny_context, correct, learned):
-    """Of three turns the first two are criticised: the right one among them if that is asked for.
+    """Of three turns the first two are criticized: the right one among them if that is asked for.
 
     A critique is asked for where its own attempt stands in the conversation.
     """

@@ -6,8 +6,8 @@ import oracle
 import pytest
 import tiny
 
+from t2g_jax.feedback.judgment import judge, token_labels
 from t2g_jax.methods.text2grad import Text2Grad, fade, faded
-from t2g_jax.phases.judgement import judge, token_labels
 
 BETA, GAMMA, LAMBDA = 0.3, 0.9, 0.8
 SETTINGS = {

@@ -11,16 +11,16 @@ import pytest
 from t2g_jax.config import MeshConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.models import attention, heads
-from t2g_jax.models.attention import Rule
+from t2g_jax.models.attention import AttentionSpec
 from t2g_jax.models.decoder import Decoder, DecoderConfig
-from t2g_jax.training.sharding import batch_sharding, make_mesh, state_shardings, within
+from t2g_jax.parallel.sharding import batch_sharding, make_mesh, state_shardings, within
 
 RULES = {
-    "plain": (Rule(), False),
-    "softcap": (Rule(softcap=1.5), False),
-    "window": (Rule(window=37), True),
-    "window-elsewhere": (Rule(window=37), False),
-    "both": (Rule(softcap=1.5, window=37), True),
+    "plain": (AttentionSpec(), False),
+    "softcap": (AttentionSpec(softcap=1.5), False),
+    "window": (AttentionSpec(window=37), True),
+    "window-elsewhere": (AttentionSpec(window=37), False),
+    "both": (AttentionSpec(softcap=1.5, window=37), True),
 }
 
 
@@ -36,10 +36,10 @@ def rows(length, seed=0):
     return positions, segments
 
 
-@functools.partial(jax.jit, static_argnames=("rule", "backend"))
-def attend(q, k, v, positions, segments, is_local, *, rule, backend):
-    see = attention.sight(rule, backend, positions, segments, None)
-    return attention.attend(q, k, v, see, rule, backend=backend, platform="cpu", is_local=is_local)[
+@functools.partial(jax.jit, static_argnames=("spec", "backend"))
+def attend(q, k, v, positions, segments, is_local, *, spec, backend):
+    see = attention.make_masks(spec, backend, positions, segments, None)
+    return attention.attend(q, k, v, see, spec, backend=backend, platform="cpu", is_local=is_local)[
         0
     ]
 
@@ -47,7 +47,7 @@ def attend(q, k, v, positions, segments, is_local, *, rule, backend):
 @pytest.mark.parametrize("name", RULES)
 def test_splash_equals_xla_and_so_do_its_gradients(name):
     """In the interpreter of Pallas: the program that a TPU runs, on a length that needs padding."""
-    rule, is_local = RULES[name]
+    spec, is_local = RULES[name]
     length = 300
     rng = np.random.default_rng(0)
     q, k, v, weight = (
@@ -60,7 +60,7 @@ def test_splash_equals_xla_and_so_do_its_gradients(name):
     def value_and_gradient(backend):
         def loss(q, k, v):
             mixed = attend(
-                q, k, v, positions, segments, jnp.bool_(is_local), rule=rule, backend=backend
+                q, k, v, positions, segments, jnp.bool_(is_local), spec=spec, backend=backend
             )
             return jnp.sum(mixed * weight * real), mixed
 
@@ -82,7 +82,14 @@ def test_the_window_is_that_many_tokens():
     q, k, v = (rng.normal(size=(2, length, 1, 4)).astype(np.float32) for _ in range(3))
     positions, segments = rows(length)
     mixed = attend(
-        q, k, v, positions, segments, jnp.bool_(True), rule=Rule(window=window), backend="xla"
+        q,
+        k,
+        v,
+        positions,
+        segments,
+        jnp.bool_(True),
+        spec=AttentionSpec(window=window),
+        backend="xla",
     )
     for row in range(2):
         for t in np.flatnonzero(segments[row]):
@@ -122,17 +129,17 @@ def test_the_kernel_follows_the_hardware(name):
         "dtype": jnp.float32,
         "cached": False,
     }
-    assert attention.choose(backend, Rule(), **about | changes) == expected
+    assert attention.choose(backend, AttentionSpec(), **about | changes) == expected
 
 
 def test_a_kernel_that_cannot_do_it_is_named():
     about = {"length": 1024, "head_width": 128, "dtype": jnp.bfloat16, "cached": False}
     with pytest.raises(T2GError, match="cudnn, which takes an NVIDIA GPU"):
-        attention.choose("cudnn", Rule(), platform="cpu", **about)
+        attention.choose("cudnn", AttentionSpec(), platform="cpu", **about)
     with pytest.raises(T2GError, match="soft-cap of 30"):
-        attention.choose("cudnn", Rule(softcap=30.0), platform="gpu", **about)
+        attention.choose("cudnn", AttentionSpec(softcap=30.0), platform="gpu", **about)
     with pytest.raises(T2GError, match="splash, a kernel for TPUs; here is a gpu"):
-        attention.choose("splash", Rule(), platform="gpu", **about)
+        attention.choose("splash", AttentionSpec(), platform="gpu", **about)
 
 
 # ------------------------------------------------------------------ meshes

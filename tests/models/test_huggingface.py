@@ -21,8 +21,8 @@ from jax.sharding import NamedSharding
 from t2g_jax.config import Config, MeshConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.models import families, heads, huggingface, tensor_files
-from t2g_jax.phases import pretrained
-from t2g_jax.training.sharding import make_mesh, state_shardings
+from t2g_jax.parallel.sharding import make_mesh, state_shardings
+from t2g_jax.run import pretrained
 
 pytest.importorskip("torch", reason="pip install torch, which saves the models")
 transformers = pytest.importorskip("transformers")
@@ -501,7 +501,7 @@ PINNED = """
 import pathlib, sys
 from t2g_jax.config import Config, ModelConfig
 from t2g_jax.models import huggingface
-from t2g_jax.phases import pretrained
+from t2g_jax.run import pretrained
 config = Config(name="run", model=ModelConfig(pretrained="me/model"))
 began = pathlib.Path(sys.argv[1])
 pretrained.pin(config, began)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tiny
 
-from t2g_jax import hosts
 from t2g_jax.config import load_config
-from t2g_jax.phases.context import Context
+from t2g_jax.run.context import Context
+from t2g_jax.runtime import hosts
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import read_metrics
 
@@ -232,5 +232,5 @@ def test_a_judge_that_hangs_ends_the_run(start, config, warm_start, tmp_path):
     first, second = sorted((workdir / "stacks").iterdir())
     assert "in _hang" in first.read_text()
     assert "in critiques" in first.read_text()
-    assert "in from_first" in second.read_text()
+    assert "in broadcast_from_primary" in second.read_text()
     assert "in _hang" not in second.read_text()

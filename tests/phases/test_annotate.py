@@ -12,13 +12,13 @@ from t2g_jax.data.dataset import load_dataset, read_metadata
 from t2g_jax.data.journal import Journal, Quarantine
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique, JudgeError
-from t2g_jax.judges.binary_matrix import BinaryMatrixJudge
+from t2g_jax.feedback.judgment import judge
 from t2g_jax.phases import annotate
 from t2g_jax.phases.annotate import annotated, split
-from t2g_jax.phases.judgement import judge
-from t2g_jax.phases.workspace import accept_changes
+from t2g_jax.run.workspace import accept_changes
 from t2g_jax.spans import Quote
+from t2g_jax.tasks.base import Critique, JudgeError
+from t2g_jax.tasks.puzzles.binary_matrix import BinaryMatrixJudge
 
 
 def both(workdir):
@@ -276,8 +276,8 @@ def test_quotes_that_are_not_there_are_kept_with_the_reason(tiny_context, monkey
 
     monkeypatch.setattr(BinaryMatrixJudge, "critique", critique)
     turn = tiny.turn(tiny_context, "0 1")
-    judgement = judge(tiny_context, turn)
-    made = annotated(tiny_context, "id", turn, judgement)
+    judgment = judge(tiny_context, turn)
+    made = annotated(tiny_context, "id", turn, judgment)
     (unaligned,) = made.unaligned
     assert unaligned.startswith("nowhere at all: the phrase is not in the text")
     assert made.span_rewards.tolist() == [1.0]

@@ -2,9 +2,9 @@ import pytest
 import tiny
 
 from t2g_jax.config import METHODS
-from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases import evaluate
 from t2g_jax.report.statistics import clustered_interval
+from t2g_jax.tasks.base import JudgeError
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ from family_tokenizers import FAMILIES, byte_template, qwq
 
 from t2g_jax.config import Config, ModelConfig
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import Critique
-from t2g_jax.phases import pretrained, reward_model, sft
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.span_rewards import critique_request, reward_model_row
+from t2g_jax.feedback.reward_model import critique_request, reward_model_row
+from t2g_jax.phases import reward_model, sft
+from t2g_jax.run import pretrained
+from t2g_jax.run.context import Context
+from t2g_jax.tasks.base import Critique
 from t2g_jax.training.batch import pack
 
 TOKENIZERS = {name: family.make() for name, family in FAMILIES.items()}

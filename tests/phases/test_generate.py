@@ -10,9 +10,9 @@ import tiny
 
 from t2g_jax import cli
 from t2g_jax.errors import T2GError
-from t2g_jax.judges.base import JudgeError
 from t2g_jax.phases import generate
-from t2g_jax.phases.context import Context
+from t2g_jax.run.context import Context
+from t2g_jax.tasks.base import JudgeError
 
 PROMPT = "Distance to the nearest 0 for each cell:\n0 1 1\n0 0 1\n1 0 0\nAnswer in \\boxed{}."
 
@@ -234,7 +234,7 @@ import sys
 from t2g_jax import cli
 from t2g_jax.config import load_config
 from t2g_jax.phases import generate
-from t2g_jax.phases.context import Context
+from t2g_jax.run.context import Context
 folder = sys.argv[1]
 context = Context.open(load_config(folder + "/config.yaml"), folder, read_only=True)
 assert context.task.split("test")[0].prompt

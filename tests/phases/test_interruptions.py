@@ -15,13 +15,13 @@ from t2g_jax.methods import (
     PPO,
     GRPOMultiTurn,
     RejectionSampling,
-    RLTFFeedbackModelling,
+    RLTFFeedbackModeling,
     RLTFSelfDistillation,
     Text2Grad,
 )
 from t2g_jax.phases import annotate, evaluate, pipeline, reporting, sft
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.workspace import Workspace
+from t2g_jax.run.context import Context
+from t2g_jax.run.workspace import Workspace
 from t2g_jax.training.metrics import read_metrics
 
 HEADS = {"reward_model": ("span_head",), "text2grad": ("value_head",), "ppo": ("value_head",)}
@@ -42,7 +42,7 @@ STOPS = {
     "rltf-sd": (RLTFSelfDistillation, "collect", 2),
     "grpo": (GRPO, "collect", 3),
     "ppo": (PPO, "collect", 1),
-    "rltf-fm": (RLTFFeedbackModelling, "collect", 1),
+    "rltf-fm": (RLTFFeedbackModeling, "collect", 1),
     "grpo-multiturn": (GRPOMultiTurn, "collect", 1),
     "rejection-sampling": (RejectionSampling, "collect", 1),
 }

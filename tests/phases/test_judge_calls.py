@@ -10,7 +10,7 @@ from t2g_jax.phases import pipeline
 from t2g_jax.phases.judge_calls import announcement, judge_calls
 from t2g_jax.phases.reporting import contents
 from t2g_jax.phases.samples import chosen
-from t2g_jax.phases.workspace import Workspace
+from t2g_jax.run.workspace import Workspace
 
 
 def asked(run):

@@ -13,10 +13,10 @@ import tiny
 from t2g_jax.errors import T2GError
 from t2g_jax.models import lora
 from t2g_jax.phases import evaluate, generate, policy, reward_model
-from t2g_jax.phases.context import Context
-from t2g_jax.phases.pretrained import decoder_config
-from t2g_jax.phases.rollout import complete
-from t2g_jax.phases.training import about_rows
+from t2g_jax.rollouts.turns import complete
+from t2g_jax.run.context import Context
+from t2g_jax.run.pretrained import decoder_config
+from t2g_jax.run.trainer import about_rows
 from t2g_jax.training.batch import row
 from t2g_jax.training.checkpoint import load_params
 from t2g_jax.training.metrics import read_metrics

@@ -16,10 +16,10 @@ from t2g_jax import cli, losses
 from t2g_jax.config import ConfigError, load_config
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models import heads
-from t2g_jax.phases.context import Context
 from t2g_jax.phases.export import load_heads, unweighted
-from t2g_jax.phases.training import about_rows
-from t2g_jax.phases.workspace import REWARD_MODEL
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import about_rows
+from t2g_jax.run.workspace import REWARD_MODEL
 from t2g_jax.training.batch import row
 from t2g_jax.training.step import span_probabilities
 

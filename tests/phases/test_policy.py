@@ -7,11 +7,11 @@ import pytest
 import tiny
 
 from t2g_jax.phases import policy
-from t2g_jax.phases.context import Context
 from t2g_jax.phases.samples import read_samples
-from t2g_jax.phases.training import Collected
-from t2g_jax.phases.workspace import accept_changes
 from t2g_jax.report.contents import Sample
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import Collected
+from t2g_jax.run.workspace import accept_changes
 from t2g_jax.training.state import TrainState
 
 SAMPLE = Sample("title", "prompt", "critique", None, 0.0, ())

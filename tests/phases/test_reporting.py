@@ -7,9 +7,10 @@ from tiny import without_checksum
 
 from t2g_jax.config import METHODS
 from t2g_jax.errors import T2GError
-from t2g_jax.phases import provenance, reporting, samples
-from t2g_jax.phases.workspace import Workspace
+from t2g_jax.phases import reporting, samples
 from t2g_jax.report.formatting import percent
+from t2g_jax.run import provenance
+from t2g_jax.run.workspace import Workspace
 from t2g_jax.training.metrics import read_metrics
 
 

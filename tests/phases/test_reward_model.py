@@ -11,10 +11,11 @@ from tiny import without_checksum
 
 from t2g_jax.data.dataset import load_dataset, write_dataset
 from t2g_jax.errors import T2GError
-from t2g_jax.phases import policy, provenance, reward_model
-from t2g_jax.phases.context import Context
+from t2g_jax.feedback.reward_model import RewardModel, hard_rewards, reward_model_row
+from t2g_jax.phases import policy, reward_model
 from t2g_jax.phases.reward_model import class_scores, labels_of, record_labels, training_row
-from t2g_jax.phases.span_rewards import RewardModel, hard_rewards, reward_model_row
+from t2g_jax.run import provenance
+from t2g_jax.run.context import Context
 from t2g_jax.training.metrics import read_metrics
 
 

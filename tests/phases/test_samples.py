@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tiny
 
-from t2g_jax.judges.base import Critique, JudgeError
 from t2g_jax.phases.samples import SAMPLES, chosen, episode_sample, sample_of
 from t2g_jax.spans.align import Quote
+from t2g_jax.tasks.base import Critique, JudgeError
 
 
 @pytest.mark.parametrize(

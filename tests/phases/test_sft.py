@@ -7,10 +7,10 @@ import pytest
 import tiny
 
 from t2g_jax.config import SHAPE, TokenizerConfig
-from t2g_jax.judges.base import CritiqueLevel, JudgeError
 from t2g_jax.phases import evaluate, sft
-from t2g_jax.phases.context import Context
 from t2g_jax.phases.sft import demonstrations
+from t2g_jax.run.context import Context
+from t2g_jax.tasks.base import CritiqueLevel, JudgeError
 
 
 def conversations(context, step=0):

@@ -17,12 +17,12 @@ from t2g_jax import cli
 from t2g_jax.config import Config, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.models import families
+from t2g_jax.parallel.shapes import round_up
+from t2g_jax.parallel.sharding import make_mesh
 from t2g_jax.plan import command, page, programs, table
 from t2g_jax.plan.advice import advised
 from t2g_jax.plan.measure import from_json, to_json
 from t2g_jax.plan.topologies import GIB, topology
-from t2g_jax.training.batch import round_up
-from t2g_jax.training.sharding import make_mesh
 
 PLANS = sorted((Path(__file__).parents[2] / "configs" / "plans").glob("*.yaml"))
 

@@ -9,10 +9,10 @@ import pytest
 from t2g_jax.config import MeshConfig
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.parallel.sharding import make_mesh
 from t2g_jax.plan import work
 from t2g_jax.training.batch import Batch
 from t2g_jax.training.objective import Objective, objective, totals
-from t2g_jax.training.sharding import make_mesh
 
 ROWS, LENGTH = 4, 64
 MODEL = DecoderConfig(

@@ -9,10 +9,10 @@ import pytest
 from t2g_jax.config import MeshConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, lora
+from t2g_jax.parallel.sharding import make_mesh, state_shardings
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import generate
 from t2g_jax.sampling.sampler import pad_prompts, sample
-from t2g_jax.training.sharding import make_mesh, state_shardings
 
 SAMPLING = Sampling(max_new_tokens=5, stop_ids=(1, 4), top_k=8)
 KEY = jax.random.key(7)

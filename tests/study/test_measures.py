@@ -74,7 +74,7 @@ def test_cells_are_read(fake, study_file, tmp_path):
     path, root = study_file(), tmp_path / "cells"
     root.mkdir()
     accuracy = {"grpo": 0.5, "rltf-sd": 0.9, "spans": 0.3}
-    (root / "behaviour.json").write_text(json.dumps({"accuracy": accuracy}))
+    (root / "behavior.json").write_text(json.dumps({"accuracy": accuracy}))
     assert cli.main(["study", str(path), "--workdir", str(root), "--jobs", "2"]) == 0
     study = load_study(path)
     (task,) = measure(study, root)

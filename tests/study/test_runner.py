@@ -28,9 +28,9 @@ def calls(root, folder):
     return (root / folder / "calls.txt").read_text().split()
 
 
-def behave(root, **behaviour):
+def behave(root, **behavior):
     root.mkdir(exist_ok=True)
-    (root / "behaviour.json").write_text(json.dumps(behaviour))
+    (root / "behavior.json").write_text(json.dumps(behavior))
 
 
 def test_everything_is_done_once(study_file, tmp_path, capsys):

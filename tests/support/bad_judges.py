@@ -5,8 +5,8 @@ import os
 import threading
 import time
 
-from t2g_jax.judges.base import Critique
 from t2g_jax.spans import Quote
+from t2g_jax.tasks.base import Critique
 
 
 class Bad:

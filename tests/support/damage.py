@@ -27,7 +27,7 @@ from typing import Any
 from t2g_jax import cli
 from t2g_jax.config import load_config
 from t2g_jax.phases import reporting
-from t2g_jax.phases.workspace import Workspace
+from t2g_jax.run.workspace import Workspace
 
 VALUES = (None, True, -1, 0, 7, 0.5, 1e30, 10**30, "many", "", [], {}, [[]], {"a": {"b": [None]}})
 KINDS = ("flip", "flip", "cut", "empty", "folder", "missing", "deep", "value", "key", "lines")

@@ -2,7 +2,7 @@
 
     python fake_t2g.py COMMAND CONFIG --workdir DIR
 
-Beside the cells, in the study's folder, tests may leave a file `behaviour.json`:
+Beside the cells, in the study's folder, tests may leave a file `behavior.json`:
 {"fail": ["a/seed0/grpo"], "slow": ["a/seed1/grpo"], "accuracy": {"grpo": 0.5}}.
 """
 
@@ -22,14 +22,14 @@ def main(command, config, _, workdir):
     config = yaml.safe_load(pathlib.Path(config).read_text())
     study = workdir.parents[2]
     name = str(workdir.relative_to(study))
-    behaviour = study / "behaviour.json"
-    behaviour = json.loads(behaviour.read_text()) if behaviour.exists() else {}
+    behavior = study / "behavior.json"
+    behavior = json.loads(behavior.read_text()) if behavior.exists() else {}
     with open(workdir / "calls.txt", "a") as calls:
         calls.write(f"{command}\n")
-    if name in behaviour.get("fail", ()):
+    if name in behavior.get("fail", ()):
         print("t2g: the disk is full")
         return 2
-    if name in behaviour.get("slow", ()):
+    if name in behavior.get("slow", ()):
         signal.signal(signal.SIGTERM, lambda *_: stopped(workdir))
         (workdir / "started").touch()
         time.sleep(60)
@@ -47,7 +47,7 @@ def main(command, config, _, workdir):
         method = config["methods"][0].replace("-", "_")
         if method == "text2grad":
             assert (workdir / "reward_model" / "complete.json").exists()
-        final = behaviour.get("accuracy", {}).get(workdir.name, 0.5)
+        final = behavior.get("accuracy", {}).get(workdir.name, 0.5)
         rise = final / STEPS
         lines = [
             {

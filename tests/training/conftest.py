@@ -11,6 +11,7 @@ import pytest
 from t2g_jax.config import MeshConfig, OptimizerConfig
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
+from t2g_jax.parallel.sharding import make_mesh
 from t2g_jax.training.batch import (
     PREDICTION_FIELDS,
     TOKEN_FIELDS,
@@ -20,7 +21,6 @@ from t2g_jax.training.batch import (
     row,
 )
 from t2g_jax.training.objective import Objective, objective, totals
-from t2g_jax.training.sharding import make_mesh
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 

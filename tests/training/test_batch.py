@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from t2g_jax.parallel.shapes import round_up
 from t2g_jax.training.batch import (
     PREDICTION_FIELDS,
     TOKEN_FIELDS,
@@ -14,7 +15,6 @@ from t2g_jax.training.batch import (
     pack,
     pad,
     places,
-    round_up,
     row,
     to_arrays,
 )

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2g_jax import preemption
 from t2g_jax.errors import T2GError
+from t2g_jax.parallel.sharding import batch_sharding, state_shardings
+from t2g_jax.runtime import preemption
 from t2g_jax.training.batch import micro_batches
 from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.loop import abstract, train
 from t2g_jax.training.metrics import MetricsWriter, read_metrics
-from t2g_jax.training.sharding import batch_sharding, state_shardings
 
 STEPS = 5
 

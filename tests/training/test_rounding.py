@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from t2g_jax.config import MeshConfig, OptimizerConfig
+from t2g_jax.parallel.sharding import make_mesh, state_shardings
 from t2g_jax.training.rounding import CopyState, stochastic_round
-from t2g_jax.training.sharding import make_mesh, state_shardings
 from t2g_jax.training.state import TrainState, make_optimizer
 
 CONFIG = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1, clip_norm=2.0)

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from t2g_jax.config import MeshConfig, OptimizerConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, lora
-from t2g_jax.training.sharding import (
+from t2g_jax.parallel.sharding import (
     AXES,
     FSDP,
     batch_sharding,

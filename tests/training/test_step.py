@@ -12,9 +12,9 @@ import pytest
 
 from t2g_jax import kl
 from t2g_jax.models import heads, lora
+from t2g_jax.parallel.sharding import batch_sharding, path_name, state_shardings
 from t2g_jax.training.batch import Batch, micro_batches, pack, pad, row
 from t2g_jax.training.objective import Objective, objective, totals
-from t2g_jax.training.sharding import batch_sharding, path_name, state_shardings
 from t2g_jax.training.state import TrainState
 from t2g_jax.training.step import full_kl, make_update, score, span_probabilities
 

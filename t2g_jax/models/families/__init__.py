@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from t2g_jax import files
 from t2g_jax.errors import T2GError
 from t2g_jax.models import formats, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
@@ -23,6 +22,7 @@ from t2g_jax.models.families import (
     qwen3_moe,
 )
 from t2g_jax.models.families.base import Family
+from t2g_jax.runtime import files
 
 MOST_LAYERS = 10_000
 FAMILIES: tuple[Family, ...] = (

@@ -1,6 +1,6 @@
 """Gemma 3, and the language model of its larger versions that see: arXiv 2503.19786.
 
-Gemma 2 with normalised queries and keys in place of soft-caps, and five layers with a window, which
+Gemma 2 with normalized queries and keys in place of soft-caps, and five layers with a window, which
 have their own rotary frequencies, to one without.
 """
 

@@ -1,4 +1,4 @@
-"""Qwen 3: Llama with normalised queries and keys. arXiv 2505.09388."""
+"""Qwen 3: Llama with normalized queries and keys. arXiv 2505.09388."""
 
 from typing import Any
 

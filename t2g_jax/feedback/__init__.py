@@ -1,0 +1,1 @@
+"""From a critique to spans and token rewards, by a judge or a reward model."""

@@ -1,0 +1,205 @@
+"""The reward model: what it reads, and the span rewards it gives in one forward pass.
+
+A row is x, y, request, critique and, when it is critique-conditioned, a second request and y again.
+The span-reward head then labels the second copy, every token of which has seen the critique and the
+whole completion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from t2g_jax.data.tokenizer import ChatTokenizer
+from t2g_jax.feedback.retokenize import Answer, Tokens, retokenize, reward_model_context
+from t2g_jax.models.heads import SPAN_CLASSES, Params
+from t2g_jax.rollouts.turns import complete
+from t2g_jax.run.context import Context
+from t2g_jax.run.trainer import about_rows
+from t2g_jax.run.workspace import REWARD_MODEL
+from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.spans.transfer import Offsets, transfer_values
+from t2g_jax.training.batch import Batch, Row, row
+from t2g_jax.training.step import span_probabilities
+
+CRITIQUE_REQUEST = "Critique the answer."
+MARK_REQUEST = "Mark the answer."
+
+NEUTRAL = np.array([0.0, 1.0, 0.0], np.float32)
+"""The classes of a token that the reward model has not seen."""
+
+
+def reward_model_row(
+    context: Context,
+    answer: Answer,
+    *,
+    critique: Sequence[int] | None = None,
+    labels: np.ndarray | float = 0.0,
+) -> Row:
+    """A row that teaches or asks the reward model.
+
+    Args:
+      answer: x and y as they were sampled.
+      critique: its tokens with the end token; None leaves out all that comes after y.
+      labels: −1, 0 or +1 for each token of y.
+    """
+    prompt, completion = answer
+    labeled = {"span_weight": 1.0, "span_labels": labels}
+    conditioned = context.config.reward_model.critique_conditioned
+    parts: list[Any] = [(prompt, {}), (completion, {} if conditioned else labeled)]
+    if critique is not None:
+        parts += [(critique_request(context, completion), {}), (critique, {"nll_weight": 1.0})]
+        if conditioned:
+            parts += [
+                (context.tokenizer.next_turn(MARK_REQUEST, ended=True), {}),
+                (completion, labeled),
+            ]
+    return row(*parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """The trained reward model, ready to label completions.
+
+    One that is critique-conditioned writes its critiques first. A completion after which the
+    context has no room for a critique gets none, and no labels: None. If it has a tokenizer of its
+    own, answers and rewards are in the policy's tokens nevertheless; critiques are in its own.
+    """
+
+    context: Context
+    params: Params
+    rm_context: Context | None = None
+    """See `reward_model_context`; None: it reads as the policy."""
+    class_weights: tuple[float, float, float] | None = None
+    """Those that it was trained with, which are divided out; None: the config's."""
+
+    @classmethod
+    def load(cls, context: Context) -> RewardModel:
+        """Raises T2GError if the reward model has not been trained."""
+        rm_context = reward_model_context(context)
+        params = rm_context.params(REWARD_MODEL, with_heads=("span_head",))
+        return cls(context, rm_context.frozen(params), rm_context, context.class_weights())
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Of its critiques."""
+        return self._rm_context.tokenizer
+
+    @property
+    def _rm_context(self) -> Context:
+        return self.context if self.rm_context is None else self.rm_context
+
+    def _read(self, answers: Sequence[Answer]) -> list[tuple[Answer, Offsets | None]]:
+        """Answers in its own tokens, and where they are; None where they are the policy's."""
+        if self._rm_context is self.context:
+            return [(answer, None) for answer in answers]
+        return [retokenize(self.context, self._rm_context, answer) for answer in answers]
+
+    def rewards(
+        self, answers: Sequence[Answer], at_once: int | None = None
+    ) -> list[np.ndarray | None]:
+        """Expected span reward p(good) − p(poor) of each completion token: arrays [n].
+
+        `at_once` answers are read at once; None: all.
+        """
+        found = self.probabilities(answers, at_once)
+        return [None if p is None else p @ SPAN_CLASSES for p in found]
+
+    def hard_rewards(
+        self, answers: Sequence[Answer], at_once: int | None = None, *, threshold: float = 0.0
+    ) -> list[np.ndarray | None]:
+        """The reward of each completion token's likeliest class: arrays [n], see `hard_rewards`."""
+        found = self.probabilities(answers, at_once)
+        return [None if p is None else hard_rewards(p, threshold=threshold) for p in found]
+
+    def probabilities(
+        self, answers: Sequence[Answer], at_once: int | None = None
+    ) -> list[np.ndarray | None]:
+        """p(poor), p(neutral), p(good) of each completion token: arrays [n, 3].
+
+        Of the data as it is: class weights of the training are divided out.
+        """
+        read = self._read(answers)
+        marked = self._probabilities([answer for answer, _ in read], at_once)
+        for i, ((_, theirs), (_, completion)) in enumerate(zip(read, answers, strict=True)):
+            if theirs is not None and marked[i] is not None:
+                mine = self.context.tokenizer.offsets(completion)
+                marked[i] = transfer_values(marked[i], theirs, mine, silent=NEUTRAL)
+        return marked
+
+    def _probabilities(
+        self, answers: Sequence[Answer], at_once: int | None
+    ) -> list[np.ndarray | None]:
+        context = self._rm_context
+        if context.config.reward_model.critique_conditioned:
+            rows = {
+                i: reward_model_row(context, answers[i], critique=critique)
+                for i, critique in enumerate(self._critiques(answers, at_once))
+                if critique is not None
+            }
+        else:
+            rows = {i: reward_model_row(context, answer) for i, answer in enumerate(answers)}
+        weights = self.class_weights or self.context.config.reward_model.class_weights
+
+        def compute(batch: Batch) -> Any:
+            return span_probabilities(
+                self.params, batch, model=context.model, class_weights=weights, mesh=context.mesh
+            )
+
+        found = about_rows(context, list(rows.values()), compute, at_once)
+        marked: list[np.ndarray | None] = [None] * len(answers)
+        for (i, item), of_row in zip(rows.items(), found, strict=True):
+            marked[i] = of_row[item.fields["span_weight"] > 0]
+        return marked
+
+    def critiques(
+        self, answers: Sequence[Answer], at_once: int | None = None
+    ) -> list[list[int] | None]:
+        """The likeliest critiques: tokens of its `tokenizer`, with the end token."""
+        return self._critiques([answer for answer, _ in self._read(answers)], at_once)
+
+    def _critiques(self, answers: Sequence[Answer], at_once: int | None) -> list[list[int] | None]:
+        context = self._rm_context
+        prompts = {i: [*x, *y, *critique_request(context, y)] for i, (x, y) in enumerate(answers)}
+        longest = context.config.reward_model.max_critique_tokens
+        prompts = {i: prompt for i, prompt in prompts.items() if context.has_room(prompt, longest)}
+        written = complete(
+            context,
+            self.params,
+            list(prompts.values()),
+            jax.random.key(0),  # nothing is drawn at temperature 0
+            batch_size=at_once or len(answers),
+            sampling=Sampling(longest, context.tokenizer.stop_ids, temperature=0.0),
+        )
+        critiques: list[list[int] | None] = [None] * len(answers)
+        for i, critique in zip(prompts, written, strict=True):
+            end = [] if critique.ended else [context.tokenizer.end_id]
+            critiques[i] = [*critique.tokens.tolist(), *end]
+        return critiques
+
+
+def hard_rewards(probabilities: np.ndarray, *, threshold: float = 0.0) -> np.ndarray:
+    """−1 or +1 where poor or good is the likeliest class, and no less likely than the threshold.
+
+    Exactly 0 elsewhere, also where two classes are equally likely.
+
+    Args:
+      probabilities: [..., 3] of poor, neutral and good.
+      threshold: in [0, 1].
+
+    Returns:
+      [...] float32.
+    """
+    poor, neutral, good = np.moveaxis(probabilities, -1, 0)
+    is_poor = (poor > np.maximum(neutral, good)) & (poor >= threshold)
+    is_good = (good > np.maximum(neutral, poor)) & (good >= threshold)
+    return is_good.astype(np.float32) - is_poor.astype(np.float32)
+
+
+def critique_request(context: Context, completion: Tokens) -> list[int]:
+    ended = len(completion) > 0 and int(completion[-1]) in context.tokenizer.stop_ids
+    return context.tokenizer.next_turn(CRITIQUE_REQUEST, ended=ended, completion=completion)

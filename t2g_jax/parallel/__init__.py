@@ -1,0 +1,1 @@
+"""How arrays lie on devices: the mesh, one table of sharding rules, shapes."""

@@ -1,0 +1,1 @@
+"""What a policy does with prompts: turns, and conversations of several."""

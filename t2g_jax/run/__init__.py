@@ -1,0 +1,1 @@
+"""A run: its work directory, weights, prompts and trainer."""

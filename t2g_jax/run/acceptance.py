@@ -1,0 +1,57 @@
+"""Other values for a run that has begun: recorded only if it can go on with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+
+from t2g_jax.config import METHODS, Config, Method, diff, load_config, require_measured
+from t2g_jax.run import pretrained, provenance
+from t2g_jax.run.context import Context, parts, say
+from t2g_jax.run.workspace import Workspace, accept_changes, is_run
+from t2g_jax.runtime import hosts
+from t2g_jax.training.trackers import require_packages
+
+
+def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> None:
+    """Records what differs from the config of the run in a work folder, and says it.
+
+    First comes all that a phase checks as it begins, of the sections of methods that the config
+    does not name, too, if they changed. Without a run there is nothing that a change could be of.
+
+    Args:
+      methods: that are to be trained at once.
+
+    Raises:
+      T2GError: the run could not go on; then nothing is recorded.
+    """
+    if not hosts.broadcast_from_primary(lambda: is_run(workdir)):
+        return
+    recorded = workdir / "config.yaml"
+    if changed := hosts.broadcast_from_primary(lambda: diff(load_config(recorded), config)):
+        made = parts(config)
+        require_packages(config)
+        workspace = Workspace(workdir, config, free=[field.name for field in fields(config)])
+        # Without work the tokenizer is made anew.
+        stays = hosts.broadcast_from_primary(
+            lambda: workspace.has_work() and workspace.tokenizer.exists()
+        )
+        if stays:
+            provenance.require_loadable(workspace)
+            hosts.broadcast_from_primary(
+                lambda: pretrained.check_tokenizer(config, workspace.tokenizer)
+            )
+        pretrained.pin(config, workdir)
+        sections = {key.partition(".")[0] for key in changed}
+        asked = config
+        for method in METHODS:
+            if method in methods or method.replace("-", "_") in sections:
+                asked = asked.including(method)
+        pretrained.check(asked)
+        if stays:
+            Context.assembled(workspace, *made).test_examples()  # which need room
+        done = hosts.broadcast_from_primary(workspace.complete_phases)
+        require_measured(config, [method for method in methods if method not in done])
+    for change in accept_changes(workdir, config):
+        say(f"changed: {change}")

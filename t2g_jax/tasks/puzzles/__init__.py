@@ -1,0 +1,1 @@
+"""Puzzles of reasoning-gym, each with the program that judges it."""
