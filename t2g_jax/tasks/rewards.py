@@ -23,8 +23,8 @@ import regex
 from t2g_jax import user_code
 from t2g_jax.errors import T2GError
 from t2g_jax.tasks.base import Example
-from t2g_jax.tasks.boxed import find_boxed
 from t2g_jax.tasks.math_answers import MathAnswers
+from t2g_jax.tasks.puzzles.boxed import find_boxed
 from t2g_jax.tasks.reward_functions import Batch, RewardFunction
 
 BUILT_IN = ("exact", "numeric", "contains", "regex", "math")

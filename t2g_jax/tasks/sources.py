@@ -17,8 +17,8 @@ from typing import Any
 
 from t2g_jax import user_code
 from t2g_jax.errors import T2GError, reason
-from t2g_jax.files import expanded, unreadable
 from t2g_jax.installation import pip_install
+from t2g_jax.runtime.files import expanded, unreadable
 
 _LINES = (".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz")
 _AT_ONCE = 1024
