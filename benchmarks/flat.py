@@ -73,7 +73,7 @@ def steps_of(context: Context, name: str) -> tuple[list[float], list[int]]:
         memory.append(resident())
         return method.collect(state, step)
 
-    params = context.with_adapters(method.params, name)
+    params = context.weights.with_adapters(method.params, name)
     run_training(context, name, params, collect, method.learning)
     return at, memory
 

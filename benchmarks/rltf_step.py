@@ -44,7 +44,7 @@ def measure(*, small: bool = False) -> Section:
         taken = {}
         for words, size in batches.items():
             ours = our_step(context)
-            theirs = plain_step(context, llama(context.model, context.params()), batch=size)
+            theirs = plain_step(context, llama(context.model, context.weights.load()), batch=size)
             taken[words] = in_turns(
                 lambda step=ours: generated["ours"].append(step()),
                 lambda step=theirs: generated["theirs"].append(step()),
@@ -128,16 +128,16 @@ def plain_step(context: Context, model: Llama, *, batch: int | None = None) -> C
 
     def step() -> int:
         nonlocal number
-        drawn = context.train_examples(METHOD, number, settings.prompts_per_step)
+        drawn = context.prompts.train_examples(METHOD, number, settings.prompts_per_step)
         number += 1
         examples = [example for example in drawn for _ in range(settings.group_size)]
-        prompts = [context.prompt(example.prompt) for example in examples]
+        prompts = [context.prompts.render(example.prompt) for example in examples]
         firsts = attempts(prompts)
         texts = [tokenizer.decode(tokens) for tokens in firsts]
         scores = [context.task.score(e, text) for e, text in zip(examples, texts, strict=True)]
         again, asked = [], []
         for i, score in enumerate(scores):
-            feedback = None if score.correct else context.critique(examples[i], texts[i])
+            feedback = None if score.correct else context.judges.critique(examples[i], texts[i])
             if isinstance(feedback, Critique):
                 ended = firsts[i][-1] in tokenizer.stop_ids
                 opened = tokenizer.next_turn(feedback.text, ended=ended)

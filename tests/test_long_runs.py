@@ -331,10 +331,10 @@ def test_the_best_checkpoint_answers(tiny_run, tmp_path, compiled_once):
     assert found["step"] == expected
     assert json.loads((workdir / "sft" / "evaluation.json").read_text())["step"] == 30
     context = Context.open(config, workdir)
-    assert context.best_step("grpo") == expected
+    assert context.weights.best_step("grpo") == expected
     steps = {p.name for p in (workdir / "grpo" / "checkpoints").iterdir() if p.is_dir()}
     assert steps == {str(expected), str(len(rewards))}
-    last, chosen = context.params("grpo"), context.params("grpo", step=expected)
+    last, chosen = context.weights.load("grpo"), context.weights.load("grpo", step=expected)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), last, chosen)
     assert jax.tree.all(same) == (expected == len(rewards))
 

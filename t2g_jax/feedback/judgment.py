@@ -25,7 +25,7 @@ class Judgment:
 
 def judge(context: Context, turn: Turn) -> Judgment | JudgeError:
     """The judge's critique of a completion with its quotes aligned, or why there is none."""
-    feedback = context.critique(turn.example, turn.text)
+    feedback = context.judges.critique(turn.example, turn.text)
     return feedback if isinstance(feedback, JudgeError) else aligned(context, turn, feedback)
 
 

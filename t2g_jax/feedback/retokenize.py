@@ -61,7 +61,7 @@ def retokenize(context: Context, rm_context: Context, answer: Answer) -> tuple[A
     tokens, offsets = [*before, *tokens], [*[(0, 0)] * len(before), *offsets]
     if len(completion) and int(completion[-1]) in context.tokenizer.stop_ids:
         tokens, offsets = [*tokens, rm_context.tokenizer.end_id], [*offsets, (len(text), len(text))]
-    return (rm_context.prompt(_question(context, prompt)), tokens), offsets
+    return (rm_context.prompts.render(_question(context, prompt)), tokens), offsets
 
 
 def _question(context: Context, prompt: Tokens) -> str:
@@ -70,10 +70,10 @@ def _question(context: Context, prompt: Tokens) -> str:
     def written(tokens: Tokens) -> str:
         return context.tokenizer.decode(tokens, skip_special=False)
 
-    before, _, after = written(context.prompt(_PROBE)).partition(_PROBE)
+    before, _, after = written(context.prompts.render(_PROBE)).partition(_PROBE)
     text = written(prompt)
     question = text[len(before) : len(text) - len(after)]
-    if not question or context.prompt(question) != [int(i) for i in prompt]:
+    if not question or context.prompts.render(question) != [int(i) for i in prompt]:
         raise T2GError(
             "a reward model with a tokenizer of its own reads answers to one question; got a "
             f"conversation that begins {text[:80]!r}"

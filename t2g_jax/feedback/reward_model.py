@@ -81,8 +81,10 @@ class RewardModel:
     def load(cls, context: Context) -> RewardModel:
         """Raises T2GError if the reward model has not been trained."""
         rm_context = reward_model_context(context)
-        params = rm_context.params(REWARD_MODEL, with_heads=("span_head",))
-        return cls(context, rm_context.frozen(params), rm_context, context.class_weights())
+        params = rm_context.weights.load(REWARD_MODEL, with_heads=("span_head",))
+        return cls(
+            context, rm_context.weights.frozen(params), rm_context, context.weights.class_weights()
+        )
 
     @property
     def tokenizer(self) -> ChatTokenizer:
@@ -166,7 +168,9 @@ class RewardModel:
         context = self._rm_context
         prompts = {i: [*x, *y, *critique_request(context, y)] for i, (x, y) in enumerate(answers)}
         longest = context.config.reward_model.max_critique_tokens
-        prompts = {i: prompt for i, prompt in prompts.items() if context.has_room(prompt, longest)}
+        prompts = {
+            i: prompt for i, prompt in prompts.items() if context.prompts.has_room(prompt, longest)
+        }
         written = complete(
             context,
             self.params,

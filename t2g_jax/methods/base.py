@@ -50,9 +50,9 @@ def first_attempts(
     `draw` tells apart the rounds of a step that samples more than once.
     """
     purpose = f"{name}/{draw}" if draw else name
-    drawn = context.train_examples(purpose, step, config.prompts_per_step)
+    drawn = context.prompts.train_examples(purpose, step, config.prompts_per_step)
     examples = [example for example in drawn for _ in range(config.group_size)]
-    prompts = [context.prompt(example.prompt) for example in examples]
+    prompts = [context.prompts.render(example.prompt) for example in examples]
     key = step_key(context, purpose, step, 0)
     at_once = config.rows_at_once or len(examples)
     turns = attempt(context, params, examples, prompts, key, batch_size=at_once)
@@ -60,7 +60,7 @@ def first_attempts(
 
 
 def step_key(context: Context, name: str, step: int, turn: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.fold_in(context.key(name), step), turn)
+    return jax.random.fold_in(jax.random.fold_in(context.keys.key(name), step), turn)
 
 
 def attempt_metrics(turns: Sequence[Turn], group_size: int) -> dict[str, float]:

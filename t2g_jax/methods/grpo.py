@@ -35,7 +35,7 @@ class GRPO:
     def __init__(self, context: Context):
         self.context = context
         self.config = config = context.config.grpo
-        warm_start = context.params()
+        warm_start = context.weights.load()
         self.reference = Reference(context, config, warm_start)
         self.params = warm_start
         self.learning = policy_learning(context, config)

@@ -41,12 +41,12 @@ class PPO:
     def __init__(self, context: Context):
         self.context = context
         self.config = config = self.section(context)
-        warm_start = context.params()
+        warm_start = context.weights.load()
         self.reference = Reference(context, config, warm_start)
         with_value_head = heads.add_heads(
-            warm_start, context.model, context.key("value_head"), heads=("value_head",)
+            warm_start, context.model, context.keys.key("value_head"), heads=("value_head",)
         )
-        self.params = context.placed(with_value_head)
+        self.params = context.weights.place(with_value_head)
         self.learning = policy_learning(
             context,
             config,

@@ -42,7 +42,7 @@ class Reference:
     """
 
     def __init__(self, context: Context, config: PolicyConfig, params: Params):
-        self.context, self.config, self.params = context, config, context.frozen(params)
+        self.context, self.config, self.params = context, config, context.weights.frozen(params)
 
     def charge(
         self, state: TrainState, rows: Sequence[Row], policy: Scored | None = None

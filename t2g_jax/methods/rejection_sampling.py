@@ -22,7 +22,7 @@ class RejectionSampling:
     def __init__(self, context: Context):
         self.context = context
         self.config = context.config.rejection_sampling
-        self.params = context.params()
+        self.params = context.weights.load()
         self.learning = learning(self.config, fields=("nll_weight",), objective=Objective())
 
     def collect(self, state: TrainState, step: int) -> Collected:

@@ -50,7 +50,7 @@ class GRPOMultiTurn:
     def __init__(self, context: Context, **learning: Any):
         self.context = context
         self.config = config = self.section(context)
-        warm_start = context.params()
+        warm_start = context.weights.load()
         self.reference = Reference(context, config, warm_start)
         self.params = warm_start
         self.learning = policy_learning(context, config, **learning)
@@ -224,7 +224,7 @@ class RLTFFeedbackModeling(GRPOMultiTurn):
             for turn, critique in zip(episode.turns, episode.critiques, strict=False)
             if isinstance(critique, Critique)
         ]
-        rows = [item for item in rows if context.has_room(item.tokens, 0)]
+        rows = [item for item in rows if context.prompts.has_room(item.tokens, 0)]
         said = [critique for episode in episodes for critique in episode.critiques]
         failures = sum(isinstance(critique, JudgeError) for critique in said)
         return rows, {"critiques_learned": len(rows), "judge_failures": failures}

@@ -61,7 +61,7 @@ class Text2Grad(PPO):
                 answers = [_answer(turn) for turn in turns]
                 rewards = self._read(self.reward_model, answers)
             return rewards, {"no_room": sum(given is None for given in rewards)}
-        said = self.context.critiques([t.example for t in turns], [t.text for t in turns])
+        said = self.context.judges.critiques([t.example for t in turns], [t.text for t in turns])
         marked: list[np.ndarray | None] = []
         unaligned = 0
         for turn, critique in zip(turns, said, strict=True):

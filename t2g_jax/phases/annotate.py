@@ -151,10 +151,10 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
     several processes all sample, and the first takes notes; the others return nothing.
     """
     settings = context.config.annotate
-    policy = context.params()
+    policy = context.weights.load()
     size = min(settings.batch_size, settings.prompts)
     batches = [
-        context.train_examples(ANNOTATE, batch, size)[: settings.prompts - batch * size]
+        context.prompts.train_examples(ANNOTATE, batch, size)[: settings.prompts - batch * size]
         for batch in range(-(-settings.prompts // size))
     ]
     with contextlib.ExitStack() as opened:
@@ -185,8 +185,8 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                     context,
                     policy,
                     examples,
-                    [context.prompt(example.prompt) for example in examples],
-                    jax.random.fold_in(jax.random.fold_in(context.key(ANNOTATE), batch), i),
+                    [context.prompts.render(example.prompt) for example in examples],
+                    jax.random.fold_in(jax.random.fold_in(context.keys.key(ANNOTATE), batch), i),
                     batch_size=settings.batch_size,
                     sampling=dataclasses.replace(
                         context.sampling, temperature=factor * context.sampling.temperature
@@ -197,7 +197,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                 if notes is not None:
                     notes.set_aside([item for item in left if item[1].completion.broken])
                 left = [item for item in left if not item[1].completion.broken]
-                said = context.critiques(
+                said = context.judges.critiques(
                     [turn.example for _, turn in left], [turn.text for _, turn in left]
                 )
                 for (id, turn), critique in zip(left, said, strict=True):

@@ -87,7 +87,7 @@ def measured(context: Context, phase: str) -> dict[str, Any]:
     """What a score of a phase stands for: "step", the "fingerprint" of the phase's parameters (of
     its last step), and the "settings" that it is measured with, by key."""
     workspace = context.workspace
-    step = context.best_step(phase)
+    step = context.weights.best_step(phase)
     return {
         "step": hosts.broadcast_from_primary(lambda: provenance.last_step(workspace, phase))
         if step is None
@@ -131,13 +131,13 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     began = time.monotonic()
     before = context.tally.copy()
     settings = context.config.evaluate
-    step = context.best_step(phase)
-    params = context.params(phase, step=step)
-    tests = context.test_examples()
+    step = context.weights.best_step(phase)
+    params = context.weights.load(phase, step=step)
+    tests = context.prompts.test_examples()
     examples = [example for example in tests for _ in range(settings.samples_per_prompt)]
-    key = context.key("evaluate")
+    key = context.keys.key("evaluate")
     rows = settings.batch_size * settings.samples_per_prompt
-    prompts = [context.prompt(example.prompt) for example in examples]
+    prompts = [context.prompts.render(example.prompt) for example in examples]
     first = attempt(context, params, examples, prompts, key, batch_size=rows)
     unbroken(first)
     correct = np.array([turn.score.correct for turn in first])
@@ -146,7 +146,7 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     failures = no_room = 0
     wrong = np.flatnonzero(~correct).tolist() if settings.second_turn else []
     wrong = [index for index in wrong if not first[index].completion.broken]
-    said = context.critiques(
+    said = context.judges.critiques(
         [first[index].example for index in wrong], [first[index].text for index in wrong]
     )
     for index, feedback in zip(wrong, said, strict=True):
@@ -154,7 +154,7 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
             failures += 1
             continue
         prompt = first[index].after_feedback(context, feedback.text)
-        if context.has_room(prompt):
+        if context.prompts.has_room(prompt):
             again[index] = prompt
         else:
             no_room += 1
@@ -196,10 +196,10 @@ def first_look(context: Context, params: Params, count: int = FEW) -> dict[str, 
     Returns:
       "accuracy", "formatted" and "cut_off", as of `evaluate`, and "count".
     """
-    examples = context.test_examples()[:count]
-    prompts = [context.prompt(example.prompt) for example in examples]
+    examples = context.prompts.test_examples()[:count]
+    prompts = [context.prompts.render(example.prompt) for example in examples]
     turns = attempt(
-        context, params, examples, prompts, context.key("first look"), batch_size=len(examples)
+        context, params, examples, prompts, context.keys.key("first look"), batch_size=len(examples)
     )
     return {
         "count": len(turns),

@@ -87,7 +87,9 @@ def run(
         context = reward_model_context(context)
         config = context.config
     with_heads = WITH_HEADS.get(phase, ())
-    params = context.params(phase, with_heads=with_heads, step=context.best_step(phase))
+    params = context.weights.load(
+        phase, with_heads=with_heads, step=context.weights.best_step(phase)
+    )
     source = None if config.model.pretrained is None else huggingface.fetch(config.model.pretrained)
     family = llama.FAMILY if source is None else families.describe(source)[0]
     described = _described(context, source)
@@ -118,7 +120,7 @@ def run(
                 _write_configs(partial, context, described, source, dtype)
         heads = {name: params[name] for name in with_heads}
         if "span_head" in heads:
-            heads["span_head"] = unweighted(heads["span_head"], context.class_weights())
+            heads["span_head"] = unweighted(heads["span_head"], context.weights.class_weights())
         _write_heads(partial, heads)
         if first:
             _write_tokenizer(partial, context)

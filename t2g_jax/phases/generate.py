@@ -88,7 +88,7 @@ def run(
     workspace.summary(method)
     context = Context.open(config, workdir, read_only=True)
     prompts = None if named is None else [_checked(context, *item) for item in named]
-    params = context.params(method, step=context.best_step(method))
+    params = context.weights.load(method, step=context.weights.best_step(method))
     trained = workspace.is_complete(REWARD_MODEL)
     for name in (method, *([REWARD_MODEL] if trained else [])):
         for problem in hosts.broadcast_from_primary(
@@ -154,7 +154,7 @@ def answers(
     """
     if prompts is None:
         for examples, drawn in _batches(context, _first_examples(context), samples):
-            tokens = [context.prompt(example.prompt) for example in examples]
+            tokens = [context.prompts.render(example.prompt) for example in examples]
             turns = attempt(context, params, examples, tokens, drawn, batch_size=len(examples))
             marks = _marks(context, model, [(t.prompt, t.completion.tokens) for t in turns])
             for turn, (predicted, critique) in zip(turns, marks, strict=True):
@@ -179,7 +179,7 @@ def _batches(
     context: Context, items: Sequence[_Item], samples: int
 ) -> Iterator[tuple[list[_Item], jax.Array]]:
     """Each item so many times, at most `AT_ONCE` together, with the key to draw those with."""
-    key = context.key("generate")
+    key = context.keys.key("generate")
     asked = (item for item in items for _ in range(samples))
     for i in itertools.count():
         if not (some := list(itertools.islice(asked, AT_ONCE))):
@@ -256,14 +256,14 @@ def _first_examples(context: Context) -> list[Any]:
     found, passed = [], 0
     for i in range(len(tests)):
         example = tests[i]
-        if context.has_room(context.prompt(example.prompt)):
+        if context.prompts.has_room(context.prompts.render(example.prompt)):
             found.append(example)
         else:
             passed += 1
         if len(found) == EXAMPLES:
             break
     if not found:
-        context.test_examples()  # says that none of them has room
+        context.prompts.test_examples()  # says that none of them has room
     if passed:
         say(f"{passed} test prompts leave no room for an answer and are passed over")
     return found
@@ -274,9 +274,9 @@ def _checked(context: Context, where: str, prompt: str) -> tuple[str, list[int]]
     if not prompt.strip():
         hint = ", or leave it out for test examples" if where == "--prompt" else ""
         raise T2GError(f"{where} is empty; write what to answer{hint}")
-    tokens = context.prompt(prompt)
-    if not context.has_room(tokens):
-        raise context.no_room(where, len(tokens))
+    tokens = context.prompts.render(prompt)
+    if not context.prompts.has_room(tokens):
+        raise context.prompts.no_room(where, len(tokens))
     return prompt, tokens
 
 

@@ -65,14 +65,14 @@ def train(context: Context, method: Method) -> dict[str, Any]:
 
     def start() -> Params:
         """What learns; nobody else keeps it, so that it is in memory once."""
-        params = context.with_adapters(chosen.params, method)
+        params = context.weights.with_adapters(chosen.params, method)
         del chosen.params
         return params
 
     budget, steps = chosen.config.token_budget, chosen.config.steps
     if budget is not None and steps != type(chosen.config).steps:
         say(f"{method}: ends after {budget:,} generated tokens; steps ({steps}) is not looked at")
-    floor = context.task.floor(context.test_examples())
+    floor = context.task.floor(context.prompts.test_examples())
     _, summary = run_training(
         context, method, start(), collect, chosen.learning, measure=measure, floor=floor
     )
@@ -81,14 +81,14 @@ def train(context: Context, method: Method) -> dict[str, Any]:
 
 def test_accuracy(context: Context, params: Params, step: int) -> float:
     """Single-turn accuracy on the test split, one sample each: a point of the learning curve."""
-    examples = context.test_examples()
+    examples = context.prompts.test_examples()
     turns = attempt(
         # Not the sampling that the step learns from.
         dataclasses.replace(context, watch=Stopwatch(), tally=collections.Counter()),
         params,
         examples,
-        [context.prompt(example.prompt) for example in examples],
-        jax.random.fold_in(context.key("test_accuracy"), step),
+        [context.prompts.render(example.prompt) for example in examples],
+        jax.random.fold_in(context.keys.key("test_accuracy"), step),
         batch_size=context.config.evaluate.batch_size,
     )
     return float(np.mean([turn.score.correct for turn in turns]))

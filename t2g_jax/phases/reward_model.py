@@ -69,7 +69,7 @@ def train(context: Context) -> dict[str, Any]:
     stream = batches(
         source,
         batch_size=size,
-        seed=context.seed(REWARD_MODEL),
+        seed=context.keys.seed(REWARD_MODEL),
         collate=lambda records: [training_row(context, record, rm_context) for record in records],
         process_index=jax.process_index() if apart else 0,
         process_count=hosts.count() if apart else 1,
@@ -129,9 +129,9 @@ def splits(context: Context) -> tuple[Records, Records]:
 def starting_params(context: Context) -> Params:
     """The warm start with a span-reward head and, with LoRA, fresh adapters."""
     params = heads.add_heads(
-        context.params(), context.model, context.key("span_head"), heads=("span_head",)
+        context.weights.load(), context.model, context.keys.key("span_head"), heads=("span_head",)
     )
-    return context.with_adapters(context.placed(params), REWARD_MODEL)
+    return context.weights.with_adapters(context.weights.place(params), REWARD_MODEL)
 
 
 def learning(config: Config, steps: int) -> Learning:

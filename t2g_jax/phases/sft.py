@@ -42,7 +42,7 @@ def train(context: Context) -> dict[str, Any]:
 
     def start() -> Params:
         """What learns; nobody else keeps it, so that it is in memory once."""
-        params = context.initial_params()
+        params = context.weights.initial()
         if context.config.model.pretrained is not None:
             tell_first_look(first_look(context, params), trains=sft.steps > 0)
         return params
@@ -84,8 +84,8 @@ def learning(config: Config) -> Learning:
 def demonstrations(context: Context, step: int) -> list[Row]:
     """The rows of a step."""
     sft, task = context.config.sft, context.task
-    rng = random.Random(context.seed(f"sft/{step}"))
-    examples = context.train_examples(SFT, step, sft.batch_size, among=sft.examples)
+    rng = random.Random(context.keys.seed(f"sft/{step}"))
+    examples = context.prompts.train_examples(SFT, step, sft.batch_size, among=sft.examples)
     critics: set[int] = set()
     if sft.critique_fraction:
         critics = {i for i in range(len(examples)) if rng.random() < sft.critique_fraction}
@@ -98,7 +98,7 @@ def demonstrations(context: Context, step: int) -> list[Row]:
         for i, (example, first, repair) in enumerate(drafts)
         if i in critics or (repair and not task.score(example, first).correct)
     ]
-    critic = context if sft.critiques == "judge" else context.with_own_judge()
+    critic = context.judges if sft.critiques == "judge" else context.own_judges
     said = critic.critiques([drafts[i][0] for i in asked], [drafts[i][1] for i in asked])
     feedback = dict(zip(asked, said, strict=True))
     return [
@@ -124,7 +124,7 @@ def demonstration(
     tokenizer = context.tokenizer
     learn, given = {"nll_weight": 1.0}, {"nll_weight": 0.0}
     attempt = tokenizer.answer(first)
-    prompt: tuple[Any, Any] = (context.prompt(example.prompt), given)
+    prompt: tuple[Any, Any] = (context.prompts.render(example.prompt), given)
     parts = [prompt, (attempt, learn)]
     if isinstance(feedback, Critique):
         if as_critic:
@@ -134,6 +134,6 @@ def demonstration(
             asked = [*parts, (tokenizer.next_turn(feedback.text, ended=True), given)]
             answer = context.task.solve(example)
         whole = [*asked, (tokenizer.answer(answer), learn)]
-        if context.has_room([], sum(len(tokens) for tokens, _ in whole)):
+        if context.prompts.has_room([], sum(len(tokens) for tokens, _ in whole)):
             parts = whole
     return row(*parts)

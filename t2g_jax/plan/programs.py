@@ -34,6 +34,7 @@ from t2g_jax.parallel.sharding import (
 from t2g_jax.phases import reward_model, sft
 from t2g_jax.phases.pipeline import phases
 from t2g_jax.plan import work
+from t2g_jax.plan.weights import AbstractWeights
 from t2g_jax.run import pretrained
 from t2g_jax.run.context import Context
 from t2g_jax.run.trainer import Learning
@@ -88,49 +89,9 @@ class _PlannedContext(Context):
     def sampling(self) -> Sampling:
         return Sampling(stop_ids=(0,), **dataclasses.asdict(self.config.sampling))
 
-    def initial_params(self) -> heads.Params:
-        return self._shapes(lambda key: heads.init_params(self.model, key))
-
     @functools.cached_property
-    def _warm_start(self) -> heads.Params:
-        return self.initial_params()
-
-    def _saved(self, phase: str, with_heads: Sequence[str], step=None) -> heads.Params:
-        rank = 0 if phase == SFT else self.config.lora.rank
-
-        def init(key: jax.Array) -> heads.Params:
-            params = heads.init_params(self.model, key, heads=tuple(with_heads))
-            return lora.add_adapters(params, key, rank=rank) if rank else params
-
-        return lora.split(self._shapes(init))[0]
-
-    def class_weights(self) -> tuple[float, float, float]:
-        return self.config.reward_model.class_weights
-
-    def with_adapters(self, params: heads.Params, phase: str) -> heads.Params:
-        rank = self.config.lora.rank
-        if not rank:
-            return params
-        adapted = self._shapes(lambda p: lora.add_adapters(p, jax.random.key(0), rank=rank), params)
-        # What was there before is not a second copy.
-        return lora.join(lora.split(adapted)[0], params)
-
-    def placed(self, params: heads.Params) -> heads.Params:
-        def abstract(x: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-            there = isinstance(x, jax.ShapeDtypeStruct) and x.sharding == sharding
-            return x if there else jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-
-        return jax.tree.map(abstract, params, state_shardings(params, self.mesh))
-
-    def frozen(self, params: heads.Params) -> heads.Params:
-        if self.config.lora.rank:
-            return params
-        computed = self._shapes(super().frozen, params)
-        # What has that type already is not a second copy.
-        return jax.tree.map(lambda new, x: x if new.dtype == x.dtype else new, computed, params)
-
-    def _shapes(self, init: Callable[..., heads.Params], *given: Any) -> heads.Params:
-        return self.placed(jax.eval_shape(init, *(given or (jax.random.key(0),))))
+    def weights(self) -> AbstractWeights:
+        return AbstractWeights(self.config, None, self.model, self.mesh, self.keys)
 
 
 def programs(config: Config, mesh: Mesh, only: str | None = None) -> Iterator[Program]:
@@ -146,19 +107,19 @@ def programs(config: Config, mesh: Mesh, only: str | None = None) -> Iterator[Pr
     for phase in chosen if only is None else [only]:
         if phase == SFT:
             if config.sft.steps:
-                start = context.initial_params()
+                start = context.weights.initial()
                 rows = config.sft.batch_size
                 yield _update(context, SFT, start, sft.learning(config), rows, [])
         elif phase == ANNOTATE:
             rows = config.annotate.batch_size
-            yield _sample(context, ANNOTATE, context.params(), rows, [])
+            yield _sample(context, ANNOTATE, context.weights.load(), rows, [])
         elif phase == REWARD_MODEL:
             yield from _reward_model(context)
         elif phase == EVALUATE:
             settings = config.evaluate
             prompts = min(settings.batch_size, config.task.test_size)
             rows = prompts * settings.samples_per_prompt
-            yield _sample(context, EVALUATE, context.params(), rows, [])
+            yield _sample(context, EVALUATE, context.weights.load(), rows, [])
         else:
             yield from _method(context, phase)
 
@@ -174,7 +135,7 @@ def _reward_model(context: _PlannedContext) -> Iterator[Program]:
 def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
     """A round: sample, score under reference and policy, mark spans, update."""
     method = make_method(name, context)
-    start = context.with_adapters(method.params, name)
+    start = context.weights.with_adapters(method.params, name)
     trained, _ = lora.split(start)
     # The state begins as a copy.
     policy = lora.join(jax.tree.map(_copy, trained), lora.split(start)[1])
@@ -344,7 +305,7 @@ def _spans(
             params,
             batch,
             model=context.model,
-            class_weights=context.class_weights(),
+            class_weights=context.weights.class_weights(),
             mesh=context.mesh,
         ),
         {"weights": _bytes(params), "batch": _bytes(batch)},

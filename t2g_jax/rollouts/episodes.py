@@ -86,7 +86,7 @@ def play(
                 metrics["judge_failures"] += 1
                 continue
             prompt = episode.turns[-1].after_feedback(context, feedback.text)
-            if context.has_room(prompt):
+            if context.prompts.has_room(prompt):
                 again.append((episode, prompt))
             else:
                 metrics["no_room"] += 1
@@ -115,7 +115,7 @@ def play(
 def criticized(context: Context, episodes: Sequence[Episode]) -> Iterator[Critique | JudgeError]:
     """The judge's critique of the last turn of each episode, or why there is none."""
     lasts = [episode.turns[-1] for episode in episodes]
-    return context.critiques([turn.example for turn in lasts], [turn.text for turn in lasts])
+    return context.judges.critiques([turn.example for turn in lasts], [turn.text for turn in lasts])
 
 
 def turn_rewards(episodes: Sequence[Episode], turns: int) -> tuple[np.ndarray, np.ndarray]:

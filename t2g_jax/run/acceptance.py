@@ -50,7 +50,7 @@ def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> N
                 asked = asked.including(method)
         pretrained.check(asked)
         if stays:
-            Context.assembled(workspace, *made).test_examples()  # which need room
+            Context.assembled(workspace, *made).prompts.test_examples()  # which need room
         done = hosts.broadcast_from_primary(workspace.complete_phases)
         require_measured(config, [method for method in methods if method not in done])
     for change in accept_changes(workdir, config):

@@ -26,8 +26,8 @@ from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.run import provenance
 from t2g_jax.run.claim import require_claims
-from t2g_jax.run.context import Context, best_by, say
-from t2g_jax.run.workspace import Workspace
+from t2g_jax.run.context import Context, say
+from t2g_jax.run.workspace import Workspace, best_by
 from t2g_jax.runtime import hosts
 from t2g_jax.tasks.base import Floor
 from t2g_jax.training import trackers
@@ -149,7 +149,7 @@ def run_training(
         collected = collect(state.replace(params=lora.join(state.params, frozen)), step)
         if collected.carry is not None:
             state = state.replace(carry=state.carry | carried(collected.carry))
-        fitting = [item for item in collected.rows if context.has_room(item.tokens, 0)]
+        fitting = [item for item in collected.rows if context.prompts.has_room(item.tokens, 0)]
         context.tally["rows_too_long"] += len(collected.rows) - len(fitting)
         rows = [item for item in fitting if weighed(item)]
         if not rows:  # then everything stays as it is
@@ -301,7 +301,7 @@ def minibatches(
     length = bucket(rows, parts(context.mesh, "context"))
     multiple = parts(context.mesh, *ROWS) * learning.micro_batches
     for epoch in range(learning.epochs):
-        rng = np.random.default_rng(context.seed(f"{phase}/{step}/{epoch}"))
+        rng = np.random.default_rng(context.keys.seed(f"{phase}/{step}/{epoch}"))
         order = rng.permutation(len(rows))
         for chosen in np.array_split(order, min(learning.minibatches, len(rows))):
             batch = pack(

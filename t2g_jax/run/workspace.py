@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from t2g_jax.config import (
     METHODS,
@@ -276,6 +276,12 @@ def _appears(path: Path, seconds: float = 5.0) -> bool:
             return False
         time.sleep(0.1)
     return True
+
+
+def best_by(config: Config) -> tuple[str, Literal["max", "min"]] | None:
+    """`Checkpoints.keep_best` of a config, for the phases of methods."""
+    name, best_is = config.checkpoint.keep_best, config.checkpoint.best_is
+    return None if name is None else (name, best_is)
 
 
 def command(name: str) -> str:

@@ -13,7 +13,7 @@ from t2g_jax.training.metrics import read_metrics
 
 
 def lengths(context, split):
-    return [len(context.prompt(example.prompt)) for example in context.task.split(split)]
+    return [len(context.prompts.render(example.prompt)) for example in context.task.split(split)]
 
 
 def room(config):

@@ -78,7 +78,7 @@ def test_its_model_and_tokenizer_are_its_own(trained, folder):
     assert rm_context.tokenizer.vocab_size <= rm_context.model.vocab_size
     assert trained.tokenizer.hugging_face.bos_token is None
     # It starts from the model as it is, not from the policy's warm start.
-    start = rm_context.params()["decoder"]
+    start = rm_context.weights.load()["decoder"]
     assert start["embed"]["embedding"].shape[0] == rm_context.model.vocab_size
 
 
@@ -88,7 +88,7 @@ def test_answers_are_encoded_anew_and_labels_cross_by_characters(trained, record
     for record in records:
         answer = (record.prompt_tokens, record.completion_tokens)
         (prompt, completion), offsets = retokenize(trained, rm_context, answer)
-        assert prompt == rm_context.prompt(record.prompt)
+        assert prompt == rm_context.prompts.render(record.prompt)
         text = trained.tokenizer.decode(record.completion_tokens)
         assert rm_context.tokenizer.decode(completion) == text
         ended = record.completion_tokens[-1] in trained.tokenizer.stop_ids
@@ -163,7 +163,7 @@ def test_the_options_of_its_template_are_its_own(tiny_run, tiny_context, folder,
     pretrained.check(quick)
     for settings, opens in ((config, True), (quick, False)):
         rm_context = reward_model_context(dataclasses.replace(tiny_context, config=settings))
-        text = rm_context.tokenizer.decode(rm_context.prompt("1 0"), skip_special=False)
+        text = rm_context.tokenizer.decode(rm_context.prompts.render("1 0"), skip_special=False)
         assert text.endswith("assistant\n<think>\n" if opens else "assistant\n")
 
 

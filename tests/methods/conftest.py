@@ -88,7 +88,7 @@ def script(tiny_context, monkeypatch, rng):
         def first_attempts(context, params, config, name, step, *, draw=0):
             examples = list(context.task.split("train"))[draw * 8 :]
             groups = [examples[i // config.group_size] for i in range(len(rounds[draw]))]
-            prompts = [context.prompt(example.prompt) for example in groups]
+            prompts = [context.prompts.render(example.prompt) for example in groups]
             return made("0", groups, prompts, rounds[draw])
 
         def attempt(context, params, examples, prompts, key, *, batch_size):

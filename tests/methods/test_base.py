@@ -49,7 +49,7 @@ def test_a_method_has_its_section_of_the_config(tiny_context, name):
 def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
     """So the ratio is 1 before the first update, whatever the sampler's settings."""
     context = tiny.changed(tiny_context, **{f"sampling__{k}": v for k, v in sampling.items()})
-    params = context.params()
+    params = context.weights.load()
     turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
     rows = [completion_row(context, turn, policy_weight=1.0, advantages=1.0) for turn in turns]
     learning = policy_learning(context, context.config.grpo)
@@ -64,7 +64,7 @@ def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
 
 def test_attempts_are_grouped_and_differ(tiny_context):
     context = tiny.changed(tiny_context, grpo__group_size=4)
-    params, config = context.params(), context.config.grpo
+    params, config = context.weights.load(), context.config.grpo
     turns = first_attempts(context, params, config, "grpo", 0)
     names = [turn.example.id for turn in turns]
     assert names == [name for name in names[::4] for _ in range(4)]
@@ -95,7 +95,7 @@ def breaking(monkeypatch, broken):
 
 def test_a_group_with_a_broken_completion_is_left_out_and_counted(tiny_context, monkeypatch):
     context = tiny.changed(tiny_context, grpo__group_size=4)
-    params, config = context.params(), context.config.grpo
+    params, config = context.weights.load(), context.config.grpo
     whole = first_attempts(context, params, config, "grpo", 0)
     before = context.tally["broken_completions"]
     breaking(monkeypatch, {1, 2})
@@ -177,7 +177,9 @@ def test_fewer_rows_at_once_collect_the_same(tiny_context, state_of, monkeypatch
 
 def test_there_are_no_values_without_a_value_head(tiny_context):
     turn = tiny.turn(tiny_context, "0")
-    (found,) = scored(tiny_context, tiny_context.params(), [completion_row(tiny_context, turn)])
+    (found,) = scored(
+        tiny_context, tiny_context.weights.load(), [completion_row(tiny_context, turn)]
+    )
     assert set(found) == {"logprobs", "entropy"}
 
 
@@ -227,7 +229,7 @@ def test_empty_and_cut_off_completions_are_rows_like_others(tiny_context, tokens
     item = completion_row(tiny_context, turn, policy_weight=1.0, advantages=0.5)
     assert item.tokens[len(turn.prompt) :].tolist() == tokens
     assert item.fields["policy_weight"].sum() == len(tokens)
-    (found,) = scored(tiny_context, tiny_context.params(), [item])
+    (found,) = scored(tiny_context, tiny_context.weights.load(), [item])
     assert np.isfinite(found["logprobs"]).all()
     following = turn.after_feedback(tiny_context, "Wrong.")
     assert following[: len(item)] == item.tokens.tolist()

@@ -176,7 +176,7 @@ def test_the_second_prompt_is_the_first_turn_and_the_critique(played, tiny_conte
     known = [*first.prompt, *first.tokens]
     assert second.prompt[: len(known)] == known
     said = tiny_context.tokenizer.decode(second.prompt[len(known) :], skip_special=False)
-    critique = tiny_context.critique(first.example, first.text).text
+    critique = tiny_context.judges.critique(first.example, first.text).text
     assert said == f"<|user|>{critique}<|end|><|assistant|>"
     assert episode.critiques[0].text == critique
 
@@ -190,7 +190,9 @@ def test_a_judge_that_fails_ends_the_episode(played, failing_judge):
 
 
 def test_an_episode_ends_where_the_context_does(played, tiny_context):
-    length = max(len(tiny_context.prompt(e.prompt)) for e in tiny_context.task.split("train"))
+    length = max(
+        len(tiny_context.prompts.render(e.prompt)) for e in tiny_context.task.split("train")
+    )
     new = tiny_context.config.sampling.max_new_tokens
     episodes, metrics = played([0, 1], model__context_length=length + new)
     assert rewards_of(episodes) == [[0], [1]]
@@ -200,7 +202,7 @@ def test_an_episode_ends_where_the_context_does(played, tiny_context):
 def test_each_turn_samples_with_a_key_of_its_own(tiny_context):
     """Otherwise the second attempt would be the first one again."""
     config = tiny_context.config.rejection_sampling
-    params = tiny_context.params()
+    params = tiny_context.weights.load()
     episodes, _ = play(tiny_context, params, config, "test", 0, turns=2)
     again, _ = play(tiny_context, params, config, "test", 0, turns=2)
     others, _ = play(tiny_context, params, config, "test", 1, turns=2)

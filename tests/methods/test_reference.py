@@ -32,7 +32,7 @@ def charge(tiny_context, moved_policy, state_of):
             policy_learning(context, config), moved_policy
         )
         state = state_of(method, kl_coefficient=beta)
-        return Reference(context, config, context.params()).charge(state, rows), rows, turns
+        return Reference(context, config, context.weights.load()).charge(state, rows), rows, turns
 
     return charge
 
@@ -42,7 +42,7 @@ def divergences(tiny_context, moved_policy, logprobs_of):
     """divergences(kind, turns, temperature): those of each completion [n], in NumPy."""
 
     def divergences(kind, turns, temperature=1.0):
-        warm_start = tiny_context.params()
+        warm_start = tiny_context.weights.load()
         found = []
         for turn in turns:
             policy, reference = (
@@ -94,7 +94,7 @@ def test_in_the_loss_rewards_cost_nothing_and_rows_have_the_term(
     for item, turn in zip(rows, turns, strict=True):
         learned = item.fields["policy_weight"] > 0
         assert item.fields["kl_weight"].tolist() == np.float32(BETA * learned).tolist()
-        reference = logprobs_of(tiny_context.params(), turn.prompt, turn.tokens, 0.7)
+        reference = logprobs_of(tiny_context.weights.load(), turn.prompt, turn.tokens, 0.7)
         mine = reference[np.arange(len(turn.tokens)), turn.tokens]
         np.testing.assert_allclose(item.fields["ref_logprobs"][learned], mine, atol=2e-4)
     mean = np.concatenate(divergences(kind, turns, 0.7)).mean()
@@ -162,7 +162,7 @@ def test_the_warm_start_does_not_diverge_from_itself(tiny_context, state_of, kin
     changes = {f"sampling__{name}": value for name, value in sampling.items()}
     changes |= {"grpo__kl": kind, "grpo__kl_coefficient": BETA}
     context = tiny.changed(tiny_context, **changes)
-    params = context.params()
+    params = context.weights.load()
     turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
     rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
     method = dataclasses.make_dataclass("Learner", ["learning", "params"])(

@@ -11,7 +11,9 @@ def test_only_right_answers_are_learned(script, collected, tiny_context, turns, 
     script([1, 0, 0, 0], [1, 0, 1], [1])
     _, found = collected("rejection-sampling", rejection_sampling__turns=turns, **SETTINGS)
     assert len(found.rows) == found.metrics["accepted"] == sum(right)
-    prompts = [tiny_context.prompt(e.prompt) for e in list(tiny_context.task.split("train"))[:2]]
+    prompts = [
+        tiny_context.prompts.render(e.prompt) for e in list(tiny_context.task.split("train"))[:2]
+    ]
     wanted = [prompts[i // 2] for i, yes in enumerate(right) if yes]
     for item, prompt in zip(found.rows, wanted, strict=True):
         weight = item.fields["nll_weight"]

@@ -354,9 +354,9 @@ def test_critiques_are_predicted(script, collected, tiny_context, correct):
         examples = tiny_context.task.split("train")
         text = tiny_context.tokenizer.decode(x0_y0[y0[0] :].tolist())
         example = next(
-            e for e in examples if tiny_context.prompt(e.prompt) == x0_y0[: y0[0]].tolist()
+            e for e in examples if tiny_context.prompts.render(e.prompt) == x0_y0[: y0[0]].tolist()
         )
-        critique = tiny_context.critique(example, text).text
+        critique = tiny_context.judges.critique(example, text).text
         said = [*encode(critique), tiny_context.tokenizer.end_id]
         assert item.tokens[start:].tolist() == said
 
@@ -425,7 +425,7 @@ def test_a_judge_that_fails_teaches_nothing_and_is_counted(
 def test_critiques_that_do_not_fit_are_not_learned(script, collected, tiny_context):
     script([0, 0, 0, 1])
     examples = list(tiny_context.task.split("train"))[:2]
-    longest = max(len(tiny_context.prompt(example.prompt)) for example in examples)
+    longest = max(len(tiny_context.prompts.render(example.prompt)) for example in examples)
     room = longest + tiny_context.config.sampling.max_new_tokens
     _, found = collected("rltf-fm", rltf_fm__prompts_per_step=2, model__context_length=room)
     assert found.metrics["no_room"] == 3

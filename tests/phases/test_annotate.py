@@ -61,7 +61,7 @@ def test_tokens_are_those_that_were_sampled(tiny_run, tiny_context):
         tokens = record.completion_tokens.tolist()
         assert tiny_context.tokenizer.decode(tokens) == record.completion
         assert len(record.completion_logprobs) == len(tokens)
-        assert record.prompt_tokens.tolist() == tiny_context.prompt(record.prompt)
+        assert record.prompt_tokens.tolist() == tiny_context.prompts.render(record.prompt)
         assert record.judge == "binary_matrix"
 
 

@@ -99,7 +99,9 @@ def test_the_warm_start_is_measured_early_and_once(tiny_run, tmp_path, monkeypat
 
 
 def test_without_room_there_is_no_second_attempt(play, tiny_context):
-    longest = max(len(tiny_context.prompt(e.prompt)) for e in tiny_context.task.split("test"))
+    longest = max(
+        len(tiny_context.prompts.render(e.prompt)) for e in tiny_context.task.split("test")
+    )
     new = tiny_context.config.sampling.max_new_tokens
     score, _ = play([1, 0, 0, 0, 0, 0, 0, 0], [], model__context_length=longest + new)
     assert score["second_turn"] == score["accuracy"] == 1 / 8

@@ -45,7 +45,7 @@ def test_the_end_of_every_answer_is_learned_even_where_padding_is_the_same_token
     first = [*tokenizer.encode("The cat"), tokenizer.end_id]
     second = [*tokenizer.encode(context.task.solve(example)), tokenizer.end_id]
     asked = tokenizer.next_turn(CRITIQUE.text, ended=True)
-    parts = [context.prompt(example.prompt), first, asked, second]
+    parts = [context.prompts.render(example.prompt), first, asked, second]
     assert row.tokens.tolist() == [i for part in parts for i in part]
     # Weights by the counts of tokens alone.
     weights = [[0.0] * len(parts[0]), [1.0] * len(first), [0.0] * len(asked), [1.0] * len(second)]
@@ -75,7 +75,7 @@ def test_the_parts_of_a_reward_model_row_are_found_by_counting(context, example,
         context, config=dataclasses.replace(context.config, reward_model=settings)
     )
     tokenizer = context.tokenizer
-    prompt = context.prompt(example.prompt)
+    prompt = context.prompts.render(example.prompt)
     # As sampled: letters one by one, and an end; or cut before it.
     letters = [i for letter in "The cat sat" for i in tokenizer.encode(letter)]
     critique = [*tokenizer.encode(CRITIQUE.text), tokenizer.end_id]
@@ -100,11 +100,11 @@ def test_the_parts_of_a_reward_model_row_are_found_by_counting(context, example,
 
 def test_the_system_prompt_of_a_task_is_in_every_prompt(context, example, monkeypatch):
     tokenizer = context.tokenizer
-    text = tokenizer.decode(context.prompt(example.prompt), skip_special=False)
+    text = tokenizer.decode(context.prompts.render(example.prompt), skip_special=False)
     assert example.prompt.strip() in text
     assert "Think first." not in text
     monkeypatch.setattr(context.task, "system", "Think first.")
-    text = tokenizer.decode(context.prompt(example.prompt), skip_special=False)
+    text = tokenizer.decode(context.prompts.render(example.prompt), skip_special=False)
     assert text.index("Think first.") < text.index(example.prompt.strip())
     assert text.count("Think first.") == 1
 

@@ -12,6 +12,7 @@ from t2g_jax import cli
 from t2g_jax.errors import T2GError
 from t2g_jax.phases import generate
 from t2g_jax.run.context import Context
+from t2g_jax.run.prompts import Prompts
 from t2g_jax.tasks.base import JudgeError
 
 PROMPT = "Distance to the nearest 0 for each cell:\n0 1 1\n0 0 1\n1 0 0\nAnswer in \\boxed{}."
@@ -102,7 +103,7 @@ def test_an_empty_prompt(said, prompt):
 
 def test_a_prompt_that_is_too_long(said, tiny_context):
     room = 384 - 24
-    overhead = len(tiny_context.prompt("0")) - 1
+    overhead = len(tiny_context.prompts.render("0")) - 1
     with pytest.raises(T2GError, match=rf"--prompt has {room + 1} tokens, .* leaves {room}; short"):
         said(prompt="0" * (room + 1 - overhead))
 
@@ -161,8 +162,8 @@ def test_any_number_of_samples_is_drawn_a_few_at_a_time(
     said, tiny_context, monkeypatch, compiled_once, prompt
 ):
     monkeypatch.setattr(generate, "AT_ONCE", 4)
-    named = None if prompt is None else [(prompt, tiny_context.prompt(prompt))]
-    params = tiny_context.params("sft")
+    named = None if prompt is None else [(prompt, tiny_context.prompts.render(prompt))]
+    params = tiny_context.weights.load("sft")
     with compiled_once():
         drawn = generate.answers(tiny_context, params, None, named, samples=10**12)
         found = list(itertools.islice(drawn, 8))
@@ -222,7 +223,7 @@ def test_no_more_test_prompts_are_read_than_answered(tiny_context, monkeypatch):
         read.append(text)
         return [0]
 
-    monkeypatch.setattr(Context, "prompt", prompt)
+    monkeypatch.setattr(Prompts, "render", prompt)
     assert len(generate._first_examples(tiny_context)) == 3
     assert len(read) == 3
 

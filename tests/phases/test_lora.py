@@ -47,19 +47,19 @@ def shapes(params):
 
 @pytest.mark.parametrize("phase", HEADS)
 def test_a_phase_is_the_warm_start_and_what_it_trained(context, phase):
-    trained, frozen = lora.split(context.params(phase, with_heads=(HEADS[phase],)))
+    trained, frozen = lora.split(context.weights.load(phase, with_heads=(HEADS[phase],)))
     assert set(trained) == {"decoder", HEADS[phase]}
     adapters = jax.tree.leaves(trained["decoder"])
     assert len(adapters) == 2 * 7
     assert all(leaf.any() for leaf in adapters)
-    same = jax.tree.map(lambda mine, theirs: mine is theirs, frozen, context.params())
+    same = jax.tree.map(lambda mine, theirs: mine is theirs, frozen, context.weights.load())
     assert all(jax.tree.leaves(same)), "one copy of the warm start"
 
 
 @pytest.mark.parametrize("phase", HEADS)
 def test_checkpoints_hold_what_was_trained_and_no_more(context, phase):
     directory = context.workspace.checkpoints(phase)
-    trained, frozen = lora.split(context.params(phase, with_heads=(HEADS[phase],)))
+    trained, frozen = lora.split(context.weights.load(phase, with_heads=(HEADS[phase],)))
     saved, _ = load_params(directory, shapes(trained))
     jax.tree.map(np.testing.assert_array_equal, saved, trained)
     for part in ({"embed": frozen["decoder"]["embed"]}, {"layers": frozen["decoder"]["layers"]}):
@@ -81,8 +81,8 @@ def test_the_reward_model_learns(run, tiny_run):
 
 
 def test_the_sampler_reports_what_the_trainer_computes(context):
-    policy = context.params("text2grad")
-    prompts = [context.prompt(example.prompt) for example in context.task.split("test")]
+    policy = context.weights.load("text2grad")
+    prompts = [context.prompts.render(example.prompt) for example in context.task.split("test")]
     completed = complete(context, policy, prompts, jax.random.key(0), batch_size=4)
     rows = [
         row((prompt, {}), (completion.tokens, {}))
@@ -93,7 +93,7 @@ def test_the_sampler_reports_what_the_trainer_computes(context):
     def logprobs(params):
         return about_rows(context, rows, lambda batch: score(params, batch, **settings)["logprobs"])
 
-    found = zip(prompts, completed, logprobs(policy), logprobs(context.params()), strict=True)
+    found = zip(prompts, completed, logprobs(policy), logprobs(context.weights.load()), strict=True)
     for prompt, completion, ours, reference in found:
         of = slice(len(prompt) - 1, len(prompt) - 1 + len(completion.tokens))
         np.testing.assert_allclose(np.exp(ours[of] - completion.logprobs), 1, rtol=1e-4)
@@ -118,7 +118,7 @@ def test_stopped_and_started_again(run, context, tmp_path, monkeypatch):
     heads = (HEADS["text2grad"],)
     again = Context.open(config, workdir).params("text2grad", with_heads=heads)
     jax.tree.map(
-        np.testing.assert_array_equal, again, context.params("text2grad", with_heads=heads)
+        np.testing.assert_array_equal, again, context.weights.load("text2grad", with_heads=heads)
     )
     ours, theirs = (
         tiny.lines(root / "text2grad" / "metrics.jsonl") for root in (workdir, run.workdir)
@@ -132,15 +132,15 @@ def test_another_rank_is_named(context, rank):
     with pytest.raises(
         T2GError, match=rf"text2grad was trained with lora\.rank 4, the .* has {rank}"
     ):
-        other.params("text2grad")
+        other.weights.load("text2grad")
 
 
 def test_adapters_for_a_phase_trained_without(run, tiny_context):
     config = tiny.with_values(tiny_context.config, lora__rank=4)
     other = dataclasses.replace(tiny_context, config=config)
     with pytest.raises(T2GError, match=r"grpo was trained with lora\.rank 0, the config has 4"):
-        other.params("grpo")
-    assert lora.rank(other.params()) == 0, "the warm start has none"
+        other.weights.load("grpo")
+    assert lora.rank(other.weights.load()) == 0, "the warm start has none"
 
 
 def test_alpha_reaches_the_decoder(run):

@@ -62,7 +62,9 @@ def test_the_warm_start_is_the_pretrained_model_as_it_is(own, folder):
     file, workdir = own
     context = Context.open(load_config(file), workdir)
     expected = huggingface.load(folder, families.read_config(folder))
-    for a, b in zip(jax.tree.leaves(context.params()), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(context.weights.load()), jax.tree.leaves(expected), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
     assert context.tokenizer.vocab_size <= context.model.vocab_size
 
@@ -85,11 +87,11 @@ def test_a_merged_policy_gives_the_same_logits_elsewhere(own, tmp_path):
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "0 1\n1 0"}], add_generation_prompt=True, return_dict=False
     )
-    assert text == context.prompt("0 1\n1 0")
+    assert text == context.prompts.render("0 1\n1 0")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "x").eval()
     with torch.no_grad():
         theirs = model(torch.tensor([text])).logits[0].numpy()
-    params, tokens = context.params("rltf-sd"), np.array([text])
+    params, tokens = context.weights.load("rltf-sd"), np.array([text])
     hidden = heads.hidden_states(
         params, context.model, tokens, np.arange(len(text))[None], np.ones_like(tokens)
     )
@@ -156,12 +158,12 @@ def test_the_model_card_says_how_to_use_the_span_head(own, tmp_path, monkeypatch
     assert export(own, *chosen) == 0
     file, workdir = own
     context = Context.open(load_config(file), workdir)
-    params = context.params(REWARD_MODEL, with_heads=("span_head",))
+    params = context.weights.load(REWARD_MODEL, with_heads=("span_head",))
     found = load_heads(tmp_path / "x")
     np.testing.assert_array_equal(
         found["span_head"]["out"]["kernel"], params["span_head"]["out"]["kernel"]
     )
-    text = context.prompt("1 1\n0 1")
+    text = context.prompts.render("1 1\n0 1")
     settings = {"model": context.model, "mesh": context.mesh}
     (ours,) = about_rows(
         context, [row((text, {}))], lambda batch: span_probabilities(params, batch, **settings)
@@ -200,10 +202,10 @@ def test_a_small_model_of_ours_is_exported_as_a_llama(tiny_run, tmp_path):
     assert cli.main([*words, "--method", "sft", "--to", str(tmp_path / "x")]) == 0
     context = Context.open(tiny_run.config, tiny_run.workdir)
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "x").eval()
-    text = context.prompt("0 1\n1 0")
+    text = context.prompts.render("0 1\n1 0")
     with torch.no_grad():
         theirs = model(torch.tensor([text])).logits[0].numpy()
-    params, tokens = context.params(), np.array([text])
+    params, tokens = context.weights.load(), np.array([text])
     hidden = heads.hidden_states(
         params, context.model, tokens, np.arange(len(text))[None], np.ones_like(tokens)
     )
@@ -241,7 +243,7 @@ def test_exported_adapters_are_begun_with(own, tmp_path):
     trained = Context.open(load_config(file), workdir).params("rltf-sd")
     config = load_config(file, ["--lora.pretrained", str(tmp_path / "x")])
     context = Context.open(config, tmp_path / "run")
-    params = context.with_adapters(context.initial_params(), "grpo")
+    params = context.weights.with_adapters(context.weights.initial(), "grpo")
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(trained), strict=True):
         np.testing.assert_array_equal(a, b)
 

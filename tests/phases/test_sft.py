@@ -9,7 +9,7 @@ import tiny
 from t2g_jax.config import SHAPE, TokenizerConfig
 from t2g_jax.phases import evaluate, sft
 from t2g_jax.phases.sft import demonstrations
-from t2g_jax.run.context import Context
+from t2g_jax.run.weights import Weights
 from t2g_jax.tasks.base import CritiqueLevel, JudgeError
 
 
@@ -102,7 +102,7 @@ def test_another_judge_is_asked_only_if_it_is_told_to(tiny_context, share):
 def test_a_pretrained_model_is_looked_at_first(tiny_context, monkeypatch, capsys):
     turns = [tiny.turn(tiny_context, "0", ended=False) for _ in range(4)]
     monkeypatch.setattr(evaluate, "attempt", lambda *_, **__: turns)
-    monkeypatch.setattr(Context, "initial_params", lambda _: {})
+    monkeypatch.setattr(Weights, "initial", lambda _: {})
     monkeypatch.setattr(sft, "run_training", lambda *_: ({}, {}))
     for steps, warned in ((0, True), (3, False)):
         config = tiny.with_values(tiny_context.config, sft__steps=3)

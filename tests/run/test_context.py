@@ -16,52 +16,58 @@ def ids(examples):
 
 
 def test_training_examples_come_once_an_epoch_in_an_order_of_their_own(tiny_context):
-    drawn = [id for step in range(6) for id in ids(tiny_context.train_examples("sft", step, 8))]
+    drawn = [
+        id for step in range(6) for id in ids(tiny_context.prompts.train_examples("sft", step, 8))
+    ]
     first, second = drawn[:24], drawn[24:]
     everything = sorted(ids(tiny_context.task.split("train")))
     assert sorted(first) == sorted(second) == everything
     assert first != second
-    assert first != ids(tiny_context.train_examples("grpo", 0, 24))
-    assert first == ids(tiny_context.train_examples("sft", 0, 24))
+    assert first != ids(tiny_context.prompts.train_examples("grpo", 0, 24))
+    assert first == ids(tiny_context.prompts.train_examples("sft", 0, 24))
 
 
 def test_training_examples_among_the_first(tiny_context):
-    drawn = ids(tiny_context.train_examples("sft", 0, 16, among=16))
+    drawn = ids(tiny_context.prompts.train_examples("sft", 0, 16, among=16))
     assert sorted(drawn) == sorted(ids(tiny_context.task.split("train"))[:16])
 
 
 def test_seed_is_the_seed_of_all_that_is_random(tiny_context):
     other = tiny.changed(tiny_context, seed=1)
-    assert other.seed("sft") != tiny_context.seed("sft")
-    assert (jax.random.key_data(other.key("a")) != jax.random.key_data(tiny_context.key("a"))).any()
-    assert ids(other.train_examples("sft", 0, 24)) != ids(tiny_context.train_examples("sft", 0, 24))
+    assert other.keys.seed("sft") != tiny_context.keys.seed("sft")
+    assert (
+        jax.random.key_data(other.keys.key("a")) != jax.random.key_data(tiny_context.keys.key("a"))
+    ).any()
+    assert ids(other.prompts.train_examples("sft", 0, 24)) != ids(
+        tiny_context.prompts.train_examples("sft", 0, 24)
+    )
 
 
 def test_prompts_hold_the_system_prompt_if_there_is_one(tiny_context, monkeypatch):
     decode = tiny_context.tokenizer.decode
-    plain = decode(tiny_context.prompt("Hi"), skip_special=False)
+    plain = decode(tiny_context.prompts.render("Hi"), skip_special=False)
     assert plain == "<|user|>Hi<|end|><|assistant|>"
     monkeypatch.setattr(type(tiny_context.task), "system", "Be brief.")
-    whole = decode(tiny_context.prompt("Hi"), skip_special=False)
+    whole = decode(tiny_context.prompts.render("Hi"), skip_special=False)
     assert whole == f"<|system|>Be brief.<|end|>{plain}"
 
 
 def test_room_for_a_completion(tiny_context):
     model, sampling = tiny_context.config.model, tiny_context.config.sampling
     longest = model.context_length - sampling.max_new_tokens
-    assert tiny_context.has_room([0] * longest)
-    assert not tiny_context.has_room([0] * (longest + 1))
+    assert tiny_context.prompts.has_room([0] * longest)
+    assert not tiny_context.prompts.has_room([0] * (longest + 1))
 
 
 def test_a_judge_that_fails_is_no_exception(tiny_context, monkeypatch):
     example = tiny_context.task.split("train")[0]
-    assert isinstance(tiny_context.critique(example, ""), Critique)
+    assert isinstance(tiny_context.judges.critique(example, ""), Critique)
 
     def fail(*_):
         raise JudgeError("no credit left")
 
     monkeypatch.setattr(type(tiny_context.judge), "critique", fail)
-    failure = tiny_context.critique(example, "")
+    failure = tiny_context.judges.critique(example, "")
     assert isinstance(failure, JudgeError)
     assert failure.reason == "no credit left"
     # The tokenizer then learns from prompts and answers alone.
@@ -178,7 +184,7 @@ def test_another_judge_is_asked_but_not_for_the_tokenizer(tiny_run, tmp_path):
     config = tiny.with_values(tiny_run.config, judge__name="bad_judges:always_raises")
     context = Context.open(config, tmp_path)
     assert context.judge.calls == 0
-    failure = context.critique(context.task.split("train")[0], "0 1")
+    failure = context.judges.critique(context.task.split("train")[0], "0 1")
     assert failure.reason == "raised ConnectionError"
     assert context.tally["judge_failures"] == 1
     ours, theirs = (folder / "tokenizer/tokenizer.json" for folder in (tmp_path, tiny_run.workdir))

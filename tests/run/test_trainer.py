@@ -118,7 +118,7 @@ def test_speed_by_stage():
 def train(tiny_context, learning, tmp_path):
     """train(collect, …): trains a phase of its own from the warm start, with changes to the
     learning and, named with "__", to the config."""
-    start = tiny_context.params()
+    start = tiny_context.weights.load()
     elsewhere = Workspace(tmp_path, tiny_context.config)
 
     def train(collect, **changes):
@@ -233,9 +233,9 @@ def test_a_collapse_is_told_once_also_by_a_run_that_goes_on(train, capsys):
 
 
 def test_learning_leaves_where_it_started_as_it_was(train, tiny_context):
-    before = jax.device_get(tiny_context.params())
+    before = jax.device_get(tiny_context.weights.load())
     (params, _), _ = train(lambda state, step: Collected(rows(12)), steps=1)
-    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(tiny_context.params()))
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(tiny_context.weights.load()))
     assert any(
         (a != b).any()
         for a, b in zip(

@@ -143,7 +143,7 @@ def turn(
     cutoffs = np.full(len(tokens), -np.inf, np.float32)
     completion = Completion(tokens, np.array(logprobs, np.float32), cutoffs, ended)
     score = Score(correct=reward == 1, formatted=True, reward=reward)
-    prompt = context.prompt(example.prompt) if prompt is None else prompt
+    prompt = context.prompts.render(example.prompt) if prompt is None else prompt
     return Turn(example, list(prompt), completion, text, score)
 
 
