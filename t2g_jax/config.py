@@ -2,8 +2,8 @@
 
     config = load_config("configs/quickstart.yaml", ["--grpo.group_size", "4"])
 
-A run is one YAML file. What the file leaves out keeps the default written here. pydantic checks the
-file against these classes and tyro reads the overrides, so this page is also the list of options:
+A run is one YAML file. What the file leaves out keeps the default written here. pydantic checks
+file and overrides against these classes, so this page is also the list of options:
 `t2g run CONFIG --help` prints it.
 """
 
@@ -18,13 +18,13 @@ import annotated_types
 from pydantic import AfterValidator
 
 from t2g_jax import sections
+from t2g_jax.overrides import override, print_options
 from t2g_jax.sections import (
     ConfigError,
     Section,
     changes,
     config_hash,
     diff,
-    print_options,
     require,
     require_multiple,
     to_yaml,
@@ -105,7 +105,8 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
     """
     stem = os.path.splitext(os.path.basename(path))[0]
     name = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
-    return sections.read(Config(name=name), path, overrides)
+    config = sections.read(Config(name=name), path)
+    return override(config, overrides)
 
 
 # --- What is learned, and by which network ---------------------------------------------------

@@ -6,11 +6,13 @@ import pathlib
 import re
 import typing
 
+import pydantic
 import pytest
 
 from t2g_jax import config as schema
 from t2g_jax.config import Config, ConfigError, changes, config_hash, diff, load_config, to_yaml
-from t2g_jax.sections import Section
+from t2g_jax.overrides import override, print_options
+from t2g_jax.sections import Section, differences
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -401,8 +403,8 @@ def test_every_option_is_explained(section):
 
 
 def test_options_are_listed_with_their_values(write, capsys):
-    schema.print_options(load_config(write("sft: {steps: 123}")))
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    print_options(load_config(write("sft: {steps: 123}")))
+    shown = " ".join(capsys.readouterr().out.split())
     assert "--sft.steps INT Optimizer steps. 0: the pretrained" in shown
     assert "(default: 123)" in shown
 
@@ -410,3 +412,107 @@ def test_options_are_listed_with_their_values(write, capsys):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_configs_of_the_repository_load(path):
     assert load_config(path).name == path.stem
+
+
+# --- Mappings whose keys are the user's own --------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Own(Section):
+    """A section with settings that only a user's code knows."""
+
+    settings: dict[str, pydantic.JsonValue] = dataclasses.field(default_factory=dict)
+    """Whatever YAML can say."""
+
+
+@dataclasses.dataclass(frozen=True)
+class WithOwn(Section):
+    """A configuration."""
+
+    own: Own = Own()
+
+
+def test_settings_of_ones_own_may_be_of_any_shape():
+    words = "--own.settings.a 1 --own.settings.columns.prompt question --own.settings.kind exact "
+    words += "--own.settings.absent none --own.settings.quoted 'none'"
+    weights = ["--own.settings.weights=[1, {b: null}]"]
+    config = override(WithOwn(), [*words.split(), *weights])
+    assert config.own.settings == {
+        "a": 1,
+        "columns": {"prompt": "question"},
+        "kind": "exact",
+        "absent": None,
+        "quoted": "none",
+        "weights": [1, {"b": None}],
+    }
+    more = override(config, ["--own.settings.columns.answer", "reply"])
+    assert more.own.settings["columns"] == {"prompt": "question", "answer": "reply"}
+    assert config.own.settings["columns"] == {"prompt": "question"}
+    print_options(more)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--own.settings.a 1 --own.settings.a.b 2", "set the same value; leave one out"),
+        ("--own.settings.a.b 1 --own.settings.a 2", "set the same value; leave one out"),
+        ("--own.settings.a. 1", "unknown option `--own.settings.a.`"),
+        ("--own.settings.a [1", "`--own.settings.a`, line 1: not valid YAML"),
+        ("--own.settings.a 1 2", "`2` belongs to no option"),
+    ],
+)
+def test_wrong_settings_of_ones_own(words, expected):
+    with pytest.raises(ConfigError) as caught:
+        override(WithOwn(), words.split())
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith("command line: ")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({"a": 1}, {"a": True}, "own.settings.a: 1 → true"),
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, 'own.settings.a: {"b": 1} → {"b": 2}'),
+        ({"a": {"b": 1}}, {"a.b": 1}, 'own.settings.a: {"b": 1} → nothing'),
+        ({}, {"a": None}, "own.settings.a: nothing → null"),
+        ({}, {"a": {}}, "own.settings.a: nothing → {}"),
+    ],
+)
+def test_no_change_of_settings_is_overlooked(before, after, said):
+    old, new = (WithOwn(Own(settings)) for settings in (before, after))
+    assert said in changes(old, new)
+    assert said in differences(schema.sections.values(old), schema.sections.values(new))
+
+
+def test_every_option_is_listed_with_its_meaning_and_value(capsys):
+    config = Config(name="run")
+    print_options(config)
+    shown = " ".join(capsys.readouterr().out.split())
+    for key, annotation in schema.sections.fields_of(Config):
+        if schema.sections.is_section(annotation):
+            assert f" {key} options: " in shown
+        else:
+            option = f"--{key}.NAME" if schema.sections.is_mapping(annotation) else f"--{key}"
+            found = re.search(rf" {re.escape(option)} (\S.*?) \(default: (.*?)\)( |$)", shown)
+            assert found, option
+            assert len(found[1].split()) > 2, option  # a type, and what it means
+    for said in (
+        "--seed INT Seed of everything random except the puzzles. (default: 0)",
+        "--methods {text2grad,ppo,rltf-sd,",
+        "--reward_model.class_weights FLOAT FLOAT FLOAT Weights of",
+        "--annotate.temperatures FLOAT [...] Factors on",
+        "--model.pretrained {None}|STR Folder",
+        "--ppo.whiten {true,false} Scale advantages",
+        "--text2grad.group_size INT Completions for each prompt. (default: 4)",  # inherited
+    ):
+        assert said in shown, said
+
+
+def test_a_section_can_be_added_at_run_time(capsys):
+    """As for the method of another package."""
+    fields = [("mine", Own, dataclasses.field(default=Own({"a": 1})))]
+    kind = dataclasses.make_dataclass("Extended", fields, bases=(WithOwn,), frozen=True)
+    config = override(kind(), ["--mine.settings.b", "2", "--own.settings.c", "3"])
+    assert (config.mine.settings, config.own.settings) == ({"a": 1, "b": 2}, {"c": 3})
+    print_options(config)
+    assert "--mine.settings.NAME VALUE" in capsys.readouterr().out
