@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from t2g_jax.losses.span_reward import ClassWeights, span_probabilities
 from t2g_jax.models.decoder import Decoder, DecoderConfig
 from t2g_jax.numerics import soft_capped
 
@@ -44,14 +43,6 @@ class SpanRewardHead(nn.Module):
     def __call__(self, hidden: Array) -> Array:
         """[B, T, D] → logits [B, T, 3] float32."""
         return nn.Dense(3, name="out")(hidden.astype(jnp.float32))
-
-
-def span_rewards(logits: Array, *, class_weights: ClassWeights | None = None) -> Array:
-    """Expected span reward p(good) − p(poor) of each token: [..., 3] → [...] in [−1, 1].
-
-    `class_weights` are those that the head was trained with, see `losses.span_probabilities`.
-    """
-    return span_probabilities(logits, class_weights=class_weights) @ SPAN_CLASSES
 
 
 @functools.partial(jax.jit, static_argnames=("config", "heads"))

@@ -266,21 +266,6 @@ def unweighted(
     return {"out": out | {"bias": out["bias"] - jnp.log(jnp.asarray(class_weights))}}
 
 
-def load_heads(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """The heads of an exported folder, as they are in parameters; none if it has none."""
-    file = Path(folder) / HEADS_FILE
-    if not file.exists():
-        return {}
-    heads: dict[str, Any] = {}
-    for tensor in tensor_files.of_file(file):
-        *path, leaf = tensor.name.split(".")
-        at = heads
-        for name in path:
-            at = at.setdefault(name, {})
-        at[leaf] = jnp.asarray(tensor.read())
-    return heads
-
-
 def _move_up(partial: Path) -> None:
     """Moves what is in a folder to the one it is in; configs, without which it is none, last."""
     names = sorted(os.listdir(partial), key=lambda name: name.endswith("config.json"))

@@ -17,7 +17,7 @@ import numpy as np
 
 from t2g_jax.config import Config, Labels
 from t2g_jax.data.dataset import DatasetError, Records, load_dataset
-from t2g_jax.data.pipeline import batches
+from t2g_jax.data.pipeline import Batches
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
 from t2g_jax.feedback import span_scores
@@ -66,7 +66,7 @@ def train(context: Context) -> dict[str, Any]:
     size = min(settings.batch_size, len(source))
     # Each process reads and renders its part of a batch, if there are equal parts.
     apart = hosts.count() > 1 and size % hosts.count() == 0
-    stream = batches(
+    stream: Batches[list[Row]] = Batches(
         source,
         batch_size=size,
         seed=context.keys.seed(REWARD_MODEL),
@@ -77,8 +77,7 @@ def train(context: Context) -> dict[str, Any]:
 
     def collect(state, step: int) -> Collected:
         del state
-        stream.seek(step)
-        rows = next(stream)
+        rows = stream.at(step)
         if apart:
             parts = hosts.gathered_arrays(to_arrays(rows))
             rows = [item for part in parts for item in from_arrays(part)]
@@ -89,7 +88,7 @@ def train(context: Context) -> dict[str, Any]:
         REWARD_MODEL,
         starting_params(rm_context),
         collect,
-        learning(context.config, settings.epochs * stream.batches_per_epoch),
+        learning(context.config, settings.epochs * stream.per_epoch),
     )
     model = RewardModel(context, params, rm_context, settings.class_weights)
     probabilities, labels = marked(model, held_out, settings.batch_size, settings.labels)
@@ -172,11 +171,6 @@ def labels_of(record: AnnotationRecord, how: Labels = "sign") -> np.ndarray:
     return _labels(_spans(record), len(record.completion_tokens), how)
 
 
-def record_labels(record: AnnotationRecord) -> np.ndarray:
-    """−1, 0 or +1 for each completion token: the sign of its reward."""
-    return labels_of(record)
-
-
 def _labels(spans: Sequence[TokenSpan], length: int, how: Labels) -> np.ndarray:
     rewards = token_labels(spans, length)
     return rewards if how == "severity" else np.sign(rewards)
@@ -228,10 +222,3 @@ def marked(
             "are NaN: it has diverged; train it with a lower reward_model.optimizer.learning_rate"
         )
     return probabilities, np.concatenate(labels)
-
-
-def class_scores(
-    model: RewardModel, records: Sequence[AnnotationRecord], batch_size: int
-) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and support of each class over all completion tokens."""
-    return span_scores.class_scores(*marked(model, records, batch_size))

@@ -16,7 +16,7 @@ from t2g_jax.report.contents import (
     TokenCell,
 )
 from t2g_jax.report.html import render, write
-from t2g_jax.report.statistics import clustered_interval, wilson_interval
+from t2g_jax.report.statistics import clustered_interval
 from t2g_jax.report.terminal import PhaseProgress, class_score_table, result_table, token_line
 
 __all__ = [
@@ -36,6 +36,5 @@ __all__ = [
     "render",
     "result_table",
     "token_line",
-    "wilson_interval",
     "write",
 ]

@@ -1,38 +1,8 @@
 """How sure an accuracy is: intervals that stay in [0, 1] and respect repeated samples."""
 
 import math
-import statistics
 
 import numpy as np
-
-
-def wilson_interval(
-    successes: float, trials: float, *, confidence: float = 0.95
-) -> tuple[float, float]:
-    """Wilson's score interval for a proportion, for *independent* trials.
-
-    (p̂ + z²/2n ± z √(p̂(1−p̂)/n + z²/4n²)) / (1 + z²/n),   p̂ = successes / n.
-
-    "Probable Inference, the Law of Succession, and Statistical Inference", Wilson, JASA 1927.
-    Unlike p̂ ± 1.96 s it is never empty and never leaves [0, 1]: 0 of 200 gives (0, .019).
-
-    Args:
-      successes: number of successes, in [0, trials].
-      trials: n, above 0. Need not be whole (an effective sample size).
-      confidence: probability that the interval covers the truth, in (0, 1).
-
-    Returns:
-      (low, high).
-
-    Raises:
-      ValueError: trials is not positive, or successes is outside [0, trials].
-    """
-    if not trials > 0:
-        raise ValueError(f"trials is {trials}; an interval needs at least one trial")
-    if not 0 <= successes <= trials:
-        raise ValueError(f"successes is {successes}; it must lie in [0, trials] = [0, {trials}]")
-    quantile = statistics.NormalDist().inv_cdf(_upper_tail(confidence))
-    return _score_interval(successes / trials, trials, quantile)
 
 
 def clustered_interval(correct, *, confidence: float = 0.95) -> tuple[float, float]:

@@ -155,7 +155,7 @@ class Checkpoints:
         if later := [s for s in self.steps if s >= step]:
             raise T2GError(
                 f"cannot save step {step}: {self.directory} has the steps {later}; resume from "
-                f"{later[-1]}, or drop them with discard_after({step - 1})"
+                f"{later[-1]}, or delete them"
             )
         for path, leaf in checksums.leaves(state).items():
             if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
@@ -229,15 +229,6 @@ class Checkpoints:
         step = self._existing(step)
         with self._damage_named(step):
             return checksums.fingerprint(self._checksums(step), "params.")
-
-    def discard_after(self, step: int) -> None:
-        """Deletes the steps above `step`: to go back on purpose, or past a damaged one."""
-        if self._read_only:
-            raise T2GError(f"{self.directory} was opened read_only")
-        self.wait()
-        for later in [s for s in self.steps if s > step]:
-            self._manager.delete(later)
-        self._saved = None
 
     def wait(self) -> None:
         """Returns when all that was saved is on disk.
@@ -404,28 +395,6 @@ class Checkpoints:
         name, mode = self._keep_best
         value = metrics.get(name, math.nan)
         return -math.inf if math.isnan(value) else value if mode == "max" else -value
-
-
-def save_params(directory: str | os.PathLike[str], params: PyTree, meta: Mapping[str, Any]) -> None:
-    """Writes what a phase leaves behind; an earlier artifact is replaced once this one is whole."""
-    with Checkpoints(directory, keep_last=1, async_=False) as checkpoints:
-        latest = checkpoints.latest_step
-        checkpoints.save(0 if latest is None else latest + 1, {"params": params}, meta)
-
-
-def load_params(
-    directory: str | os.PathLike[str],
-    abstract_params: PyTree,
-    *,
-    step: int | None = None,
-    made_by: str | None = None,
-) -> tuple[PyTree, dict[str, Any]]:
-    """Returns (params, meta) from `save_params`, or from a run's checkpoints (latest by default).
-
-    Raises as `Checkpoints.restore`; `made_by` is the command to name when there is nothing.
-    """
-    with Checkpoints(directory, read_only=True, async_=False, made_by=made_by) as checkpoints:
-        return checkpoints.restore_params(abstract_params, step)
 
 
 def _link(directory: epath.Path) -> epath.Path | None:

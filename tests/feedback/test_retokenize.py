@@ -19,7 +19,7 @@ from t2g_jax.feedback.reward_model import RewardModel
 from t2g_jax.models.heads import SPAN_CLASSES
 from t2g_jax.phases import policy, reward_model
 from t2g_jax.phases.export import run as export
-from t2g_jax.phases.reward_model import record_labels, training_row
+from t2g_jax.phases.reward_model import labels_of, training_row
 from t2g_jax.run import pretrained
 from t2g_jax.run.context import Context
 from t2g_jax.training.metrics import read_metrics
@@ -100,7 +100,7 @@ def test_answers_are_encoded_anew_and_labels_cross_by_characters(trained, record
         critique = row.tokens[row.fields["nll_weight"] > 0].tolist()
         assert rm_context.tokenizer.decode(critique) == record.critique
         # A character that has a label in the policy's tokens has it here, blanks apart.
-        labels, mine = record_labels(record), trained.tokenizer.offsets(record.completion_tokens)
+        labels, mine = labels_of(record), trained.tokenizer.offsets(record.completion_tokens)
         given = dict.fromkeys(range(len(text)))
         for label, (start, end) in zip(row.fields["span_labels"][marked], offsets, strict=True):
             given |= dict.fromkeys(range(start, end), label)

@@ -116,10 +116,3 @@ def test_heads_compute_in_float32(params, rng):
     assert logits.dtype == jnp.float32
     wide = heads.span_logits(params, hidden.astype(jnp.float32))
     np.testing.assert_array_equal(logits, wide)
-
-
-def test_span_rewards_are_expected_rewards():
-    logits = np.log([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [1, 1, 1]]).astype(np.float32)
-    np.testing.assert_allclose(heads.span_rewards(logits), [-0.25, 0.6, 0.0], atol=1e-6)
-    sure = heads.span_rewards(jnp.array([[90.0, 0.0, 0.0], [0.0, 0.0, 90.0]]))
-    np.testing.assert_allclose(sure, [-1.0, 1.0], atol=1e-6)

@@ -9,7 +9,7 @@ import tiny
 
 from t2g_jax.data.dataset import load_dataset
 from t2g_jax.data.journal import Journal
-from t2g_jax.data.pipeline import BatchIterator
+from t2g_jax.data.pipeline import Batches
 from t2g_jax.methods import (
     GRPO,
     PPO,
@@ -37,7 +37,7 @@ class Stopped(Exception):
 STOPS = {
     "sft": (sft, "demonstrations", 11),
     "annotate": (annotate, "annotated", 14),
-    "reward_model": (BatchIterator, "__next__", 3),
+    "reward_model": (Batches, "at", 3),
     "text2grad": (Text2Grad, "collect", 3),
     "rltf-sd": (RLTFSelfDistillation, "collect", 2),
     "grpo": (GRPO, "collect", 3),

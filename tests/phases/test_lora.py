@@ -18,7 +18,7 @@ from t2g_jax.run.context import Context
 from t2g_jax.run.pretrained import decoder_config
 from t2g_jax.run.trainer import about_rows
 from t2g_jax.training.batch import row
-from t2g_jax.training.checkpoint import load_params
+from t2g_jax.training.checkpoint import Checkpoints
 from t2g_jax.training.metrics import read_metrics
 from t2g_jax.training.step import score
 
@@ -60,11 +60,12 @@ def test_a_phase_is_the_warm_start_and_what_it_trained(context, phase):
 def test_checkpoints_hold_what_was_trained_and_no_more(context, phase):
     directory = context.workspace.checkpoints(phase)
     trained, frozen = lora.split(context.weights.load(phase, with_heads=(HEADS[phase],)))
-    saved, _ = load_params(directory, shapes(trained))
-    jax.tree.map(np.testing.assert_array_equal, saved, trained)
-    for part in ({"embed": frozen["decoder"]["embed"]}, {"layers": frozen["decoder"]["layers"]}):
-        with pytest.raises(T2GError, match="found nothing"):
-            load_params(directory, {"decoder": shapes(part)})
+    with Checkpoints(directory, read_only=True) as checkpoints:
+        saved, _ = checkpoints.restore_params(shapes(trained))
+        jax.tree.map(np.testing.assert_array_equal, saved, trained)
+        for part in ("embed", "layers"):
+            with pytest.raises(T2GError, match="found nothing"):
+                checkpoints.restore_params({"decoder": {part: shapes(frozen["decoder"][part])}})
 
 
 def test_the_policy_starts_as_its_reference_and_moves(run):

@@ -10,13 +10,14 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import yaml
 
 from t2g_jax import cli, losses
 from t2g_jax.config import ConfigError, load_config
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models import heads
-from t2g_jax.phases.export import load_heads, unweighted
+from t2g_jax.phases.export import HEADS_FILE, unweighted
 from t2g_jax.run.context import Context
 from t2g_jax.run.trainer import about_rows
 from t2g_jax.run.workspace import REWARD_MODEL
@@ -159,10 +160,9 @@ def test_the_model_card_says_how_to_use_the_span_head(own, tmp_path, monkeypatch
     file, workdir = own
     context = Context.open(load_config(file), workdir)
     params = context.weights.load(REWARD_MODEL, with_heads=("span_head",))
-    found = load_heads(tmp_path / "x")
-    np.testing.assert_array_equal(
-        found["span_head"]["out"]["kernel"], params["span_head"]["out"]["kernel"]
-    )
+    found = safetensors.numpy.load_file(tmp_path / "x" / HEADS_FILE)
+    kernel = params["span_head"]["out"]["kernel"]
+    np.testing.assert_array_equal(found["span_head.out.kernel"], kernel)
     text = context.prompts.render("1 1\n0 1")
     settings = {"model": context.model, "mesh": context.mesh}
     (ours,) = about_rows(

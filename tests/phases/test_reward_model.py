@@ -12,8 +12,9 @@ from tiny import without_checksum
 from t2g_jax.data.dataset import load_dataset, write_dataset
 from t2g_jax.errors import T2GError
 from t2g_jax.feedback.reward_model import RewardModel, hard_rewards, reward_model_row
+from t2g_jax.feedback.span_scores import class_scores
 from t2g_jax.phases import policy, reward_model
-from t2g_jax.phases.reward_model import class_scores, labels_of, record_labels, training_row
+from t2g_jax.phases.reward_model import labels_of, marked, training_row
 from t2g_jax.run import provenance
 from t2g_jax.run.context import Context
 from t2g_jax.training.metrics import read_metrics
@@ -66,13 +67,13 @@ def test_labels_sit_on_the_right_tokens(context, records):
         marked = item.fields["span_weight"] > 0
         np.testing.assert_array_equal(item.tokens[marked], record.completion_tokens)
         labels = item.fields["span_labels"]
-        np.testing.assert_array_equal(labels[marked], record_labels(record))
+        np.testing.assert_array_equal(labels[marked], labels_of(record))
         assert not labels[~marked].any()
         for start, end, reward in zip(
             record.span_starts, record.span_ends, record.span_rewards, strict=True
         ):
             assert (labels[marked][start:end] == np.sign(reward)).all()
-    assert any(record_labels(record).any() for record in records)
+    assert any(labels_of(record).any() for record in records)
 
 
 def test_a_completion_that_was_cut_off_is_closed_first(tiny_context):
@@ -92,7 +93,7 @@ def test_without_a_critique_nothing_follows_the_completion(tiny_context):
 def test_severities_become_signs(records):
     record = next(r for r in records if len(r.span_rewards) > 1)
     mild = dataclasses.replace(record, span_rewards=record.span_rewards * 0.3)
-    np.testing.assert_array_equal(record_labels(mild), record_labels(record))
+    np.testing.assert_array_equal(labels_of(mild), labels_of(record))
 
 
 def test_severities_are_kept_where_that_is_asked_for(tiny_context, records):
@@ -225,8 +226,8 @@ class Oracle:
 
 def test_class_scores_by_hand(records):
     chosen = records[:3]
-    true = [record_labels(record).astype(int) + 1 for record in chosen]
-    assert class_scores(Oracle(true), chosen, 2) == [
+    true = [labels_of(record).astype(int) + 1 for record in chosen]
+    assert class_scores(*marked(Oracle(true), chosen, 2)) == [
         {
             "label": label,
             "precision": float(support > 0),
@@ -241,7 +242,7 @@ def test_class_scores_by_hand(records):
         )
     ]
     # Everything called poor: recall 1 and the share of poor tokens as precision.
-    poor, neutral, _ = class_scores(Oracle([0 * labels for labels in true]), chosen, 2)
+    poor, neutral, _ = class_scores(*marked(Oracle([0 * labels for labels in true]), chosen, 2))
     share = float(np.mean(np.concatenate(true) == 0))
     assert (poor["precision"], poor["recall"]) == (pytest.approx(share), 1.0)
     assert poor["f1"] == pytest.approx(2 * share / (share + 1))
@@ -253,7 +254,7 @@ def test_class_scores_leave_out_what_could_not_be_marked(records):
         def probabilities(self, answers):
             return [None] * len(answers)
 
-    assert {score["support"] for score in class_scores(Silent(), records[:2], 1)} == {0}
+    assert {score["support"] for score in class_scores(*marked(Silent(), records[:2], 1))} == {0}
 
 
 def test_scores_of_a_model_that_diverged_are_none(records):
@@ -261,9 +262,9 @@ def test_scores_of_a_model_that_diverged_are_none(records):
         def probabilities(self, answers):
             return [np.full_like(p, np.nan) for p in super().probabilities(answers)]
 
-    true = [record_labels(record).astype(int) + 1 for record in records[:2]]
+    true = [labels_of(record).astype(int) + 1 for record in records[:2]]
     with pytest.raises(T2GError, match=r"of (\d+) of \1 held-out tokens are NaN: it has diverged"):
-        class_scores(Diverged(true), records[:2], 1)
+        marked(Diverged(true), records[:2], 1)
 
 
 def test_held_out_scores_are_in_the_summary(tiny_run):

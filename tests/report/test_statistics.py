@@ -4,33 +4,25 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from t2g_jax.report.statistics import clustered_interval, wilson_interval
+from t2g_jax.report.statistics import clustered_interval
 
 Z = 1.959963984540054
 
 
-def test_wilson_hand_worked():
-    # 10 of 20: centre .5, half-width z √(1/80 + z²/1600) / (1 + z²/20).
-    half = Z * (0.25 / 20 + Z**2 / 1600) ** 0.5 / (1 + Z**2 / 20)
-    np.testing.assert_allclose(wilson_interval(10, 20), (0.5 - half, 0.5 + half), rtol=1e-12)
-    np.testing.assert_allclose(wilson_interval(10, 20), (0.29930, 0.70070), atol=5e-6)
+def wilson_interval(successes, trials):
+    """Wilson's score interval for independent trials, JASA 1927."""
+    mean, shrink = successes / trials, Z**2 / trials
+    half = Z * (mean * (1 - mean) / trials + shrink / (4 * trials)) ** 0.5
+    return tuple((mean + shrink / 2 + sign * half) / (1 + shrink) for sign in (-1, 1))
 
 
-def test_wilson_at_the_ends_is_closed_form_and_inside_the_unit_interval():
-    low, high = wilson_interval(0, 200)
-    assert low == 0.0
-    np.testing.assert_allclose(high, Z**2 / (200 + Z**2), rtol=1e-12)
-    low, high = wilson_interval(200, 200)
-    assert high == 1.0
-    np.testing.assert_allclose(low, 200 / (200 + Z**2), rtol=1e-12)
-
-
-def test_more_confidence_is_wider_and_more_trials_are_narrower():
+def test_more_confidence_is_wider_and_more_prompts_are_narrower():
     def width(bounds):
         return bounds[1] - bounds[0]
 
-    assert width(wilson_interval(3, 10, confidence=0.99)) > width(wilson_interval(3, 10))
-    assert width(wilson_interval(30, 100)) < width(wilson_interval(3, 10))
+    correct = np.array([[1.0], [1.0], [0.0], [1.0]])
+    assert width(clustered_interval(correct, confidence=0.99)) > width(clustered_interval(correct))
+    assert width(clustered_interval(np.tile(correct, (9, 1)))) < width(clustered_interval(correct))
 
 
 def test_equal_samples_count_once_a_prompt():
@@ -95,9 +87,7 @@ def test_covers_the_truth_where_a_naive_interval_does_not(mean):
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: wilson_interval(1, 0), "at least one trial"),
-        (lambda: wilson_interval(3, 2), "[0, trials]"),
-        (lambda: wilson_interval(1, 2, confidence=95), "strictly between 0 and 1"),
+        (lambda: clustered_interval([[1.0]], confidence=95), "strictly between 0 and 1"),
         (lambda: clustered_interval([1, 0, 1]), "[prompts, samples]"),
         (lambda: clustered_interval(np.zeros((0, 8))), "[prompts, samples]"),
         (lambda: clustered_interval([[-0.1, 1.0]]), "pass correctness, not the reward"),
