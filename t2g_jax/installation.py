@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import importlib.metadata
 import pathlib
 import subprocess
+from types import ModuleType
+
+from t2g_jax.errors import T2GError
 
 _NAME = "t2g_jax"
 _CHECKOUT = pathlib.Path(__file__).parents[1]
@@ -23,6 +27,20 @@ def pip_install(extra: str) -> str:
         if (_CHECKOUT / "pyproject.toml").is_file():
             return f"pip install -e '{_CHECKOUT}[{extra}]'"
     return f"pip install '{_NAME}[{extra}]'"
+
+
+def import_extra(package: str, *, extra: str, needed_by: str) -> ModuleType:
+    """A package that only an extra installs.
+
+    Raises:
+      T2GError: it is missing; the extra is named, and what needs it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if error.name != package:
+            raise
+        raise T2GError(f"{needed_by} needs the package {package}: {pip_install(extra)}") from error
 
 
 @functools.cache

@@ -12,7 +12,7 @@ OPTIONAL = {
     "libtpu": "tpu",
     "tensorboard": "tensorboard",
     "wandb": "wandb",
-    "matplotlib": "notebooks",
+    "matplotlib": "study",
     "math_verify": "math",
     "datasets": "datasets",
 }

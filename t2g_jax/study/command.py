@@ -7,7 +7,7 @@ from pathlib import Path
 from t2g_jax.errors import T2GError
 from t2g_jax.printing import tell
 from t2g_jax.runtime.files import expanded
-from t2g_jax.study import page, runner
+from t2g_jax.study import figures, page, runner
 from t2g_jax.study.plan import Study
 
 
@@ -20,9 +20,10 @@ def run(study: Study, root: Path, *, at_once: int | None = None, report_only: bo
       report_only: only write the page, from the cells that are done.
 
     Raises:
-      T2GError: folders of cells were made with other settings, the study runs already, or a cell
-        failed; the page is written in the last case, too.
+      T2GError: matplotlib is missing, folders of cells were made with other settings, the study
+        runs already, or a cell failed; the page is written in the last case, too.
     """
+    figures.require_matplotlib()  # sooner here than after the last cell
     jobs = runner.jobs_of(study, root)
     runner.check(jobs)
     failed = []
