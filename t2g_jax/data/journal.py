@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from t2g_jax.errors import T2GError
 from t2g_jax.runtime import checked, files
+from t2g_jax.runtime.locks import lock
 
 
 class Journal:
@@ -127,13 +127,9 @@ class _AppendOnly:
             self._file = open(path, "a+b")
         except OSError as error:
             raise files.unreadable(path, error) from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(self._file.fileno()):
             self._file.close()
-            raise T2GError(
-                f"{path} is being written by another process; wait for it, or stop it"
-            ) from None
+            raise T2GError(f"{path} is being written by another process; wait for it, or stop it")
         self._file.truncate(_whole_lines(self._file))
         self._sync_seconds, self._synced = sync_seconds, time.monotonic()
 

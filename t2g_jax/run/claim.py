@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import errno
-import fcntl
 import os
 import shutil
 import socket
@@ -16,6 +14,7 @@ from typing import IO
 
 from t2g_jax.errors import T2GError
 from t2g_jax.runtime import hosts
+from t2g_jax.runtime.locks import lock
 
 _claims: dict[Path, _Claim | None] = {}
 
@@ -94,7 +93,7 @@ class _Claim:
             self._made = [root / "run.lock", *missing]
             self._folder = os.open(root, os.O_RDONLY)
         try:
-            if not _lock(self._folder):
+            if not lock(self._folder):
                 raise self._in_use()
             with writable(root):
                 self._file = self._locked_file()
@@ -130,7 +129,7 @@ class _Claim:
     def _locked_file(self) -> IO[bytes]:
         # Without a buffer: what a full disk does not take is not tried again on closing.
         file = open(self.root / "run.lock", "ab+", buffering=0)
-        if not _lock(file.fileno()):
+        if not lock(file.fileno()):
             file.close()
             raise self._in_use()
         since = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -165,19 +164,6 @@ class _Claim:
         except OSError:
             return ""
         return f" (it is now {path})" if path.exists() else ""
-
-
-def _lock(descriptor: int) -> bool:
-    """Takes an open file's lock; False if another process has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # Some file systems have no locks, others (NFS) none of what is open for reading only.
-        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF):
-            raise
-    return True
 
 
 def _is(descriptor: int, path: Path) -> bool:

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -29,6 +28,7 @@ from t2g_jax.config import METHODS, Config, is_aside, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.runtime import durable
+from t2g_jax.runtime.locks import lock
 from t2g_jax.runtime.preemption import Preempted
 from t2g_jax.sections import diff, to_yaml
 from t2g_jax.study.plan import Study
@@ -256,13 +256,11 @@ def made_with() -> dict[str, Any]:
 def _locked(root: Path) -> Iterator[IO[str]]:
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        if not lock(file.fileno()):
             raise T2GError(
                 f"{root}: this study is running, or a process of one that was killed still is; "
                 "wait for it, or end it"
-            ) from error
+            )
         yield file
 
 
