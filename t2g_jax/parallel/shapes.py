@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence, Sized
 
 LENGTH_BUCKET = 16
-"""Rows are packed to a multiple of this and then as `round_up` does, so that few shapes are
+"""Rows and prompts are as long as a multiple of this, and as `round_up` makes it: few lengths are
 compiled."""
 
 
@@ -24,6 +24,12 @@ def round_up(count: int, multiple: int = 1) -> int:
     return -(-parts // quantum) * quantum * multiple
 
 
-def bucket(rows: Sequence[Sized], stretches: int = 1) -> int:
-    """The length of the longest row, rounded up, and to a multiple of `stretches`."""
-    return round_up(max(len(row) for row in rows), math.lcm(LENGTH_BUCKET, stretches))
+def bucket(rows: Sequence[Sized], stretches: int = 1, *, most: int | None = None) -> int:
+    """The length of the longest row, rounded up, and to a multiple of `stretches`.
+
+    Args:
+      most: no row is ever longer; nor is the result, but for the multiple. None: it is not known.
+    """
+    multiple = math.lcm(LENGTH_BUCKET, stretches)
+    length = round_up(max(map(len, rows)), multiple)
+    return length if most is None else min(length, -(-most // multiple) * multiple)

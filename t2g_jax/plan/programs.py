@@ -23,7 +23,7 @@ from t2g_jax.feedback.reward_model import RewardModel
 from t2g_jax.methods import make_method
 from t2g_jax.methods.base import divergence, reads_before
 from t2g_jax.models import heads, lora
-from t2g_jax.parallel.shapes import LENGTH_BUCKET, round_up
+from t2g_jax.parallel.shapes import LENGTH_BUCKET, bucket, round_up
 from t2g_jax.parallel.sharding import (
     ROWS,
     batch_sharding,
@@ -322,7 +322,8 @@ def _sample(
     policy = {name: tree for name, tree in params.items() if name in ("decoder", "lm_head")}
     rows = round_up(rows, parts(mesh, *ROWS, "context"))
     new = sampling.max_new_tokens
-    width = -(-(context.config.model.context_length - new) // 16) * 16
+    longest = context.config.model.context_length - new
+    width = bucket([range(longest)], most=longest)
     sharding = rows_sharding(mesh)
 
     def abstract(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

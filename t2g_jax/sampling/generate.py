@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from t2g_jax.errors import T2GError
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.models.heads import Params
-from t2g_jax.parallel.shapes import round_up
+from t2g_jax.parallel.shapes import bucket, round_up
 from t2g_jax.parallel.sharding import ROWS, parts, rows_sharding
 from t2g_jax.runtime import hosts, preemption
 from t2g_jax.runtime.watchdog import beat
@@ -59,7 +59,9 @@ def generate(
     Raises:
       T2GError: a prompt leaves no room for a completion.
     """
-    longest = max((len(prompt) for prompt in prompts), default=0)
+    if not prompts:
+        return []
+    longest = max(map(len, prompts))
     if longest + sampling.max_new_tokens > context_length:
         raise T2GError(
             f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones exceed "
@@ -67,11 +69,12 @@ def generate(
         )
     shards = parts(mesh, *ROWS, "context")
     rows = round_up(min(batch_size, len(prompts)), shards)
+    width = bucket(prompts, most=context_length - sampling.max_new_tokens)
     sharding = rows_sharding(mesh)
     completions: list[Completion] = []
     for start in range(0, len(prompts), rows):
         chunk = prompts[start : start + rows]
-        tokens, lengths = pad_prompts(chunk, rows=rows)
+        tokens, lengths = pad_prompts(chunk, width=width, rows=rows)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(start, start + rows))
         inputs = hosts.place((tokens, lengths, keys), sharding)
         out = hosts.fetch(sample(params, *inputs, config=config, sampling=sampling, mesh=mesh))

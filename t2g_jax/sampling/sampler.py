@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import Cache, Decoder, DecoderConfig
+from t2g_jax.parallel.shapes import bucket
 from t2g_jax.parallel.sharding import (
     decoding_shardings,
     logits_sharding,
@@ -48,20 +49,21 @@ class Completions:
 
 
 def pad_prompts(
-    prompts: Sequence[Sequence[int]], *, bucket: int = 16, rows: int | None = None
+    prompts: Sequence[Sequence[int]], *, width: int | None = None, rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Right-pads prompts to a multiple of `bucket`, so that few shapes are ever compiled.
+    """Right-pads prompts to one width, so that few shapes are ever compiled.
 
     Args:
       prompts: non-empty token lists.
-      bucket: lengths are rounded up to a multiple of this.
+      width: P. None: see `parallel.shapes.bucket`.
       rows: pad with empty rows, for which nothing is sampled, up to this many.
 
     Returns:
       tokens [rows, P] int32, lengths [rows] int32.
 
     Raises:
-      ValueError: there is no prompt, one is empty, or there are more than `rows`.
+      ValueError: there is no prompt, one is empty, one is longer than `width`, or there are more
+        than `rows`.
     """
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
@@ -69,7 +71,9 @@ def pad_prompts(
     rows = rows or len(prompts)
     if len(prompts) > rows:
         raise ValueError(f"{len(prompts)} prompts do not fit into {rows} rows")
-    width = -(-max(lengths) // bucket) * bucket
+    width = bucket(prompts) if width is None else width
+    if max(lengths) > width:
+        raise ValueError(f"a prompt of {max(lengths)} tokens does not fit into a width of {width}")
     tokens = np.zeros((rows, width), np.int32)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt

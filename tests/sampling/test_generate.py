@@ -9,6 +9,7 @@ import pytest
 from t2g_jax.config import MeshConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, lora
+from t2g_jax.parallel.shapes import bucket
 from t2g_jax.parallel.sharding import make_mesh, state_shardings
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import generate
@@ -124,3 +125,22 @@ def test_a_prompt_must_leave_room(draw, prompts):
     with pytest.raises(T2GError, match=r"14 tokens and 5 new ones exceed model.context_length=18"):
         draw(prompts, batch_size=8, context_length=18)
     assert len(draw(prompts, batch_size=8, context_length=19)) == 8
+
+
+def test_the_prompts_of_a_call_have_one_width(draw, completions, prompts):
+    """However long those of a batch are: else each length would compile a program."""
+    before = sample._cache_size()
+    longer = [*prompts, [5] * 33, [6] * 40]
+    drawn = draw(longer, batch_size=2)
+    assert sample._cache_size() == before + 1
+    assert_same(drawn[:8], completions)
+
+
+def test_prompts_of_all_lengths_have_few_widths():
+    """As rows in training: two widths for each doubling, and what is the most a prompt may have."""
+    most = 8192 - 1000
+    widths = [bucket([range(length)], most=most) for length in range(1, most + 1)]
+    assert len(set(widths)) == 18
+    assert widths == sorted(widths)
+    assert all(length <= width <= 7200 for length, width in enumerate(widths, 1))
+    assert set(widths[:5000]) == {bucket([range(length)]) for length in range(1, 5001)}

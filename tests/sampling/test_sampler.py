@@ -28,7 +28,7 @@ def keys_of(count, seed=0):
 
 @pytest.fixture(scope="module")
 def draw(model, params, prompts):
-    """draw(sampling, prompts=…, keys=…, bucket=…, rows=…) → Completions as NumPy arrays."""
+    """draw(sampling, prompts=…, keys=…, width=…, rows=…) → Completions as NumPy arrays."""
 
     def draw(sampling, prompts=prompts, keys=None, **padding):
         tokens, lengths = pad_prompts(prompts, **padding)
@@ -49,7 +49,7 @@ def next_logits(model, params):
         return hidden @ heads.lm_kernel(params)
 
     def next_logits(rows):
-        tokens, lengths = pad_prompts(rows, bucket=24, rows=16)
+        tokens, lengths = pad_prompts(rows, width=24, rows=16)
         positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
         logits = forward(tokens, positions, np.int32(positions < lengths[:, None]))
         return np.asarray(logits)[np.arange(len(rows)), lengths[: len(rows)] - 1]
@@ -204,7 +204,7 @@ def test_a_row_depends_on_its_prompt_and_key_alone(draw, prompts):
     beside_others = draw(STOPPING, others, keys, rows=8)
     assert_same_rows(beside_others, [2], together, [2])
 
-    fewer_and_wider = draw(STOPPING, prompts[:2], keys[:2], bucket=32)
+    fewer_and_wider = draw(STOPPING, prompts[:2], keys[:2], width=32)
     assert_same_rows(fewer_and_wider, [0, 1], together, [0, 1])
 
 
@@ -220,13 +220,13 @@ def test_seeds_are_reproducible_and_differ(draw, prompts):
 
 
 def test_prompts_are_padded_on_the_right():
-    tokens, lengths = pad_prompts([[3, 4], [5, 6, 7]], bucket=4)
+    tokens, lengths = pad_prompts([[3, 4], [5, 6, 7]], width=4)
     np.testing.assert_array_equal(tokens, [[3, 4, 0, 0], [5, 6, 7, 0]])
     np.testing.assert_array_equal(lengths, [2, 3])
     assert tokens.dtype == lengths.dtype == np.int32
     assert pad_prompts([[1] * 16])[0].shape == (1, 16)
     assert pad_prompts([[1] * 17])[0].shape == (1, 32)
-    tokens, lengths = pad_prompts([[3]], bucket=2, rows=3)
+    tokens, lengths = pad_prompts([[3]], width=2, rows=3)
     np.testing.assert_array_equal(tokens, [[3, 0], [0, 0], [0, 0]])
     np.testing.assert_array_equal(lengths, [1, 0, 0])
 
@@ -237,11 +237,12 @@ def test_prompts_are_padded_on_the_right():
         ([], None, "at least one prompt"),
         ([[1], []], None, "at least one token in each"),
         ([[1], [2]], 1, "2 prompts do not fit into 1 rows"),
+        ([[1] * 5], None, "a prompt of 5 tokens does not fit into a width of 4"),
     ],
 )
 def test_prompts_that_cannot_be_padded(prompts, rows, message):
     with pytest.raises(ValueError, match=message):
-        pad_prompts(prompts, rows=rows)
+        pad_prompts(prompts, width=4, rows=rows)
 
 
 # ------------------------------------------------------------------------- no distribution
