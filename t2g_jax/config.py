@@ -43,6 +43,7 @@ __all__ = [
     "learned_changes",
     "load_config",
     "print_options",
+    "section_of",
     "to_yaml",
 ]
 
@@ -832,7 +833,7 @@ class Config(Section):
 
     def of_method(self, method: Method) -> RolloutConfig:
         """A method's section."""
-        section: RolloutConfig = getattr(self, method.replace("-", "_"))
+        section: RolloutConfig = getattr(self, section_of(method))
         return section
 
     def including(self, method: Method) -> "Config":
@@ -923,6 +924,11 @@ def require_measured(config: Config, methods: Collection[Method]) -> None:
         )
 
 
+def section_of(phase: str) -> str:
+    """The section of the config that a phase or method reads, and its folder: "rltf_sd"."""
+    return phase.replace("-", "_")
+
+
 # --- What does not change what is learned ----------------------------------------------------
 
 ASIDE = frozenset(
@@ -930,8 +936,8 @@ ASIDE = frozenset(
         *("name", "methods", "task.test_size"),
         *(f"judge.{limit}" for limit in ("timeout_seconds", "max_failures_in_a_row", "workers")),
         *(
-            f"{m.replace('-', '_')}.{key}"
-            for m in METHODS
+            f"{section_of(method)}.{key}"
+            for method in METHODS
             for key in ("rows_at_once", "eval_every")
         ),
         *("evaluate", "checkpoint", "training", "tracking"),

@@ -190,13 +190,13 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     }
 
 
-def first_look(context: Context, params: Params, count: int = FEW) -> dict[str, Any]:
+def first_look(context: Context, params: Params) -> dict[str, Any]:
     """How a policy answers a few test prompts, once each: in seconds, before anything is trained.
 
     Returns:
       "accuracy", "formatted" and "cut_off", as of `evaluate`, and "count".
     """
-    examples = context.prompts.test_examples()[:count]
+    examples = context.prompts.test_examples()[:FEW]
     prompts = [context.prompts.render(example.prompt) for example in examples]
     turns = attempt(
         context, params, examples, prompts, context.keys.key("first look"), batch_size=len(examples)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from t2g_jax.config import Config, OptimizerConfig
+from t2g_jax.config import Config, OptimizerConfig, section_of
 from t2g_jax.plan.measure import Need
 from t2g_jax.plan.topologies import GIB, Topology
 from t2g_jax.run.workspace import ANNOTATE, SFT
@@ -18,11 +18,6 @@ def advised(need: Need, config: Config, topology: Topology, mesh: dict[str, int]
     how = {"update": _update, "sample": _sample}.get(need.name, _fewer_rows)
     found = [*how(need, config, mesh), *_everywhere(need, config, topology, mesh)]
     return dataclasses.replace(need, advice=tuple(dict.fromkeys(found)))
-
-
-def section_of(phase: str) -> str:
-    """The part of the config that a phase reads."""
-    return phase.replace("-", "_")
 
 
 def _update(need: Need, config: Config, mesh: dict[str, int]) -> list[str]:

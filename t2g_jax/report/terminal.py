@@ -224,8 +224,7 @@ class PhaseProgress:
       start: steps done before this run (a resumed phase).
       unit: what `total`, `start` and `step` count, if not steps; such as "tokens".
       console: where to write; a new stderr console if None, so that stdout stays clean.
-      every_seconds, every_steps: without a terminal, a line is printed when either has passed since
-        the last one; every_steps None leaves it to the clock.
+      every_seconds: without a terminal, a line is printed when these have passed since the last.
       enabled: False shows nothing (every process of a pod but the first).
       clock: seconds, monotonic.
     """
@@ -239,7 +238,6 @@ class PhaseProgress:
         unit: str = "",
         console: Console | None = None,
         every_seconds: float = 10.0,
-        every_steps: int | None = None,
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
@@ -247,7 +245,6 @@ class PhaseProgress:
         self.step = start
         self._console = console or Console(stderr=True)
         self._every_seconds = every_seconds if not self._console.is_terminal else 0.1
-        self._every_steps = every_steps
         self._enabled, self._clock = enabled, clock
         self._measures: dict[str, tuple[int, float]] = {}  # the step, and what was measured there
         self._marks: collections.deque[tuple[int, float]] = collections.deque()
@@ -293,10 +290,7 @@ class PhaseProgress:
         self._measures |= {name: (step, value) for name, value in measures.items()}
         now = self._clock()
         self._mark(step, now)
-        due = now - self._shown_at >= self._every_seconds or (
-            self._every_steps is not None and step - self._shown_step >= self._every_steps
-        )
-        if due and step != self._shown_step:
+        if now - self._shown_at >= self._every_seconds and step != self._shown_step:
             self._show(now)
 
     def note(self, text: str) -> None:

@@ -6,12 +6,19 @@ from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
-from t2g_jax.config import METHODS, Config, Method, diff, load_config, require_measured
+from t2g_jax.config import (
+    METHODS,
+    Config,
+    Method,
+    diff,
+    load_config,
+    require_measured,
+    section_of,
+)
 from t2g_jax.run import pretrained, provenance
-from t2g_jax.run.context import Context, parts, say
+from t2g_jax.run.context import Context, checked_parts, say
 from t2g_jax.run.workspace import Workspace, accept_changes, is_run
 from t2g_jax.runtime import hosts
-from t2g_jax.training.trackers import require_packages
 
 
 def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> None:
@@ -30,9 +37,13 @@ def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> N
         return
     recorded = workdir / "config.yaml"
     if changed := hosts.broadcast_from_primary(lambda: diff(load_config(recorded), config)):
-        made = parts(config)
-        require_packages(config)
         workspace = Workspace(workdir, config, free=[field.name for field in fields(config)])
+        sections = {key.partition(".")[0] for key in changed}
+        asked = config
+        for method in METHODS:
+            if method in methods or section_of(method) in sections:
+                asked = asked.including(method)
+        made = checked_parts(asked, workdir)
         # Without work the tokenizer is made anew.
         stays = hosts.broadcast_from_primary(
             lambda: workspace.has_work() and workspace.tokenizer.exists()
@@ -42,14 +53,6 @@ def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> N
             hosts.broadcast_from_primary(
                 lambda: pretrained.check_tokenizer(config, workspace.tokenizer)
             )
-        pretrained.pin(config, workdir)
-        sections = {key.partition(".")[0] for key in changed}
-        asked = config
-        for method in METHODS:
-            if method in methods or method.replace("-", "_") in sections:
-                asked = asked.including(method)
-        pretrained.check(asked)
-        if stays:
             Context.assembled(workspace, *made).prompts.test_examples()  # which need room
         done = hosts.broadcast_from_primary(workspace.complete_phases)
         require_measured(config, [method for method in methods if method not in done])

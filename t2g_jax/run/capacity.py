@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from t2g_jax.config import Config
+from t2g_jax.config import Config, section_of
 from t2g_jax.errors import T2GError
 from t2g_jax.models.decoder import DecoderConfig
 
@@ -111,7 +111,7 @@ def _on_devices(
 def _rounds(config: Config, learns: bool) -> Iterator[tuple[str, int]]:
     """Completions that are sampled at once, with the keys that say how many."""
     for method in config.methods if learns else ():
-        section = method.replace("-", "_")
+        section = section_of(method)
         settings = config.of_method(method)
         rows = settings.prompts_per_step * settings.group_size
         yield (
@@ -148,7 +148,7 @@ def _on_host(config: Config, learns: bool) -> Iterator[tuple[str, int]]:
             ROW_BYTES * min(config.tokenizer.texts, config.task.train_size),
         )
     for method in config.methods:
-        section = method.replace("-", "_")
+        section = section_of(method)
         settings = config.of_method(method)
         yield (
             f"{section}.prompts_per_step and group_size",

@@ -11,6 +11,7 @@ import random
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
@@ -91,14 +92,12 @@ class Context:
             config says, or is not what complete phases were made with; see `pretrained.check`.
         """
         workspace = Workspace(workdir, config, free=READING if read_only else ())
-        pretrained.pin(config, workspace.root)
         if read_only:
+            pretrained.pin(config, workspace.root)
             capacity.check(config, pretrained.described(config), learns=False)
+            mesh, task, judge = parts(config)
         else:
-            pretrained.check(config)
-        mesh, task, judge = parts(config)
-        if not read_only:
-            trackers.require_packages(config)
+            mesh, task, judge = checked_parts(config, workspace.root)
             new = not hosts.broadcast_from_primary(workspace.tokenizer.exists)
             pretrained_tokenizer = (
                 pretrained.tokenizer(config.model.pretrained, config.tokenizer.template_options)
@@ -208,6 +207,22 @@ def parts(config: Config) -> tuple[Mesh, Task, Judge]:
     )
     judge = make_judge(config.judge.name, task, CritiqueLevel(config.judge.level))
     return make_mesh(config.mesh), task, judge
+
+
+def checked_parts(config: Config, root: Path) -> tuple[Mesh, Task, Judge]:
+    """`parts`, after all that can be known of a config before anything of it is trained.
+
+    Args:
+      root: the work directory, which remembers what pretrained models are called.
+
+    Raises:
+      T2GError: as `parts`; or see `pretrained.check`, or a package is missing.
+    """
+    pretrained.pin(config, root)
+    pretrained.check(config)
+    made = parts(config)
+    trackers.require_packages(config)
+    return made
 
 
 def once(

@@ -23,7 +23,7 @@ import jax
 
 import t2g_jax
 from t2g_jax import sections
-from t2g_jax.config import METHODS, Config, is_aside
+from t2g_jax.config import METHODS, Config, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
@@ -38,7 +38,7 @@ READS: dict[str, tuple[str, ...]] = {
     SFT: (*_MODEL, "sampling.max_new_tokens", "judge", "sft"),
     ANNOTATE: (*_MODEL, "sampling", "judge", "annotate"),
     REWARD_MODEL: (*_MODEL, "sampling.max_new_tokens", "lora", "reward_model"),
-    **{name: (*_MODEL, "sampling", "judge", "lora", name.replace("-", "_")) for name in METHODS},
+    **{name: (*_MODEL, "sampling", "judge", "lora", section_of(name)) for name in METHODS},
 }
 """Sections and fields that decide what a phase makes, besides what earlier phases made. One's own
 phase, that is not here, is taken to read all of them, and no earlier phase."""

@@ -20,6 +20,7 @@ from t2g_jax.config import (
     is_one_of,
     learned_changes,
     load_config,
+    section_of,
     to_yaml,
 )
 from t2g_jax.errors import T2GError
@@ -162,7 +163,7 @@ class Workspace:
 
     def phase(self, name: str) -> Path:
         """Folder of a phase; a policy phase has the name of its method."""
-        return self.root / name.replace("-", "_")
+        return self.root / section_of(name)
 
     def checkpoints(self, name: str) -> Path:
         return self.phase(name) / "checkpoints"

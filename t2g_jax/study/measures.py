@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict
 
+from t2g_jax.config import section_of
 from t2g_jax.errors import T2GError
 from t2g_jax.report.statistics import crossed_interval
 from t2g_jax.runtime import checked
@@ -211,7 +212,7 @@ def outcome(root: Path, cell: Cell) -> Outcome:
       T2GError: its score is not of the parameters that are there.
     """
     folder = root / cell.folder
-    trained = folder / cell.method.replace("-", "_")
+    trained = folder / section_of(cell.method)
     evaluation = _read(trained / "evaluation.json", _Evaluated)
     summary = _read(trained / "complete.json")
     if summary.get("fingerprint") != evaluation.get("fingerprint"):

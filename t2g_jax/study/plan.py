@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from t2g_jax import sections
-from t2g_jax.config import Config, Method, Seed, Tokens
+from t2g_jax.config import Config, Method, Seed, Tokens, section_of
 from t2g_jax.sections import ConfigError, Section, config_hash
 
 SHARED = "shared"
@@ -57,7 +57,7 @@ class Arm(Section):
     @property
     def section(self) -> str:
         """The part of a config that the arm may change."""
-        return self.method.replace("-", "_")
+        return section_of(self.method)
 
 
 @dataclasses.dataclass(frozen=True)

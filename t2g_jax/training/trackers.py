@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import importlib
 import math
 import os
 import re
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
-from t2g_jax.installation import pip_install
+from t2g_jax.installation import import_extra
 from t2g_jax.runtime import durable, files
 from t2g_jax.training import metrics
 
@@ -84,9 +83,9 @@ def opened(
 def require_packages(config: Config) -> None:
     """Raises T2GError if the package of a tracker that a config asks for is missing."""
     if config.tracking.tensorboard:
-        _package("tensorboard", extra="tensorboard", key="tracking.tensorboard")
+        import_extra("tensorboard", extra="tensorboard", needed_by="tracking.tensorboard")
     if config.tracking.wandb != "disabled":
-        _package("wandb", extra="wandb", key="tracking.wandb")
+        import_extra("wandb", extra="wandb", needed_by="tracking.wandb")
 
 
 class Trackers:
@@ -125,7 +124,7 @@ class TensorBoard:
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, resumed_step: int = 0):
-        _package("tensorboard", extra="tensorboard", key="tracking.tensorboard")
+        import_extra("tensorboard", extra="tensorboard", needed_by="tracking.tensorboard")
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -182,7 +181,7 @@ class WeightsAndBiases:
         if mode == "offline":
             # Its own error reports would look for the network.
             os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        wandb = _package("wandb", extra="wandb", key="tracking.wandb")
+        wandb = import_extra("wandb", extra="wandb", needed_by="tracking.wandb")
         note = directory / self.ID
         goes_on = note.exists()
         identity = _identity(note) if goes_on else secrets.token_hex(8)
@@ -242,14 +241,3 @@ def _last_step(directory: Path) -> int:
     if not (directory / metrics.FILE).exists():
         return 0
     return max((line["step"] for line in metrics.read_metrics(directory)), default=0)
-
-
-def _package(name: str, *, extra: str, key: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        raise T2GError(
-            f"{key} needs the package {name}: {pip_install(extra)}; or turn it off"
-        ) from error
