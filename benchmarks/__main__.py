@@ -26,6 +26,7 @@ NAMES = (
     "quickstart",
     "flat",
     "importing",
+    "installation",
     "quotes",
     "gpu",
 )
@@ -74,7 +75,7 @@ def _one(name: str, known: argparse.Namespace) -> None:
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if name not in ("flat", "quickstart", "importing"):
+    if name not in ("flat", "quickstart", "importing", "installation"):
         import torch
 
         torch.set_num_threads(threads)

@@ -1,7 +1,27 @@
-"""`python -m t2g_jax` is the `t2g` command."""
+"""The `t2g` command, also `python -m t2g_jax`. Where only the losses are installed, it says so."""
 
+import os
 import sys
 
-from t2g_jax.cli import main
+from t2g_jax.installation import pip_install
+from t2g_jax.printing import tell
 
-sys.exit(main())
+EXIT_USER_ERROR = 2
+
+
+def main() -> int:
+    """Runs the command; what it needs and does not find ends it with a line that names the extra."""
+    try:
+        from t2g_jax.cli import main as command
+
+        return command()
+    except ModuleNotFoundError as error:
+        of_ours = (error.name or "t2g_jax").partition(".")[0] == "t2g_jax"
+        if of_ours or os.environ.get("T2G_DEBUG") == "1":
+            raise
+        tell(f"t2g: there is no {error.name} here, which training needs: {pip_install('train')}")
+        return EXIT_USER_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

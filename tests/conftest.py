@@ -4,6 +4,8 @@ import contextlib
 import fcntl
 import gc
 import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -85,6 +87,25 @@ def golden() -> Path:
 def one_device() -> str:
     """XLA_FLAGS for processes of their own with one device; else those of the tests."""
     return " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+
+
+@pytest.fixture(scope="session")
+def bare_python(root, tmp_path_factory):
+    """bare_python(*words): Python where only `pip install t2g_jax` was, without an extra."""
+    import bare_site
+
+    site = bare_site.make(root, tmp_path_factory.mktemp("site"))
+
+    def bare_python(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-S", *words],
+            capture_output=True,
+            text=True,
+            cwd=site.parent,
+            env=os.environ | {"PYTHONPATH": str(site)},
+        )
+
+    return bare_python
 
 
 @pytest.fixture(scope="session")

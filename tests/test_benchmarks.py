@@ -19,10 +19,14 @@ def found():
 
 
 @pytest.mark.parametrize(
-    "name", ["decode", "labels", "update", "vocabulary", "rltf_step", "flat", "quotes", "gpu"]
+    "name",
+    [
+        *("decode", "labels", "update", "vocabulary", "rltf_step", "flat", "installation"),
+        *("quotes", "gpu"),
+    ],
 )
 def test_a_benchmark_runs(name, compiled_once):
-    if name not in ("vocabulary", "flat", "quotes"):
+    if name not in ("vocabulary", "flat", "installation", "quotes"):
         pytest.importorskip("torch")
     with compiled_once():
         section = importlib.import_module(f"benchmarks.{name}").measure(small=True)

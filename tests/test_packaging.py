@@ -14,26 +14,57 @@ import t2g_jax
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "t2g_jax"
 PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
-CORE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+CORE = [Requirement(line) for line in PYPROJECT["project"]["dependencies"]]
+TRAIN = [Requirement(line) for line in EXTRAS["train"]]
 
 
-def test_core_says_the_oldest_version_it_works_with_and_no_newest():
-    for requirement in CORE:
-        operators = [clause.operator for clause in requirement.specifier]
-        assert operators == [">="], requirement
+@pytest.mark.parametrize("requirement", CORE + TRAIN, ids=str)
+def test_the_oldest_version_that_works_is_said_and_no_newest(requirement):
+    assert [clause.operator for clause in requirement.specifier] == [">="]
 
 
-def test_core_is_sorted_and_needs_no_accelerator():
-    names = [requirement.name for requirement in CORE]
+@pytest.mark.parametrize("requirements", [CORE, TRAIN], ids=["core", "train"])
+def test_requirements_are_sorted_and_need_no_accelerator(requirements):
+    names = [requirement.name for requirement in requirements]
     assert names == sorted(names)
-    extras = [extra for requirement in CORE for extra in requirement.extras]
+    extras = [extra for requirement in requirements for extra in requirement.extras]
     assert not [name for name in names + extras if re.search("cuda|tpu|rocm|torch", name)]
+
+
+def test_what_importers_get_is_what_the_pure_functions_import():
+    """And optax, which their examples are written with."""
+    imported = {
+        name.partition(".")[0]
+        for path in PACKAGE.rglob("*.py")
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] in GROUND
+        for name in imports_of(path)
+    }
+    libraries = imported - sys.stdlib_module_names - {"t2g_jax"}
+    # Of one only a file is read, its dictionary.
+    assert {r.name for r in CORE} == libraries | {"optax", "pyspellchecker"}
 
 
 @pytest.mark.parametrize("extra", ["tasks", "tpu", "cuda12", "cuda13", "notebooks", "test", "dev"])
 def test_extras_exist(extra):
     assert [Requirement(line) for line in EXTRAS[extra]]
+
+
+def test_whoever_adds_to_the_command_gets_it():
+    """`pip install "t2g_jax[tasks]"` is enough for a run; accelerators go with either half."""
+
+    def reached(extra):
+        named = {e for line in EXTRAS[extra] for e in _extras_of(line)}
+        return {extra} | {deeper for e in named for deeper in reached(e)}
+
+    light = {extra for extra in EXTRAS if "train" not in reached(extra)}
+    assert light == {"tpu", "cuda12", "cuda13"}
+
+
+def _extras_of(line):
+    """The extras of this package that a requirement names."""
+    requirement = Requirement(line)
+    return requirement.extras if requirement.name == "t2g_jax" else set()
 
 
 def test_extra_names_in_documents_exist():
