@@ -3,14 +3,13 @@
 import os
 import sys
 
+from t2g_jax.errors import EXIT_USER_ERROR
 from t2g_jax.installation import pip_install
 from t2g_jax.printing import tell
 
-EXIT_USER_ERROR = 2
-
 
 def main() -> int:
-    """Runs the command; what it needs and does not find ends it with a line that names the extra."""
+    """Runs the command; a line names the extra that brings what is missing."""
     try:
         from t2g_jax.cli import main as command
 

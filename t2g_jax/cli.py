@@ -11,9 +11,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from t2g_jax.commands import COMMANDS, EXAMPLE_CONFIG, EXIT_USER_ERROR, parsers
+from t2g_jax.commands import COMMANDS, EXAMPLE_CONFIG, parsers
 from t2g_jax.config import Config, Method, load_config, print_options
-from t2g_jax.errors import ConfigError, T2GError
+from t2g_jax.errors import EXIT_USER_ERROR, ConfigError, T2GError
 from t2g_jax.printing import show_error, tell
 from t2g_jax.runtime import files, streams
 from t2g_jax.sections import read_yaml

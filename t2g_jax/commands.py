@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 from t2g_jax.config import METHODS, Config
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import EXIT_USER_ERROR, T2GError
 from t2g_jax.printing import one_line
 
-EXIT_USER_ERROR = 2
 EXAMPLE_CONFIG = "configs/quickstart.yaml"
 
 _DESCRIPTION = """\

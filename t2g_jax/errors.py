@@ -1,5 +1,8 @@
 """The base class of every error that a user can mend, and the errors of others in a line."""
 
+EXIT_USER_ERROR = 2
+"""The status of a command that a `T2GError` ended."""
+
 
 class T2GError(ValueError):
     """Something the user gave us cannot be used; the message names it and says what to do.
