@@ -22,6 +22,7 @@ from t2g_jax.logprobs import (
     token_logprobs,
     token_logprobs_from_hidden,
     token_logprobs_from_logits,
+    top_k_distillation_from_hidden,
 )
 from t2g_jax.losses import (
     cispo,
@@ -30,11 +31,16 @@ from t2g_jax.losses import (
     gspo,
     importance_ratio,
     logit_distillation,
+    masked_importance,
     nll,
     reinforce,
+    role_weights,
+    sampled_reverse_kl,
     self_distillation,
     sequence_ratio,
     span_reward_cross_entropy,
+    top_k_distillation,
+    truncated_importance,
 )
 from t2g_jax.reductions import Reduction, masked_mean, masked_sum, sequence_sum
 from t2g_jax.reductions import reduce as reduce_loss
@@ -64,12 +70,15 @@ __all__ = [
     "logit_distillation",
     "logprobs",
     "losses",
+    "masked_importance",
     "masked_mean",
     "masked_sum",
     "nll",
     "reduce_loss",
     "reductions",
     "reinforce",
+    "role_weights",
+    "sampled_reverse_kl",
     "self_distillation",
     "sequence_ratio",
     "sequence_sum",
@@ -81,6 +90,9 @@ __all__ = [
     "token_logprobs_from_hidden",
     "token_logprobs_from_logits",
     "token_rewards",
+    "top_k_distillation",
+    "top_k_distillation_from_hidden",
+    "truncated_importance",
     "turn_returns",
     "whiten",
 ]

@@ -4,10 +4,9 @@ The forward pass keeps running maxima and sums; the backward pass computes each 
 again. What is in memory is one chunk of logits, never [..., V].
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax import lax
 from t2g_jax.numerics import matrix_product, soft_capped
 
 Carry = TypeVar("Carry")
+Sums = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 class Head(NamedTuple):
@@ -72,7 +72,7 @@ class Chunks(NamedTuple):
     def scan(self, add_chunk: Callable[[Carry, jax.Array], Carry], carry: Carry) -> Carry:
         """carry ← add_chunk(carry, i) for every chunk i."""
 
-        def step(carry, index):
+        def step(carry: Carry, index: jax.Array) -> tuple[Carry, None]:
             return add_chunk(carry, index), None
 
         return lax.scan(step, carry, jnp.arange(-(-self.columns // self.size)))[0]
@@ -122,6 +122,14 @@ class Chunks(NamedTuple):
         fresh = jnp.broadcast_to(column >= index * self.size, ids.shape)
         return ids.reshape(-1), fresh.reshape(-1)
 
+    def find(self, tokens: jax.Array, index: jax.Array) -> jax.Array:
+        """Where tokens are among a chunk's fresh columns; beyond its end where they are not."""
+        column = tokens % self.columns
+        fresh = (column >= index * self.size) & (column < (index + 1) * self.size)
+        fresh &= (tokens >= 0) & (tokens < self.vocabulary)
+        place = tokens // self.columns * self.size + column - self._start(index)
+        return jnp.where(fresh, place, self.shards * self.size)
+
     def _start(self, index: jax.Array) -> jax.Array:
         return jnp.minimum(index * self.size, self.columns - self.size)
 
@@ -141,22 +149,30 @@ def logprobs(
     return _logprobs_forward(chunks, head, tokens, temperature, cutoff)[0]
 
 
-def _logprobs_forward(chunks, head, tokens, temperature, cutoff):
+def _logprobs_forward(
+    chunks: Chunks,
+    head: Head,
+    tokens: jax.Array,
+    temperature: jax.Array,
+    cutoff: jax.Array | None,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[Any, ...]]:
     threshold = None
     if cutoff is not None:
-        log_total, _, _ = _statistics(chunks, head, tokens, temperature, None)
+        log_total, _, _ = statistics(chunks, head, tokens, temperature, None)
         threshold = cutoff + log_total
-    log_total, mean, own_logit = _statistics(chunks, head, tokens, temperature, threshold)
+    log_total, mean, own_logit = statistics(chunks, head, tokens, temperature, threshold)
     entropy = log_total - mean
     residuals = head, tokens, temperature, threshold, log_total, entropy
     return (own_logit - log_total, entropy), residuals
 
 
-def _logprobs_backward(chunks, residuals, cotangents):
+def _logprobs_backward(
+    chunks: Chunks, residuals: tuple[Any, ...], cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[Head, None, None, None]:
     head, tokens, temperature, threshold, log_total, entropy = residuals
     d_logprobs, d_entropy = cotangents
 
-    def d_logits(index, logits):
+    def d_logits(index: jax.Array, logits: jax.Array) -> jax.Array:
         own, kept = _selected(chunks, index, tokens, logits, threshold)
         log_probs = logits - log_total[..., None]
         probs = jnp.where(kept, jnp.exp(log_probs), 0)
@@ -164,20 +180,26 @@ def _logprobs_backward(chunks, residuals, cotangents):
         surprise = log_probs + entropy[..., None]
         return d_logprobs[..., None] * (own - probs) - d_entropy[..., None] * probs * surprise
 
-    return _gradient(chunks, head, temperature, d_logits), None, None, None
+    return head_gradient(chunks, head, temperature, d_logits), None, None, None
 
 
 logprobs.defvjp(_logprobs_forward, _logprobs_backward)
 
 
-def _statistics(chunks, head, tokens, temperature, threshold):
+def statistics(
+    chunks: Chunks,
+    head: Head,
+    tokens: jax.Array,
+    temperature: jax.Array,
+    threshold: jax.Array | None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """log Σ exp z and the mean of z under softmax(z), over the kept columns; the token's own z."""
 
-    def add_chunk(carry, index):
+    def add_chunk(carry: Sums, index: jax.Array) -> Sums:
         maximum, total, moment, own_logit = carry
         logits = chunks.logits(head, index, temperature)
         own, kept = _selected(chunks, index, tokens, logits, threshold)
-        highest = jnp.max(jnp.where(kept, logits, _low(logits)), axis=-1)
+        highest = jnp.max(jnp.where(kept, logits, lowest(logits)), axis=-1)
         new_maximum = jnp.maximum(maximum, highest)
         shifted = logits - new_maximum[..., None]
         weights = jnp.where(kept, jnp.exp(shifted), 0)
@@ -189,12 +211,18 @@ def _statistics(chunks, head, tokens, temperature, threshold):
         return new_maximum, total, moment, own_logit
 
     zeros = jnp.zeros_like(head.hidden[..., 0], dtype=head.dtype)
-    carry = zeros + _low(zeros), zeros, zeros, zeros
+    carry = zeros + lowest(zeros), zeros, zeros, zeros
     maximum, total, moment, own_logit = chunks.scan(add_chunk, carry)
     return maximum + jnp.log(total), maximum + moment / total, own_logit
 
 
-def _selected(chunks, index, tokens, logits, threshold):
+def _selected(
+    chunks: Chunks,
+    index: jax.Array,
+    tokens: jax.Array,
+    logits: jax.Array,
+    threshold: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
     """Which columns of a chunk are the token's own, and which the sums run over."""
     ids, fresh = chunks.ids(index)
     own = (tokens[..., None] == ids) & fresh
@@ -211,8 +239,10 @@ def full_kl(chunks: Chunks, head: Head, reference: Head, temperature: jax.Array)
     return _full_kl_forward(chunks, head, reference, temperature)[0]
 
 
-def _full_kl_forward(chunks, head, reference, temperature):
-    def add_chunk(carry, index):
+def _full_kl_forward(
+    chunks: Chunks, head: Head, reference: Head, temperature: jax.Array
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    def add_chunk(carry: Any, index: jax.Array) -> Any:
         maximum, total, moment, ref_maximum, ref_total = carry
         _, fresh = chunks.ids(index)
         logits, ref_logits = (chunks.logits(x, index, temperature) for x in (head, reference))
@@ -228,7 +258,7 @@ def _full_kl_forward(chunks, head, reference, temperature):
         return new_maximum, total, moment, new_ref_maximum, ref_total
 
     zeros = jnp.zeros_like(head.hidden[..., 0], dtype=head.dtype)
-    low = zeros + _low(zeros)
+    low = zeros + lowest(zeros)
     maximum, total, moment, ref_maximum, ref_total = chunks.scan(
         add_chunk, (low, zeros, zeros, low, zeros)
     )
@@ -238,10 +268,12 @@ def _full_kl_forward(chunks, head, reference, temperature):
     return kl, (head, reference, temperature, log_total, ref_log_total, kl)
 
 
-def _full_kl_backward(chunks, residuals, d_kl):
+def _full_kl_backward(
+    chunks: Chunks, residuals: tuple[Any, ...], d_kl: jax.Array
+) -> tuple[Head, None, None]:
     head, reference, temperature, log_total, ref_log_total, kl = residuals
 
-    def d_logits(index, logits):
+    def d_logits(index: jax.Array, logits: jax.Array) -> jax.Array:
         _, fresh = chunks.ids(index)
         log_probs = logits - log_total[..., None]
         ref_logits = chunks.logits(reference, index, temperature)
@@ -250,87 +282,16 @@ def _full_kl_backward(chunks, residuals, d_kl):
         # ∂KL/∂zᵥ = π(v) (log π(v) − log π_ref(v) − KL)
         return d_kl[..., None] * probs * (log_ratio - kl[..., None])
 
-    return _gradient(chunks, head, temperature, d_logits), None, None
+    return head_gradient(chunks, head, temperature, d_logits), None, None
 
 
 full_kl.defvjp(_full_kl_forward, _full_kl_backward)
 
 
-# ------------------------------------------------------------------ distillation
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def distillation(
-    chunks: Chunks, alpha: float, head: Head, teacher: Head, temperature: jax.Array
-) -> jax.Array:
-    """Divergence from the teacher, [...]. See `t2g_jax.logprobs.distillation_from_hidden`."""
-    return _distillation_forward(chunks, alpha, head, teacher, temperature)[0]
-
-
-def _distillation_forward(chunks, alpha, head, teacher, temperature):
-    tokens = jnp.zeros(head.hidden.shape[:-1], jnp.int32)
-    totals = [_statistics(chunks, x, tokens, temperature, None)[0] for x in (head, teacher)]
-
-    def add_chunk(carry, index):
-        from_teacher, from_student = carry
-        student, theirs, middle, fresh = _three(
-            chunks, alpha, index, head, teacher, totals, temperature
-        )
-        apart = jnp.where(fresh, jnp.exp(theirs) * (theirs - middle), 0)
-        moved = jnp.where(fresh, jnp.exp(student) * (student - middle), 0)
-        return from_teacher + jnp.sum(apart, -1), from_student + jnp.sum(moved, -1)
-
-    zeros = jnp.zeros_like(head.hidden[..., 0], dtype=head.dtype)
-    from_teacher, from_student = chunks.scan(add_chunk, (zeros, zeros))
-    share = _teacher_share(alpha)
-    loss = share * from_teacher + (1 - share) * from_student
-    return loss, (head, teacher, temperature, totals, from_student)
-
-
-def _distillation_backward(chunks, alpha, residuals, d_loss):
-    head, teacher, temperature, totals, from_student = residuals
-
-    def d_logits(index, logits):
-        del logits
-        student, theirs, middle, fresh = _three(
-            chunks, alpha, index, head, teacher, totals, temperature
-        )
-        probs = jnp.where(fresh, jnp.exp(student), 0)
-        if alpha == 0:  # ∂KL(t ‖ s)/∂zᵥ = s(v) − t(v)
-            slope = probs - jnp.where(fresh, jnp.exp(theirs), 0)
-        else:  # (1 − α) s(v) (log s(v) − log m(v) − KL(s ‖ m)), what m owes to s cancels
-            share = 1 - _teacher_share(alpha)
-            slope = share * probs * (student - middle - from_student[..., None])
-        return d_loss[..., None] * slope
-
-    return _gradient(chunks, head, temperature, d_logits), None, None
-
-
-distillation.defvjp(_distillation_forward, _distillation_backward)
-
-
-def _teacher_share(alpha: float) -> float:
-    """α of KL(t ‖ ·); at the ends one of the two is all there is."""
-    return 1 - alpha if alpha in (0, 1) else alpha
-
-
-def _three(chunks, alpha, index, head, teacher, totals, temperature):
-    """A chunk's log s, log t and log of what they are compared with; and what is fresh."""
-    _, fresh = chunks.ids(index)
-    student, theirs = (
-        chunks.logits(x, index, temperature) - total[..., None]
-        for x, total in zip((head, teacher), totals, strict=True)
-    )
-    if alpha in (0, 1):
-        return student, theirs, student if alpha == 0 else theirs, fresh
-    middle = jnp.logaddexp(theirs + math.log(alpha), student + math.log1p(-alpha))
-    return student, theirs, middle, fresh
-
-
 # ------------------------------------------------------------------ shared
 
 
-def _gradient(
+def head_gradient(
     chunks: Chunks,
     head: Head,
     temperature: jax.Array,
@@ -366,6 +327,6 @@ def _gradient(
     return jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, head)
 
 
-def _low(x: jax.Array) -> float:
+def lowest(x: jax.Array) -> float:
     """Finite, so that differences to it are; −inf − (−inf) is not."""
     return float(jnp.finfo(x.dtype).min)

@@ -5,7 +5,7 @@ head is then applied to a slice of the vocabulary at a time, with a running logs
 in the backward pass.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,16 @@ from jax.typing import ArrayLike
 
 from t2g_jax import chunked
 from t2g_jax.chunked import Chunks, Head, HeadSharding
+from t2g_jax.chunked_distillation import Divergence, distillation, outcomes_of, top_tokens
 from t2g_jax.deprecation import keep_old_names
+from t2g_jax.divergences import (
+    check_divergence,
+    check_token_ids,
+    mixed_divergence,
+    teacher_outcomes,
+)
 from t2g_jax.kl import divergence
-from t2g_jax.numerics import as_float
+from t2g_jax.numerics import as_float, chosen
 
 CHUNK_SIZE = 4096
 
@@ -31,7 +38,12 @@ keep_old_names(
 
 
 class LogProbs(NamedTuple):
-    """Per token, under the distribution that was asked for (temperature, truncation)."""
+    """Per token, under the distribution that was asked for (temperature, truncation).
+
+    >>> from t2g_jax import logprobs
+    >>> logprobs.token_logprobs_from_logits([[0.0, 0.0]], [1], with_entropy=False)
+    LogProbs(logprobs=Array([-0.6931472], dtype=float32), entropy=None)
+    """
 
     logprobs: jax.Array
     """[...] log-probability of the token."""
@@ -41,6 +53,10 @@ class LogProbs(NamedTuple):
 
 def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> jax.Array:
     """log softmax(logits)[tokens].
+
+    >>> from t2g_jax import token_logprobs
+    >>> print(*(f"{x:.3f}" for x in token_logprobs([[0.0, 0.0], [1.0, 0.0]], [1, 0])))
+    -0.693 -0.313
 
     Args:
       logits: [..., V] float.
@@ -63,7 +79,13 @@ def token_logprobs_from_logits(
     cutoff: ArrayLike | None = None,
     with_entropy: bool = True,
 ) -> LogProbs:
-    """As `token_logprobs_from_hidden`, from logits [..., V]."""
+    """As `token_logprobs_from_hidden`, from logits [..., V].
+
+    >>> from t2g_jax import logprobs
+    >>> found = logprobs.token_logprobs_from_logits([[2.0, 0.0]], [0], temperature=2.0)
+    >>> print(f"{found.logprobs[0]:.3f}, entropy {found.entropy[0]:.3f}")
+    -0.313, entropy 0.582
+    """
     logits, tokens = as_float(logits), jnp.asarray(tokens)
     temperature, cutoff = _settings(tokens, temperature, cutoff, logits.dtype)
     if logits.shape[:-1] != tokens.shape:
@@ -96,6 +118,13 @@ def token_logprobs_from_hidden(
     With a cutoff, the sums run over K = {v : log π(v) ≥ cutoff} ∪ {token} and log-probability and
     entropy are those of π renormalized over K: the distribution a top-k or top-p sampler drew from.
     Which tokens are in K has no gradient.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import logprobs
+    >>> hidden, kernel = jnp.array([[1.0, 0.0]]), jnp.array([[1.0, 0.0, 0.0], [0.0, 1.0, 2.0]])
+    >>> found = logprobs.token_logprobs_from_hidden(hidden, kernel, jnp.array([0]), chunk_size=2)
+    >>> print(f"{found.logprobs[0]:.3f}, entropy {found.entropy[0]:.3f}")
+    -0.551, entropy 0.975
 
     Args:
       hidden: [..., D] float; hidden[i] predicts tokens[i].
@@ -156,7 +185,15 @@ def full_kl_from_hidden(
     """Exact KL(policy ‖ reference) of each next-token distribution, without [..., V] in memory.
 
     Σᵥ π(v) (log π(v) − log π_ref(v)), both at the given temperature. Gradients reach hidden and
-    kernel; none the reference. The same as `kl.full` of the two log-softmaxes.
+    kernel; none the reference. The same as `kl.full` of the two log-softmaxes, and as
+    `distillation_from_hidden` with α = 1.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import logprobs
+    >>> policy, reference, kernel = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 0.0]]), jnp.eye(2)
+    >>> kl = logprobs.full_kl_from_hidden(policy, kernel, reference, kernel, chunk_size=1)
+    >>> print(f"{kl[0]:.3f}")
+    0.111
 
     Args:
       hidden, kernel: [..., D] and [D, V], the policy's.
@@ -197,18 +234,35 @@ def distillation_from_hidden(
     teacher_kernel: ArrayLike,
     *,
     alpha: float = 0.5,
+    top_k: int | None = None,
+    top_k_of: Literal["teacher", "student"] = "teacher",
+    entry_clip: float | None = None,
     temperature: ArrayLike = 1.0,
     softcap: float = 0.0,
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
     spread: HeadSharding | None = None,
 ) -> jax.Array:
-    """`losses.logit_distillation` over the whole vocabulary, without [..., V] in memory.
+    """`losses.logit_distillation` from hidden states, without [..., V] in memory.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import logprobs
+    >>> kernel = jnp.eye(3)  # hidden states are their logits
+    >>> student, teacher = jnp.array([[1.0, 0.0, 0.0]]), jnp.array([[2.0, 0.0, 0.0]])
+    >>> for top_k in (None, 1):
+    ...     loss = logprobs.distillation_from_hidden(student, kernel, teacher, kernel, top_k=top_k)
+    ...     print(f"{loss[0]:.4f}")
+    0.0260
+    0.0260
 
     Args:
       hidden, kernel: [..., D] and [D, V], the student's.
       teacher_hidden, teacher_kernel: [..., R] and [R, V]; no gradient.
       alpha: 0 KL(t ‖ s), 1 KL(s ‖ t), between them the mixture; a Python number.
+      top_k: compare the k most likely tokens and all others together, which is exact: the LM head
+        is read once more to find them. None: the whole vocabulary.
+      top_k_of: whose most likely tokens.
+      entry_clip: the most that one token, or the tail, adds to the divergence, nats.
       temperature, softcap, chunk_size, vocab_shards, spread: for both, see
         `token_logprobs_from_hidden`.
 
@@ -216,10 +270,12 @@ def distillation_from_hidden(
       [...], nats; NaN without a gradient where a hidden state is not finite.
 
     Raises:
-      ValueError: shapes do not fit, or alpha is out of range.
+      ValueError: shapes do not fit, or alpha, top_k, top_k_of or entry_clip are out of range.
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+    check_divergence(alpha, entry_clip)
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    top_k_of = chosen("top_k_of", top_k_of, ("teacher", "student"))
     head = _head("hidden", hidden, "kernel", kernel)
     teacher = _head("teacher_hidden", teacher_hidden, "teacher_kernel", teacher_kernel)
     _agree("teacher", head, teacher)
@@ -228,7 +284,71 @@ def distillation_from_hidden(
     temperature, _ = _settings(head.hidden[..., 0], temperature, None, head.dtype)
     head, ok = _finite(head)
     teacher, teacher_ok = _finite(lax.stop_gradient(teacher))
-    result = chunked.distillation(chunks, alpha, head, teacher, temperature)
+    if top_k is None or top_k >= chunks.vocabulary:
+        of = Divergence(alpha, entry_clip)
+        result = distillation(chunks, of, head, teacher, temperature)
+    else:
+        ranked = teacher if top_k_of == "teacher" else lax.stop_gradient(head)
+        tokens, theirs = top_tokens(chunks, top_k, ranked, temperature)
+        if top_k_of == "student":
+            theirs = lax.stop_gradient(outcomes_of(chunks, teacher, tokens, temperature))
+        own = outcomes_of(chunks, head, tokens, temperature)
+        result = mixed_divergence(own, theirs, alpha, entry_clip)
+    return jnp.where(ok & teacher_ok, result, jnp.nan)
+
+
+def top_k_distillation_from_hidden(
+    hidden: ArrayLike,
+    kernel: ArrayLike,
+    token_ids: ArrayLike,
+    teacher_logprobs: ArrayLike,
+    *,
+    teacher_tail: ArrayLike | None = None,
+    alpha: float = 0.5,
+    entry_clip: float | None = None,
+    temperature: ArrayLike = 1.0,
+    softcap: float = 0.0,
+    chunk_size: int = CHUNK_SIZE,
+    vocab_shards: int = 1,
+    spread: HeadSharding | None = None,
+) -> jax.Array:
+    """`losses.top_k_distillation` from hidden states, without [..., V] in memory.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import logprobs
+    >>> student, kernel = jnp.log(jnp.array([[0.5, 0.25, 0.25]])), jnp.eye(3)
+    >>> teacher = jnp.log(jnp.array([[0.75]]))  # of token 0, all that a server said
+    >>> loss = logprobs.top_k_distillation_from_hidden(student, kernel, [[0]], teacher, alpha=0.0)
+    >>> print(f"{loss[0]:.3f}")
+    0.131
+
+    Args:
+      hidden, kernel: [..., D] and [D, V], the student's.
+      token_ids, teacher_logprobs: [..., k], the teacher's most likely tokens; no gradient.
+      teacher_tail: [...], of all others together; see `losses.top_k_distillation`.
+      alpha, entry_clip: see `losses.logit_distillation`.
+      temperature, softcap, chunk_size, vocab_shards, spread: the student's, see
+        `token_logprobs_from_hidden`.
+
+    Returns:
+      [...], nats; NaN without a gradient where a hidden state is not finite, or a teacher's
+      log-probability is NaN or +inf.
+
+    Raises:
+      ValueError: shapes do not fit, or alpha or entry_clip are out of range.
+    """
+    check_divergence(alpha, entry_clip)
+    head = _head("hidden", hidden, "kernel", kernel)
+    check_token_ids("hidden", head.hidden, token_ids)
+    chunks = _chunks(head, chunk_size, vocab_shards, softcap, spread)
+    chunks = chunks._replace(size=min(chunks.size, chunks.columns))
+    tokens, theirs, teacher_ok = teacher_outcomes(
+        token_ids, teacher_logprobs, teacher_tail, chunks.vocabulary
+    )
+    temperature, _ = _settings(head.hidden[..., 0], temperature, None, head.dtype)
+    head, ok = _finite(head)
+    own = outcomes_of(chunks, head, tokens, temperature)[..., : theirs.shape[-1]]
+    result = mixed_divergence(own, theirs, alpha, entry_clip)
     return jnp.where(ok & teacher_ok, result, jnp.nan)
 
 

@@ -5,14 +5,23 @@ such a value but not its gradient (0 · NaN is NaN), so the losses compute on ze
 NaN back into the value: it stays visible if it was not masked, and never reaches a parameter.
 """
 
+import enum
 import math
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import ArrayLike
+
+Axis = int | tuple[int, ...] | None
+"""Of an array, as NumPy has them; None: all of them together."""
+
+AxisName = str | tuple[str, ...] | None
+"""Of a mesh, inside `jax.shard_map`: the devices that a sum runs over beside the array's axes."""
 
 
 def as_float(x: ArrayLike) -> jax.Array:
@@ -43,11 +52,85 @@ def defined(**arrays: ArrayLike) -> list[jax.Array]:
 
     Returns:
       a boolean array, True where all arguments are finite, followed by the arguments. The caller
-      ends with `jnp.where(ok, result, jnp.nan)`.
+      ends with `settled(result, ok)`.
     """
     floats = same_shape(**arrays)
     ok = reduce(jnp.logical_and, map(jnp.isfinite, floats))
     return [ok, *(jnp.where(ok, x, 0) for x in floats)]
+
+
+def settled(
+    result: jax.Array, ok: jax.Array, where: ArrayLike | None = None, *, like: str = "logprobs"
+) -> jax.Array:
+    """What a loss returns: NaN where an input was not finite, and 0 where `where` is off.
+
+    Neither has a gradient. A ValueError if `where` has not the shape of the result, which is that
+    of the argument called `like`.
+    """
+    result = jnp.where(ok, result, jnp.nan)
+    if where is None:
+        return result
+    return jnp.where(by_token(like, result, "where", where) != 0, result, 0)
+
+
+def by_token(like: str, tokens: ArrayLike, name: str, array: ArrayLike) -> jax.Array:
+    """An array of one value for each token, from that or from one for each sequence, [..., 1].
+
+    Raises:
+      ValueError: it has neither shape; the message calls the two arrays `like` and `name`.
+    """
+    shape = np.shape(tokens)
+    if np.shape(array) != shape and shape and np.shape(array) == (*shape[:-1], 1):
+        return jnp.broadcast_to(jnp.asarray(array), shape)
+    check_same_shape(**{like: tokens, name: array})
+    return jnp.asarray(array)
+
+
+def the_mask(
+    values: ArrayLike,
+    mask: ArrayLike | None,
+    where: ArrayLike | None,
+    *,
+    like: str = "values",
+    name: str = "mask",
+) -> ArrayLike:
+    """A mask that goes by either of two names, `mask` and `where`; ones if neither is given.
+
+    Raises:
+      ValueError: both are given.
+    """
+    if mask is not None and where is not None:
+        raise ValueError(
+            f"{name} and where are the same, so give one of them, but {name} has shape "
+            f"{np.shape(mask)} and where has shape {np.shape(where)}"
+        )
+    given = where if mask is None else mask
+    if given is None:
+        return jnp.ones(np.shape(values), bool)
+    return by_token(like, values, name if where is None else "where", given)
+
+
+def chosen(name: str, value: Any, options: Sequence[str]) -> Any:
+    """Which of some strings is meant: by itself, or by a member of an enum that has its value."""
+    meant = value.value if isinstance(value, enum.Enum) else value
+    if meant not in options:
+        *others, last = map(repr, options)
+        raise ValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
+    return meant
+
+
+def total(x: jax.Array, axis: Axis = None, axis_name: AxisName = None, **options: Any) -> jax.Array:
+    """Σ x over axes of the array, and over those of the mesh."""
+    x = jnp.sum(x, axis=axis, **options)
+    return x if axis_name is None else lax.psum(x, axis_name)
+
+
+def maximum(
+    x: jax.Array, axis: Axis = None, axis_name: AxisName = None, **options: Any
+) -> jax.Array:
+    """max x over axes of the array, and over those of the mesh."""
+    x = jnp.max(x, axis=axis, **options)
+    return x if axis_name is None else lax.pmax(x, axis_name)
 
 
 def matrix_product(x: jax.Array, kernel: jax.Array, *, axes: int = 1, **options: Any) -> jax.Array:

@@ -17,8 +17,9 @@ from t2g_jax.logprobs import (
     token_logprobs,
     token_logprobs_from_hidden,
     token_logprobs_from_logits,
+    top_k_distillation_from_hidden,
 )
-from t2g_jax.losses import logit_distillation
+from t2g_jax.losses import logit_distillation, top_k_distillation
 from t2g_jax.reductions import masked_mean
 
 ROWS, TOKENS, WIDTH, VOCABULARY = 4, 3, 5, 24
@@ -531,34 +532,159 @@ def test_soft_capped_logits(head, chunk_size):
 # ------------------------------------------------------------------ distillation
 
 
-@pytest.mark.parametrize("alpha", [0, 0.3, 1])
-@pytest.mark.parametrize("chunk_size", [5, VOCABULARY])
-def test_distillation_is_that_of_the_logits(head, alpha, chunk_size, precision):
+@pytest.fixture
+def exactly():
+    """In float64, to 1e-9."""
+    with jax.enable_x64(True):
+        yield partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9)
+
+
+def _both_ways(chunked, dense, arrays, weight, close):
+    """Values and gradients of a chunked and of a dense distillation."""
+    found, expected = (
+        jax.jit(jax.value_and_grad(lambda *x, f=f: jnp.sum(weight * f(*x)), range(len(arrays))))(
+            *arrays
+        )
+        for f in (chunked, dense)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("chunk_size", "vocab_shards", "options"),
+    [
+        (5, 1, {"alpha": 0}),
+        (5, 2, {"alpha": 0.3}),
+        (5, 1, {"alpha": 1}),
+        (5, 2, {"alpha": 0, "entry_clip": 0.05}),
+        (5, 1, {"alpha": 0.3, "entry_clip": 0.02}),
+        (VOCABULARY, 1, {"alpha": 1, "entry_clip": 0.05}),
+        (5, 1, {"alpha": 0, "top_k": 4}),
+        (5, 2, {"alpha": 0.3, "top_k": 7, "entry_clip": 0.05}),
+        (5, 2, {"alpha": 1, "top_k": 4, "top_k_of": "student"}),
+        (VOCABULARY, 1, {"alpha": 1, "top_k": VOCABULARY - 1}),
+    ],
+    ids=str,
+)
+def test_distillation_is_that_of_the_logits(head, chunk_size, vocab_shards, options, exactly):
     rng = np.random.default_rng(3)
     teacher = rng.normal(size=(ROWS, TOKENS, 3)), rng.normal(size=(3, VOCABULARY))
-    weight = rng.normal(size=(ROWS, TOKENS))
-    arrays = [precision.cast(x) for x in (head["hidden"], head["kernel"], *teacher, weight)]
+    arrays = [x.astype(np.float64) for x in (head["hidden"], head["kernel"], *teacher)]
+    sizes = {"chunk_size": chunk_size, "vocab_shards": vocab_shards}
 
-    def chunked(*arrays):
-        *heads, weight = arrays
-        found = distillation_from_hidden(
-            *heads, alpha=alpha, temperature=0.7, softcap=4.0, chunk_size=chunk_size
-        )
-        return jnp.sum(weight * found)
+    def chunked(*heads):
+        return distillation_from_hidden(*heads, temperature=0.7, softcap=4.0, **sizes, **options)
 
-    def dense(hidden, kernel, theirs, their_kernel, weight):
+    def dense(hidden, kernel, theirs, their_kernel):
         student, teacher = (
             4.0 * jnp.tanh(h @ k / 4.0) / 0.7 for h, k in ((hidden, kernel), (theirs, their_kernel))
         )
-        return jnp.sum(weight * logit_distillation(student, teacher, alpha=alpha))
+        return logit_distillation(student, teacher, **options)
 
-    found, expected = (
-        jax.jit(jax.value_and_grad(f, (0, 1, 2, 3)))(*arrays) for f in (chunked, dense)
-    )
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(
-            a, b, rtol=10 * precision.tolerance, atol=10 * precision.tolerance
+    _both_ways(chunked, dense, arrays, rng.normal(size=(ROWS, TOKENS)), exactly)
+
+
+@pytest.mark.parametrize(("chunk_size", "vocab_shards"), [(5, 2), (VOCABULARY, 1)])
+def test_distillation_from_a_teachers_top_k(head, chunk_size, vocab_shards, exactly):
+    rng = np.random.default_rng(3)
+    ids = np.argsort(rng.random((ROWS, TOKENS, VOCABULARY)))[..., :6]
+    ids[0, :, 4:] = -1  # fewer than others have
+    teacher = np.log(0.9 * rng.dirichlet(np.ones(6), (ROWS, TOKENS)))
+    arrays = [head[name].astype(np.float64) for name in ("hidden", "kernel")]
+    options = {"alpha": 0.3, "entry_clip": 0.3}
+    sizes = {"chunk_size": chunk_size, "vocab_shards": vocab_shards}
+
+    def chunked(hidden, kernel):
+        return top_k_distillation_from_hidden(
+            hidden, kernel, ids, teacher, temperature=0.7, **sizes, **options
         )
+
+    def dense(hidden, kernel):
+        return top_k_distillation(hidden @ kernel / 0.7, ids, teacher, **options)
+
+    _both_ways(chunked, dense, arrays, rng.normal(size=(ROWS, TOKENS)), exactly)
+
+
+def test_distillation_of_narrow_hidden_states_sums_in_float32(head):
+    narrow = [head[name].astype(jnp.bfloat16) for name in ("hidden", "kernel")]
+    wide = [x.astype(np.float32) for x in narrow]
+    for top_k in (None, 4):
+        distil = partial(distillation_from_hidden, top_k=top_k, chunk_size=5)
+        found = distil(*narrow, -narrow[0], narrow[1])
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, distil(*wide, -wide[0], wide[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 4}, {"top_k": 4, "top_k_of": "student"}])
+def test_top_k_of_a_sharded_head(head, options):
+    """Rows over data, the vocabulary over tensor, and its chunks from each part."""
+    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    hidden, kernel = head["hidden"], head["kernel"]
+
+    def loss(hidden, kernel, **sizes):
+        theirs = -hidden, kernel[:, ::-1]
+        return distillation_from_hidden(
+            hidden, kernel, *theirs, alpha=0.3, **options, **sizes
+        ).sum()
+
+    expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, kernel)
+    with jax.set_mesh(mesh):
+        placed = jax.device_put((hidden, kernel), (P("data"), P(None, "tensor")))
+        sharded = jax.jit(jax.value_and_grad(partial(loss, chunk_size=5, vocab_shards=2), (0, 1)))
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), sharded(*placed), expected
+        )
+
+
+def test_a_small_tail_is_exact(head):
+    """1 − Σ of what is nearly everything would be rounding; a tail of 1e-11 is known to 1e-4."""
+    logits = np.zeros((1, 1, VOCABULARY), np.float32)
+    logits[..., 3], logits[..., 7] = 30.0, 29.0
+    student = top_k_distillation_from_hidden(
+        logits,
+        np.eye(VOCABULARY, dtype=np.float32),
+        jnp.array([[[3, 7]]]),
+        jnp.log(jnp.array([[[0.25, 0.25]]])),
+        alpha=0.0,
+        chunk_size=5,
+    )
+    total = np.log(np.exp(30.0) + np.exp(29.0) + 22)
+    expected = np.log(0.25) / 2 + np.log(0.5) / 2 - (0.25 * 59 + 0.5 * np.log(22) - total)
+    np.testing.assert_allclose(student[0, 0], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_hidden_states_that_are_not_finite_do_not_teach(head, top_k, gradient_of):
+    hidden, kernel = head["hidden"].copy(), head["kernel"]
+    hidden[0, 1] = np.nan
+
+    def loss(hidden):
+        return distillation_from_hidden(
+            hidden, kernel, 0.5 * head["hidden"], kernel, top_k=top_k, chunk_size=5
+        )
+
+    assert np.isnan(loss(hidden)).sum() == 1
+    gradient = gradient_of(lambda x: jnp.nan_to_num(loss(x)))(hidden)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0, 1], 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_k": 4, "top_k_of": "student"}])
+def test_no_logits_of_the_whole_vocabulary_are_held(options):
+    """The largest array of the compiled update has a chunk's columns, not the vocabulary's."""
+    rows, width, vocabulary, chunk = 64, 2, 4096, 256
+    like = [
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((rows, width), (width, vocabulary))
+    ]
+
+    def loss(hidden, kernel):
+        return distillation_from_hidden(
+            hidden, kernel, 2 * hidden, kernel, chunk_size=chunk, **options
+        ).sum()
+
+    used = jax.jit(jax.value_and_grad(loss)).lower(*like).compile().memory_analysis()
+    assert used.temp_size_in_bytes < rows * vocabulary * 4
 
 
 def test_distillation_names_what_does_not_fit(head):
@@ -567,3 +693,11 @@ def test_distillation_names_what_does_not_fit(head):
         distillation_from_hidden(*both, *both, alpha=2)
     with pytest.raises(ValueError, match="kernel and teacher_kernel must agree"):
         distillation_from_hidden(*both, both[0], both[1][:, 1:])
+    with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
+        distillation_from_hidden(*both, *both, top_k=0)
+    with pytest.raises(ValueError, match="top_k_of must be 'teacher' or 'student', not 'judge'"):
+        distillation_from_hidden(*both, *both, top_k=1, top_k_of="judge")
+    with pytest.raises(ValueError, match=r"entry_clip must be positive, got -1"):
+        distillation_from_hidden(*both, *both, entry_clip=-1)
+    with pytest.raises(ValueError, match=r"hidden and token_ids .*\(4, 3, 5\).*\(4, 2\)"):
+        top_k_distillation_from_hidden(*both, jnp.zeros((4, 2), int), jnp.zeros((4, 2)))

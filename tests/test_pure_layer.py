@@ -93,9 +93,40 @@ CASES = {
         losses.self_distillation, ("logprobs", "advantages", "token_weights")
     ),
     "nll": Case(losses.nll, ("logprobs", "token_weights")),
+    "sampled_reverse_kl": Case(
+        losses.sampled_reverse_kl, ("logprobs", "teacher_logprobs"), weighs_by_ratio=True
+    ),
+    "sampled_reverse_kl_corrected": Case(
+        losses.sampled_reverse_kl,
+        ("logprobs", "teacher_logprobs", "sampled_logprobs", "token_weights"),
+        weighs_by_ratio=True,
+    ),
+    **{
+        f"{weights.__name__}_{level}": Case(
+            partial(weights, level=level),
+            ("logprobs", "sampled_logprobs", "mask"),
+            differentiable=False,
+        )
+        for weights, level in (
+            (losses.truncated_importance, "token"),
+            (losses.truncated_importance, "sequence"),
+            (losses.masked_importance, "token"),
+            (losses.masked_importance, "geometric"),
+        )
+    },
+    "role_weights": Case(
+        partial(losses.role_weights, weights={1: 0.5, 2: 1.0}), ("roles",), differentiable=False
+    ),
     "logit_distillation": Case(losses.logit_distillation, ("student_logits", "teacher_logits")),
     "logit_distillation_top_k": Case(
         partial(losses.logit_distillation, alpha=0.0, top_k=2), ("student_logits", "teacher_logits")
+    ),
+    "logit_distillation_clipped": Case(
+        partial(losses.logit_distillation, entry_clip=0.05), ("student_logits", "teacher_logits")
+    ),
+    "top_k_distillation": Case(
+        partial(losses.top_k_distillation, alpha=0.3),
+        ("student_logits", "token_ids", "top_logprobs"),
     ),
     "span_reward_cross_entropy": Case(
         partial(losses.span_reward_cross_entropy, class_weights=(2.0, 0.5, 1.0)),
@@ -155,7 +186,11 @@ CASES = {
 }
 
 
-NAMES = {"logits_of_3": "logits", "severities": "labels"}
+NAMES = {
+    "logits_of_3": "logits",
+    "severities": "labels",
+    "top_logprobs": "teacher_logprobs",
+}
 """Arguments that functions know by another name."""
 
 
@@ -167,6 +202,9 @@ def _inputs(case: Case) -> dict[str, np.ndarray]:
         "turn_mask": lambda: np.arange(TOKENS) < rng.integers(1, TOKENS + 1, (ROWS, 1)),
         "token_weights": lambda: rng.integers(0, 3, shape).astype(np.float64),
         "tokens": lambda: rng.integers(0, VOCABULARY, shape),
+        "roles": lambda: rng.integers(0, 4, shape),
+        "token_ids": lambda: np.argsort(rng.random((*shape, VOCABULARY)))[..., :3],
+        "top_logprobs": lambda: np.log(0.9 * rng.dirichlet(np.ones(3), shape)),
         "labels": lambda: rng.integers(-1, 2, shape),
         "severities": lambda: rng.uniform(-1, 1, shape),
         "segment_ids": lambda: np.sort(rng.integers(0, 3, shape), axis=-1),

@@ -9,7 +9,6 @@ import secrets
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from transformers import PreTrainedTokenizerFast
 from typing_extensions import TypedDict
 
-from t2g_jax.data.offsets import (
-    BYTE_OF,
-    agreement,
-    byte_offsets,
-    decode_bytes,
-    with_silent,
-    without_holes,
-)
 from t2g_jax.runtime import durable, files
+from t2g_jax.spans.token_offsets import TokenLocator, agreement, without_holes
 
 Message = Mapping[str, str]
 
@@ -168,6 +160,7 @@ class ChatTokenizer:
         self._backend = _as_spelled(tokenizer.backend_tokenizer)
         added = self._backend.get_added_tokens_decoder()
         self._special_ids = {i for i, token in added.items() if token.special}
+        self._locator = TokenLocator(self._backend)
         template = _default(tokenizer.chat_template, self.name)
         named = {
             *(tokenizer.bos_token, tokenizer.eos_token),
@@ -401,14 +394,7 @@ class ChatTokenizer:
         Returns:
           [(start, end)] in characters, end exclusive, one per token.
         """
-        ids = [int(i) for i in ids]
-        text = self.decode(ids)
-        if self._is_byte_level:
-            pieces = [b"" if self._is_silent(i) else self._bytes(i) for i in ids]
-            chars, start_of = decode_bytes(b"".join(pieces))
-            if chars == text:
-                return byte_offsets(pieces, start_of, len(text))
-        return self._prefix_offsets(ids, text)
+        return self._locator.locate(ids)
 
     # Rendering
 
@@ -548,61 +534,6 @@ class ChatTokenizer:
         ids = self._tokens_from(*self._after_answer(_QUESTION))
         end = self._first_control(ids)
         return None if end is None else ids[end]
-
-    # Offsets
-
-    @cached_property
-    def _is_byte_level(self) -> bool:
-        decoder = json.loads(self._backend.to_str())["decoder"] or {}
-        return "ByteLevel" in [
-            decoder.get("type"),
-            *(d["type"] for d in decoder.get("decoders", ())),
-        ]
-
-    def _is_silent(self, i: int) -> bool:
-        return i in self._special_ids or self._backend.id_to_token(i) is None
-
-    def _bytes(self, i: int) -> bytes:
-        token = self._backend.id_to_token(i)
-        try:
-            return bytes(BYTE_OF[char] for char in token)
-        except KeyError:  # an added token, spelled as it is
-            return token.encode()
-
-    def _prefix_offsets(self, ids: list[int], text: str) -> list[tuple[int, int]]:
-        """Offsets by decoding longer and longer prefixes, for any decoder.
-
-        A token ends where the text decoded up to it stops agreeing with the whole text. Prefixes
-        are decoded from an anchor, moved along where the rest of the text decodes on its own, so
-        the cost grows little faster than the length.
-        """
-        loud = [i for i in ids if not self._is_silent(i)]
-        ends, anchor, origin = [0], 0, 0
-        for k in range(len(loud)):
-            if k - anchor >= 64:
-                rest = self.decode(loud[k:])
-                if text.endswith(rest) and len(text) - len(rest) >= ends[-1]:
-                    anchor, origin = k, len(text) - len(rest)
-            prefix = self.decode(loud[anchor : k + 1])
-            agreed = origin + agreement(prefix, text[origin : origin + len(prefix)])
-            ends.append(max(agreed, ends[-1]))
-        offsets = list(pairwise(ends))
-
-        # SentencePiece's byte tokens: a run of them is its UTF-8 text, or one U+FFFD each.
-        is_byte = [bool(_BYTE_TOKEN.fullmatch(self._backend.id_to_token(i))) for i in loud]
-        for byte, run in groupby(range(len(loud)), key=is_byte.__getitem__):
-            if byte:
-                tokens = list(run)
-                first, last = ends[tokens[0]], ends[tokens[-1] + 1]
-                sizes = [len(char.encode()) for char in text[first:last]]
-                if len(sizes) == len(tokens):
-                    sizes = [1] * len(tokens)
-                char_of = [first + c for c, size in enumerate(sizes) for _ in range(size)]
-                exact = len(char_of) == len(tokens)
-                for n, k in enumerate(tokens):
-                    offsets[k] = (char_of[n], char_of[n] + 1) if exact else (first, last)
-
-        return with_silent(offsets, [self._is_silent(i) for i in ids], len(text))
 
 
 def _check(messages: Sequence[Message]) -> None:
@@ -764,6 +695,3 @@ def _respell(tokenizer: Tokenizer, spelling: Mapping[str, str], name: str) -> To
         if copy.encode(spelled, add_special_tokens=False).ids != [tokenizer.token_to_id(token)]:
             raise ValueError(f"{name}: its token {token!r} cannot be told apart from text")
     return copy
-
-
-_BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")

@@ -16,7 +16,7 @@ from t2g_jax.config import SHAPE, TokenizerConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.run import pretrained
 from t2g_jax.run.context import Context
-from t2g_jax.spans.transfer import Offsets
+from t2g_jax.spans.token_offsets import Offsets
 
 Tokens = Sequence[int] | np.ndarray
 Answer = tuple[Tokens, Tokens]

@@ -1,38 +1,29 @@
 """Policy-gradient losses, to minimize: unreduced, one value per sampled token.
 
-No gradient flows to advantages or old log-probabilities. A token with a non-finite input has a NaN
-loss and no gradient, so what sits in padding cannot reach a parameter.
+All of them have the gradient −ρA ∇log π of `reinforce` where ρ = π / π_old is 1, as it is at the
+first update after sampling, and differ in what they do once it is not:
+
+  reinforce          −A log π               no ratio: right on policy only
+  clipped_surrogate  max(−ρA, −clip(ρ) A)   stops the gradient of tokens that have moved far enough
+  cispo              −sg[clip(ρ)] A log π   keeps every token's gradient, and bounds its weight
+  gspo               as clipped_surrogate   with one ratio for all tokens of a sequence
+
+No gradient flows to advantages or old log-probabilities. Advantages are [B, T], or [B, 1] for one
+of each sequence. A token with a non-finite input has a NaN loss and no gradient, so what sits in
+padding cannot reach a parameter; where `where` is off, the loss is 0 whatever the inputs.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import check_same_shape, defined
-from t2g_jax.reductions import sequence_sum
+from t2g_jax.losses.importance import sequence_ratio, token_ratio
+from t2g_jax.numerics import by_token, chosen, defined, settled, the_mask
 
-# exp(20) ≈ 5e8: beyond any ratio that teaches, and far from overflow. No gradient flows past it.
-MAX_LOG_RATIO = 20.0
-
-
-def importance_ratio(logprobs: ArrayLike, sampled_logprobs: ArrayLike) -> jax.Array:
-    """ρ = π(yₜ) / π_sampled(yₜ), the log-ratio clipped to ±20.
-
-    Args:
-      logprobs: [B, T] float, log π(yₜ) under the policy being trained.
-      sampled_logprobs: [B, T] float, under the distribution that yₜ was really drawn from.
-
-    Returns:
-      [B, T].
-
-    Raises:
-      ValueError: shapes differ.
-    """
-    ok, logprobs, sampled = defined(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
-    return jnp.where(ok, _ratio(logprobs, sampled), jnp.nan)
+Surrogate = Literal["ppo", "gspo", "cispo", "reinforce"]
 
 
 def clipped_surrogate(
@@ -42,17 +33,25 @@ def clipped_surrogate(
     *,
     epsilon_low: float = 0.2,
     epsilon_high: float = 0.2,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """max(−ρA, −clip(ρ, 1−ε_low, 1+ε_high) A),   ρ = exp(log π − log π_old).
 
     "Proximal Policy Optimization Algorithms", Schulman et al., arXiv 1707.06347, Eq. 7; two
     epsilons as in DAPO, arXiv 2503.14476.
 
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import losses
+    >>> now, then = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.25, 0.5]]))
+    >>> losses.clipped_surrogate(now, then, [[1.0]])  # the first has moved as far as it may
+    Array([[-1.2, -1. ]], dtype=float32)
+
     Args:
       logprobs, old_logprobs: [B, T] float, of the sampled tokens under the policy and under the
         distribution that they were sampled from.
-      advantages: [B, T] float.
+      advantages: [B, T] float, or [B, 1].
       epsilon_low, epsilon_high: clip range below and above 1.
+      where: [B, T] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [B, T].
@@ -60,13 +59,14 @@ def clipped_surrogate(
     Raises:
       ValueError: shapes differ.
     """
+    advantages = by_token("logprobs", logprobs, "advantages", advantages)
     ok, logprobs, old_logprobs, advantages = defined(
         logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages
     )
     advantages = lax.stop_gradient(advantages)
-    ratio = _ratio(logprobs, old_logprobs)
+    ratio = token_ratio(logprobs, old_logprobs)
     clipped = jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
-    return jnp.where(ok, jnp.maximum(-ratio * advantages, -clipped * advantages), jnp.nan)
+    return settled(jnp.maximum(-ratio * advantages, -clipped * advantages), ok, where)
 
 
 def cispo(
@@ -76,49 +76,66 @@ def cispo(
     *,
     epsilon_low: float,
     epsilon_high: float,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """−sg[clip(ρ, 1−ε_low, 1+ε_high)] A log π,   ρ = exp(log π − log π_old).
 
-    Clips the weight and keeps the gradient of every token. "MiniMax-M1", arXiv 2506.13585, Eq. 4;
-    ε_low = 1 leaves the ratio unclipped from below, as the authors do.
+    Clips the weight and keeps the gradient of every token: `reinforce` weighted by
+    `truncated_importance`, which is clipped from above alone. "MiniMax-M1", arXiv 2506.13585,
+    Eq. 4; ε_low = 1 leaves the ratio unclipped from below, as the authors do.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import losses
+    >>> now, then = jnp.array([[-1.0, -2.0]]), jnp.array([[-3.0, -2.0]])
+    >>> losses.cispo(now, then, [[1.0, 1.0]], epsilon_low=1.0, epsilon_high=0.5)
+    Array([[1.5, 2. ]], dtype=float32)
 
     Args, returns, raises: see `clipped_surrogate`.
     """
+    advantages = by_token("logprobs", logprobs, "advantages", advantages)
     ok, logprobs, old_logprobs, advantages = defined(
         logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages
     )
-    ratio = jnp.clip(_ratio(logprobs, old_logprobs), 1 - epsilon_low, 1 + epsilon_high)
+    ratio = jnp.clip(token_ratio(logprobs, old_logprobs), 1 - epsilon_low, 1 + epsilon_high)
     weight = lax.stop_gradient(ratio * advantages)
-    return jnp.where(ok, -weight * logprobs, jnp.nan)
+    return settled(-weight * logprobs, ok, where)
 
 
 def gspo(
     logprobs: ArrayLike,
     old_logprobs: ArrayLike,
     advantages: ArrayLike,
-    mask: ArrayLike,
+    mask: ArrayLike | None = None,
     *,
     segment_ids: ArrayLike | None = None,
     epsilon_low: float = 3e-4,
     epsilon_high: float = 4e-4,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """max(−sA, −clip(s, 1−ε_low, 1+ε_high) A) with one ratio s for all tokens of a sequence.
 
-    A token's own gradient goes through sₜ = sg[s] π(yₜ) / sg[π(yₜ)]. With advantages that are equal
-    over a sequence and SEQUENCE_MEAN_TOKEN_MEAN this is GSPO, otherwise GSPO-token. "Group Sequence
-    Policy Optimization", arXiv 2507.18071, Eq. 5 and 14.
+    s is `sequence_ratio`. A token's own gradient goes through sₜ = sg[s] π(yₜ) / sg[π(yₜ)]. With
+    advantages that are equal over a sequence and SEQUENCE_MEAN_TOKEN_MEAN this is GSPO, otherwise
+    GSPO-token. "Group Sequence Policy Optimization", arXiv 2507.18071, Eq. 5 and 14.
+
+    >>> from t2g_jax import losses
+    >>> losses.gspo([[-1.0, -2.0]], [[-2.0, -1.0]], [[1.0]])  # apart, but equal as a sequence
+    Array([[-1., -1.]], dtype=float32)
 
     Args:
       logprobs, old_logprobs, advantages: see `clipped_surrogate`.
       mask, segment_ids: see `sequence_ratio`.
       epsilon_low, epsilon_high: clip range; s is far closer to 1 than the ratio of a token.
+      where: in place of the mask: the loss is 0, without a gradient, where it is off.
 
     Returns:
       [B, T].
 
     Raises:
-      ValueError: shapes differ.
+      ValueError: shapes differ, or mask and where are both given.
     """
+    advantages = by_token("logprobs", logprobs, "advantages", advantages)
+    mask = the_mask(logprobs, mask, where, like="logprobs")
     ok, logprobs, old_logprobs, advantages = defined(
         logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages
     )
@@ -126,52 +143,17 @@ def gspo(
     ratio = sequence_ratio(logprobs, old_logprobs, mask, segment_ids=segment_ids)
     ratio = lax.stop_gradient(ratio) * jnp.exp(logprobs - lax.stop_gradient(logprobs))
     clipped = jnp.clip(ratio, 1 - epsilon_low, 1 + epsilon_high)
-    return jnp.where(ok, jnp.maximum(-ratio * advantages, -clipped * advantages), jnp.nan)
-
-
-def sequence_ratio(
-    logprobs: ArrayLike,
-    sampled_logprobs: ArrayLike,
-    mask: ArrayLike,
-    *,
-    segment_ids: ArrayLike | None = None,
-    mean: bool = True,
-) -> jax.Array:
-    """s = exp(mean over the sequence of log π − log π_sampled), told to all its tokens.
-
-    The log-ratio is clipped to ±20.
-
-    Args:
-      logprobs, sampled_logprobs: [B, T] float, see `importance_ratio`.
-      mask: [B, T] bool or float, not 0 on the tokens that are averaged.
-      segment_ids: [B, T] int, which sequence of a packed row a token belongs to; its tokens lie
-        side by side. None: each row is one.
-      mean: False takes the sum instead: s is then π(y) / π_sampled(y) of the whole sequence.
-
-    Returns:
-      [B, T]; 1 on sequences without tokens.
-
-    Raises:
-      ValueError: shapes differ.
-    """
-    given = {"mask": mask} if segment_ids is None else {"mask": mask, "segment_ids": segment_ids}
-    check_same_shape(logprobs=logprobs, **given)
-    ok, logprobs, sampled = defined(logprobs=logprobs, sampled_logprobs=sampled_logprobs)
-    log_ratio = logprobs - lax.stop_gradient(sampled)
-    counted = (jnp.asarray(mask) != 0).astype(log_ratio.dtype)
-    total = sequence_sum(log_ratio, counted, segment_ids=segment_ids)
-    if mean:
-        total /= jnp.maximum(sequence_sum(counted, counted, segment_ids=segment_ids), 1)
-    return jnp.where(ok, jnp.exp(jnp.clip(total, -MAX_LOG_RATIO, MAX_LOG_RATIO)), jnp.nan)
+    return settled(jnp.maximum(-ratio * advantages, -clipped * advantages), ok, where)
 
 
 def clip_acts(
-    surrogate: Literal["ppo", "gspo", "cispo", "reinforce"],
+    surrogate: Surrogate,
     ratio: ArrayLike,
     advantages: ArrayLike,
     *,
     epsilon_low: float,
     epsilon_high: float,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Where a surrogate's clip changes the loss; a ratio outside the range alone does not tell.
 
@@ -183,42 +165,53 @@ def clip_acts(
 
     For ppo and gspo as TRL and verl count, for cispo as verl does.
 
+    >>> from t2g_jax import losses
+    >>> losses.clip_acts("ppo", [[1.5, 1.5]], [[1.0, -1.0]], epsilon_low=0.2, epsilon_high=0.2)
+    Array([[ True, False]], dtype=bool)
+
     Args:
       surrogate: whose clip.
-      ratio, advantages: [B, T] float; the ratio is that of a token or of its sequence.
+      ratio: [B, T] float, that of a token or of its sequence.
+      advantages: [B, T] float, or [B, 1].
       epsilon_low, epsilon_high: the surrogate's clip range below and above 1.
+      where: [B, T] bool or float, tokens that count.
 
     Returns:
-      [B, T] bool, False where an input is not finite.
+      [B, T] bool, False where an input is not finite and where `where` is off.
 
     Raises:
       ValueError: shapes differ, or the surrogate is unknown.
     """
+    surrogate = chosen("surrogate", surrogate, get_args(Surrogate))
+    advantages = by_token("ratio", ratio, "advantages", advantages)
     ok, ratio, advantages = defined(ratio=ratio, advantages=advantages)
     below, above = ratio < 1 - epsilon_low, ratio > 1 + epsilon_high
-    match surrogate:
-        case "ppo" | "gspo":
-            acts = (below & (advantages < 0)) | (above & (advantages > 0))
-        case "cispo":
-            acts = (below | above) & (advantages != 0)
-        case "reinforce":
-            acts = jnp.zeros_like(ok)
-        case _:
-            raise ValueError(
-                f"surrogate must be 'ppo', 'gspo', 'cispo' or 'reinforce', not {surrogate!r}"
-            )
-    return ok & acts
+    if surrogate in ("ppo", "gspo"):
+        acts = (below & (advantages < 0)) | (above & (advantages > 0))
+    elif surrogate == "cispo":
+        acts = (below | above) & (advantages != 0)
+    else:
+        acts = jnp.zeros_like(ok)
+    return ok & acts & (the_mask(ratio, None, where, like="ratio") != 0)
 
 
-def reinforce(logprobs: ArrayLike, advantages: ArrayLike) -> jax.Array:
+def reinforce(
+    logprobs: ArrayLike, advantages: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
     """−A log π.
 
     "Simple Statistical Gradient-Following Algorithms for Connectionist Reinforcement Learning",
-    Williams, 1992. With span rewards as A this is the NL-gradient of Text2Grad, arXiv 2505.22338.
+    Williams, 1992. With span rewards as A this is the NL-gradient of Text2Grad, arXiv 2505.22338;
+    with A = 1 it is `nll`.
+
+    >>> from t2g_jax import losses
+    >>> losses.reinforce([[-1.0, -2.0, -3.0]], [[1.0, -1.0, 0.0]])
+    Array([[ 1., -2.,  0.]], dtype=float32)
 
     Args:
       logprobs: [B, T] float, of the sampled tokens.
-      advantages: [B, T] float.
+      advantages: [B, T] float, or [B, 1].
+      where: [B, T] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [B, T].
@@ -226,10 +219,6 @@ def reinforce(logprobs: ArrayLike, advantages: ArrayLike) -> jax.Array:
     Raises:
       ValueError: shapes differ.
     """
+    advantages = by_token("logprobs", logprobs, "advantages", advantages)
     ok, logprobs, advantages = defined(logprobs=logprobs, advantages=advantages)
-    return jnp.where(ok, -lax.stop_gradient(advantages) * logprobs, jnp.nan)
-
-
-def _ratio(logprobs: jax.Array, sampled_logprobs: jax.Array) -> jax.Array:
-    log_ratio = logprobs - lax.stop_gradient(sampled_logprobs)
-    return jnp.exp(jnp.clip(log_ratio, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+    return settled(-lax.stop_gradient(advantages) * logprobs, ok, where)

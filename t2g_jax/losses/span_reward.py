@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import as_float
+from t2g_jax.numerics import as_float, settled
 
 ClassWeights = ArrayLike | Sequence[float]
 
@@ -16,12 +16,20 @@ def span_reward_cross_entropy(
     labels: ArrayLike,
     *,
     class_weights: ClassWeights | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """−Σ_c w_c q_c log softmax(logits)_c, q the target of the label, unreduced, to minimize.
 
     The target of a label −1, 0 or +1 is its class alone, and the loss −w_y log softmax(logits)_y.
     A severity s between them is shared out, see `span_targets`: the expected reward of the
     distribution that minimizes the loss is then the mean severity, as Σ_c q_c · (−1, 0, 1)_c = s.
+    Without weights and severities it is `nll` of the label among three.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import losses
+    >>> logits = jnp.log(jnp.array([[0.5, 0.25, 0.25]]))
+    >>> print(f"{losses.span_reward_cross_entropy(logits, [-1])[0]:.3f}")
+    0.693
 
     Args:
       logits: [..., 3] float, for poor, neutral and good in this order.
@@ -30,6 +38,7 @@ def span_reward_cross_entropy(
       class_weights: [3] float in the same order, 1 by default. Neutral tokens dominate, so give
         them less. The loss is not divided by the weights; what is learned is p_w ∝ w · p, see
         `span_probabilities`.
+      where: [...] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [...], nats; NaN without a gradient where logits are not finite.
@@ -47,7 +56,7 @@ def span_reward_cross_entropy(
     logits, ok = _finite(logits)
     log_probs = jax.nn.log_softmax(logits)
     loss = -jnp.sum(span_targets(labels) * weights * log_probs, axis=-1)
-    return jnp.where(ok[..., 0], loss, jnp.nan)
+    return settled(loss, ok[..., 0], where, like="labels")
 
 
 def span_targets(labels: ArrayLike) -> jax.Array:
@@ -55,6 +64,13 @@ def span_targets(labels: ArrayLike) -> jax.Array:
 
     q = (max(−s, 0), 1 − |s|, max(s, 0)), so that Σ q · (−1, 0, 1) = s: −½ is half poor and half
     neutral.
+
+    >>> from t2g_jax import losses
+    >>> losses.span_targets([-1, -0.5, 0, 1])
+    Array([[1. , 0. , 0. ],
+           [0.5, 0.5, 0. ],
+           [0. , 1. , 0. ],
+           [0. , 0. , 1. ]], dtype=float32)
 
     Args:
       labels: [...] float or int in [−1, 1].
@@ -74,6 +90,11 @@ def span_probabilities(
 
     A head that was trained with class weights w has learned p_w ∝ w · p: without the division a
     token that is good as often as poor gets a reward other than 0.
+
+    >>> from t2g_jax import losses
+    >>> p = losses.span_probabilities([0.0, 0.0, 0.0], class_weights=(1.0, 0.5, 1.0))
+    >>> print(*(f"{x:.2f}" for x in p), f"expected reward {p[2] - p[0]:.2f}")
+    0.25 0.50 0.25 expected reward 0.00
 
     Args:
       logits: [..., 3] float.

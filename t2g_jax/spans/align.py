@@ -27,6 +27,11 @@ from t2g_jax.spans.search import Budget, Search, TooLong
 class Quote:
     """A phrase that a judge quoted from a text, and what it is worth.
 
+    >>> from t2g_jax import spans
+    >>> second = spans.Quote("the cat", reward=-1.0, ordinal=2)
+    >>> spans.align("the cat saw the cat", [second]).spans[0].start
+    12
+
     Attributes:
       text: the phrase.
       reward: good (+1), poor (−1), or any finite severity.
@@ -44,7 +49,12 @@ class Quote:
 
 @dataclass(frozen=True)
 class CharSpan:
-    """Characters start ≤ i < end of a text, how its quote was found, and how alike (0 to 100)."""
+    """Characters start ≤ i < end of a text, how its quote was found, and how alike (0 to 100).
+
+    >>> from t2g_jax import spans
+    >>> spans.align("a cat", ["cat"]).spans[0]
+    CharSpan(start=2, end=5, reward=1.0, quote='cat', how='exact', score=100.0)
+    """
 
     start: int
     end: int
@@ -56,7 +66,12 @@ class CharSpan:
 
 @dataclass(frozen=True)
 class Unaligned:
-    """A quote without a certain place in the text, and why."""
+    """A quote without a certain place in the text, and why.
+
+    >>> from t2g_jax import spans
+    >>> print(spans.align("a cat, a cat", ["cat"]).unaligned[0].reason)
+    ambiguous: the phrase occurs 2 times; give an ordinal, or the text before or after it
+    """
 
     quote: Quote
     reason: str
@@ -64,7 +79,13 @@ class Unaligned:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where each quote is (`spans`), or why it is nowhere (`unaligned`); both in quote order."""
+    """Where each quote is (`spans`), or why it is nowhere (`unaligned`); both in quote order.
+
+    >>> from t2g_jax import spans
+    >>> alignment = spans.align("a cat", ["cat", "dog"])
+    >>> len(alignment.spans), len(alignment.unaligned)
+    (1, 1)
+    """
 
     spans: tuple[CharSpan, ...]
     unaligned: tuple[Unaligned, ...]
@@ -72,7 +93,12 @@ class Alignment:
 
 @dataclass(frozen=True)
 class TokenSpan:
-    """Tokens start ≤ t < end and their reward; empty (start == end) if no token is covered."""
+    """Tokens start ≤ t < end and their reward; empty (start == end) if no token is covered.
+
+    >>> from t2g_jax import spans
+    >>> spans.TokenSpan(start=0, end=2, reward=-1.0)
+    TokenSpan(start=0, end=2, reward=-1.0)
+    """
 
     start: int
     end: int
@@ -132,6 +158,15 @@ def align(
 
     Method: "Text2Grad: Reinforcement Learning from Natural Language Feedback", arXiv 2505.22338,
     aligns words greedily to their first match; this does not.
+
+    >>> from t2g_jax import spans
+    >>> alignment = spans.align("The “cat” sat.", [('the "cat"', 1.0), ("dog", -1.0)])
+    >>> for span in alignment.spans:
+    ...     print(span.start, span.end, span.reward, span.how)
+    0 9 1.0 normalized
+    >>> for quote, reason in ((lost.quote, lost.reason) for lost in alignment.unaligned):
+    ...     print(f"{quote.text}: {reason}")
+    dog: the phrase is not in the text, and is too short (< 8) to be matched fuzzily
 
     Args:
       text: the completion the quotes were taken from.
@@ -199,6 +234,11 @@ def to_token_spans(
     quote does not count: the token " foo" belongs to "foo", the token " " before it does not belong
     to " foo". Of a character spread over several tokens, all of them belong. A token of zero width
     (a special token) belongs only if tokens on both sides of it do.
+
+    >>> from t2g_jax import spans
+    >>> alignment = spans.align("The cat sat", [("cat sat", 1.0)])
+    >>> spans.to_token_spans(alignment.spans, [(0, 3), (3, 7), (7, 11), (11, 11)])
+    (TokenSpan(start=1, end=3, reward=1.0),)
 
     Args:
       char_spans: S spans, as from `align`.

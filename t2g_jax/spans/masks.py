@@ -3,19 +3,23 @@
 Spans are pairs of token indices [..., S], `end` exclusive. Empty spans (start = end) are padding.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import as_float, check_same_shape
+from t2g_jax.numerics import as_float, check_same_shape, chosen
 
 Overlap = Literal["poor", "sum", "mean", "last"]
 
 
 def span_mask(starts: ArrayLike, ends: ArrayLike, length: int) -> jax.Array:
     """Which tokens are in any span.
+
+    >>> from t2g_jax import spans
+    >>> spans.span_mask([[0, 3]], [[2, 4]], length=5)
+    Array([[ True,  True, False,  True, False]], dtype=bool)
 
     Args:
       starts, ends: [..., S] int, token indices, end exclusive. What lies outside [0, length) is
@@ -41,6 +45,14 @@ def token_rewards(
 ) -> jax.Array:
     """Reward of each token from the spans that cover it; 0 where none does.
 
+    Where no spans overlap it is Σ reward · `span_mask`, whatever `overlap`.
+
+    >>> from t2g_jax import spans
+    >>> spans.token_rewards([[0, 1]], [[2, 4]], [[1.0, -1.0]], length=5)
+    Array([[ 1., -1., -1., -1.,  0.]], dtype=float32)
+    >>> spans.token_rewards([[0, 1]], [[2, 4]], [[1.0, -1.0]], length=5, overlap="sum")
+    Array([[ 1.,  0., -1., -1.,  0.]], dtype=float32)
+
     Args:
       starts, ends: [..., S] int, token indices, end exclusive.
       rewards: [..., S] float, of each span.
@@ -54,6 +66,7 @@ def token_rewards(
     Raises:
       ValueError: shapes differ, or overlap is none of the four.
     """
+    overlap = chosen("overlap", overlap, get_args(Overlap))
     check_same_shape(starts=starts, rewards=rewards)
     inside = _inside(starts, ends, length)
     rewards = as_float(rewards)[..., None]
@@ -66,11 +79,9 @@ def token_rewards(
     if overlap == "poor":
         lowest = jnp.min(jnp.where(inside, rewards, jnp.inf), axis=-2, initial=jnp.inf)
         return jnp.where(covered, lowest, 0)
-    if overlap == "last":
-        order = jnp.arange(inside.shape[-2])[:, None]
-        last = jnp.max(jnp.where(inside, order, -1), axis=-2, initial=-1, keepdims=True)
-        return jnp.sum(jnp.where(order == last, rewards, 0), axis=-2)
-    raise ValueError(f"overlap must be 'poor', 'sum', 'mean' or 'last', not {overlap!r}")
+    order = jnp.arange(inside.shape[-2])[:, None]
+    last = jnp.max(jnp.where(inside, order, -1), axis=-2, initial=-1, keepdims=True)
+    return jnp.sum(jnp.where(order == last, rewards, 0), axis=-2)
 
 
 def _inside(starts: ArrayLike, ends: ArrayLike, length: int) -> jax.Array:

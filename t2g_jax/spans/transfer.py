@@ -1,7 +1,7 @@
 """From one tokenization of a text to another, through the characters that they share.
 
 Policy, reference, reward model and judge may have different tokenizers. What is said of the tokens
-of one is carried to those of another.
+of one is transferred to those of another.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from t2g_jax.spans.align import CharSpan, TokenSpan, to_token_spans
-
-Offsets = Sequence[tuple[int, int]]
-"""Per token its (start, end) in the text, end exclusive; zero width: a token without text."""
+from t2g_jax.spans.token_offsets import Offsets
 
 
 def transfer_values(
@@ -21,9 +19,14 @@ def transfer_values(
 
     v'ⱼ = mean of v(c) over the characters c of token j,  v(c) = mean of vᵢ over the tokens i of c
 
-    So a constant stays that constant, the mean over characters stays, and what is carried to
+    So a constant stays that constant, the mean over characters stays, and what is transferred to
     smaller tokens and back is as it was. A token without text, such as an end token, gets the mean
     of the source's at its place. Where both tokenizations are the same, nothing changes.
+
+    >>> from t2g_jax import spans
+    >>> words, letters = [(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)]
+    >>> spans.transfer_values([1.0, -1.0], words, letters)
+    array([ 1.,  1., -1.], dtype=float32)
 
     Args:
       values: [n] or [n, ...] of the source's tokens; probabilities [n, 3] stay probabilities.
@@ -54,11 +57,11 @@ def transfer_values(
     covered = count > 0
     total[covered] /= count[covered].reshape(-1, *[1] * (values.ndim - 1))
 
-    carried = np.empty((len(target), *values.shape[1:]), np.float32)
+    transferred = np.empty((len(target), *values.shape[1:]), np.float32)
     for j, (start, end) in enumerate(target):
         found = quiet.get(start, []) if start == end else total[start:end][covered[start:end]]
-        carried[j] = np.mean(found, axis=0) if len(found) else silent
-    return carried
+        transferred[j] = np.mean(found, axis=0) if len(found) else silent
+    return transferred
 
 
 def transfer_spans(
@@ -68,6 +71,11 @@ def transfer_spans(
 
     A token belongs to a span if they share a character that is no white space at the span's ends:
     as `to_token_spans` has it for quotes.
+
+    >>> from t2g_jax import spans
+    >>> words, letters = [(0, 2), (2, 3)], [(0, 1), (1, 2), (2, 3)]
+    >>> spans.transfer_spans([spans.TokenSpan(0, 1, reward=-1.0)], "abc", words, letters)
+    (TokenSpan(start=0, end=2, reward=-1.0),)
 
     Args:
       spans: S spans of the source's tokens.
@@ -80,7 +88,7 @@ def transfer_spans(
     Raises:
       ValueError: a span is not one of tokens of the source.
     """
-    carried = []
+    transferred = []
     for span in spans:
         if not 0 <= span.start <= span.end <= len(source):
             raise ValueError(f"{span} is no span of {len(source)} tokens")
@@ -88,8 +96,8 @@ def transfer_spans(
         start, end = min((a for a, _ in tokens), default=0), max((b for _, b in tokens), default=0)
         phrase = text[start:end]
         if not phrase:
-            carried.append(TokenSpan(0, 0, span.reward))
+            transferred.append(TokenSpan(0, 0, span.reward))
             continue
         quoted = CharSpan(start, end, span.reward, phrase, "exact", 100.0)
-        carried += to_token_spans([quoted], target)
-    return tuple(carried)
+        transferred += to_token_spans([quoted], target)
+    return tuple(transferred)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t2g_jax import losses
+from t2g_jax import kl, losses
 from t2g_jax.spans.masks import span_mask
 
 CORRECTIONS = ("none", "importance", "ppo", "cispo")
@@ -369,3 +369,178 @@ def test_logit_distillation_refuses_nonsense():
         losses.logit_distillation(x, x, top_k=0)
     with pytest.raises(ValueError, match=r"top_k_of.*judge"):
         losses.logit_distillation(x, x, top_k=1, top_k_of="judge")
+    with pytest.raises(ValueError, match=r"entry_clip must be positive, got 0"):
+        losses.logit_distillation(x, x, entry_clip=0)
+    with pytest.raises(ValueError, match=r"student_logits.*where.*\(2,\).*\(3,\)"):
+        losses.logit_distillation(x, x, where=jnp.ones(3))
+
+
+# ------------------------------------------------------------------ a limit for each entry
+
+
+def _entries(student, teacher, alpha):
+    def kl(p, q):
+        return p * (np.log(p) - np.log(q))
+
+    if alpha in (0, 1):
+        return kl(teacher, student) if alpha == 0 else kl(student, teacher)
+    mixture = alpha * teacher + (1 - alpha) * student
+    return alpha * kl(teacher, mixture) + (1 - alpha) * kl(student, mixture)
+
+
+@pytest.mark.parametrize(("alpha", "top_k"), [(a, k) for a in (0, 0.3, 1) for k in (None, 4)])
+def test_clipped_entries_match_a_loop(logits, alpha, top_k, precision):
+    student_logits, teacher_logits = map(precision.cast, logits)
+    clip, clipped = 0.05, 0
+    expected = np.zeros(student_logits.shape[:-1], precision.dtype)
+    for index in np.ndindex(*expected.shape):
+        student, teacher = _softmax(logits[0][index]), _softmax(logits[1][index])
+        if top_k is not None:
+            top = np.argsort(-teacher)[:top_k]
+            student, teacher = _buckets(student, top), _buckets(teacher, top)
+        entries = _entries(student, teacher, alpha)
+        expected[index], clipped = np.minimum(entries, clip).sum(), clipped + (entries > clip).sum()
+    assert clipped > 5
+    distil = partial(losses.logit_distillation, alpha=alpha, top_k=top_k, entry_clip=clip)
+    precision.assert_close(jax.jit(distil)(student_logits, teacher_logits), expected)
+
+
+def test_a_clipped_entry_does_not_teach(gradient_of):
+    """The student misses a token that the teacher is sure of; the entry is at its limit."""
+    student, teacher = jnp.log(jnp.array([0.01, 0.99])), jnp.log(jnp.array([0.99, 0.01]))
+    free, clipped = (
+        gradient_of(partial(losses.logit_distillation, alpha=0, entry_clip=clip))(student, teacher)
+        for clip in (None, 0.05)
+    )
+    assert free[0] < -0.9
+    # Left is t log (t / s) of the other token, −t (1 − s) by its own logit.
+    np.testing.assert_allclose(clipped, [0.01 * 0.01, -0.01 * 0.01], rtol=1e-3)
+
+
+def test_a_high_limit_is_none(logits):
+    for alpha in (0, 0.5, 1):
+        np.testing.assert_array_equal(
+            losses.logit_distillation(*logits, alpha=alpha, entry_clip=1e3),
+            losses.logit_distillation(*logits, alpha=alpha),
+        )
+
+
+# ------------------------------------------------------------------ from tokens of the student
+
+
+def test_sampled_reverse_kl_is_the_kl_on_average(rng):
+    """Σ π(v) value(v) is KL(π ‖ teacher), and Σ π(v) gradient(v) is its gradient, exactly."""
+    with jax.enable_x64(True):
+        logits, teacher, other = rng.normal(size=(3, 7))
+        teacher, other = (jax.nn.log_softmax(jnp.asarray(x)) for x in (teacher, other))
+
+        def sampled(logits, of, **given):
+            """Over all tokens, each as often as it is drawn from `of`."""
+            loss = losses.sampled_reverse_kl(jax.nn.log_softmax(logits), teacher, **given)
+            return jax.lax.stop_gradient(jnp.exp(of)) @ loss
+
+        def exact(logits):
+            return losses.logit_distillation(logits, teacher, alpha=1)
+
+        expected = jax.value_and_grad(exact)(logits)
+        for of, given in (
+            (jax.nn.log_softmax(logits), {}),
+            (other, {"sampled_logprobs": other}),
+        ):
+            found = jax.value_and_grad(partial(sampled, of=of, **given))(logits)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), found, expected)
+
+
+def test_sampled_reverse_kl_has_the_gradients_of_its_kin(rng, gradient_of):
+    logprobs, teacher = -rng.exponential(size=(2, 3, 4)).astype(np.float32)
+    gradient = gradient_of(losses.sampled_reverse_kl)(logprobs, teacher)
+    np.testing.assert_allclose(gradient, gradient_of(kl.k2)(logprobs, teacher), rtol=1e-5)
+    np.testing.assert_allclose(
+        gradient, gradient_of(losses.reinforce)(logprobs, -kl.k1(logprobs, teacher)), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        losses.sampled_reverse_kl(logprobs, teacher), kl.k1(logprobs, teacher), rtol=1e-6
+    )
+    np.testing.assert_array_equal(gradient_of(losses.sampled_reverse_kl, 1)(logprobs, teacher), 0)
+
+
+# ------------------------------------------------------------------ from a teacher's k tokens
+
+
+@pytest.mark.parametrize("alpha", [0, 0.3, 1])
+def test_from_a_teachers_top_k_as_from_its_logits(logits, alpha, precision, gradient_of):
+    student, teacher = map(precision.cast, logits)
+    top, ids = jax.lax.top_k(jax.nn.log_softmax(teacher), 4)
+    whole = partial(losses.logit_distillation, alpha=alpha, top_k=4)
+    given = partial(losses.top_k_distillation, alpha=alpha)
+    precision.assert_close(given(student, ids, top), whole(student, teacher))
+    np.testing.assert_allclose(
+        gradient_of(given)(student, ids, top),
+        gradient_of(whole)(student, teacher),
+        rtol=10 * precision.tolerance,
+        atol=10 * precision.tolerance,
+    )
+    np.testing.assert_array_equal(gradient_of(given, 2)(student, ids, top), 0)
+
+
+@pytest.mark.parametrize("alpha", [0, 0.5, 1])
+def test_a_teacher_who_is_sure_leaves_the_student_a_tail(alpha, gradient_of):
+    """All the teacher's mass is in the k: the student's tail is learned from, nothing is inf."""
+    student = jnp.log(jnp.array([0.5, 0.3, 0.2]))
+    given = partial(losses.top_k_distillation, alpha=alpha)
+    arguments = student, jnp.array([0]), jnp.array([0.0])
+    assert np.isfinite(given(*arguments))
+    gradient = gradient_of(given)(*arguments)
+    assert gradient[0] < 0 < gradient[2] < gradient[1]
+    exact = given(*arguments, teacher_tail=jnp.float32(-50.0))
+    assert exact >= given(*arguments)
+
+
+def test_a_known_tail_and_padding(logits):
+    student, teacher = (jnp.asarray(x, jnp.float32) for x in logits)
+    log_probs = jax.nn.log_softmax(teacher)
+    top, ids = jax.lax.top_k(log_probs, 3)
+    rest = jnp.log(1 - jnp.exp(top).sum(-1))
+    plain = losses.top_k_distillation(student, ids, top)
+    known = losses.top_k_distillation(student, ids, top, teacher_tail=rest)
+    np.testing.assert_allclose(known, plain, rtol=1e-4)
+    wide = [(0, 0)] * 2 + [(0, 2)]
+    for nobody in (-1, 11):
+        padded = losses.top_k_distillation(
+            student,
+            jnp.pad(ids, wide, constant_values=nobody),
+            jnp.pad(top, wide, constant_values=jnp.nan),
+        )
+        np.testing.assert_allclose(padded, plain, rtol=1e-6)
+
+
+def test_all_tokens_leave_no_tail(logits):
+    student, teacher = logits
+    ids = np.broadcast_to(np.arange(11), teacher.shape)
+    found = losses.top_k_distillation(student, ids, jax.nn.log_softmax(teacher), alpha=1)
+    expected = losses.logit_distillation(student, teacher, alpha=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_a_teachers_nan_is_seen_and_not_learned(logits, gradient_of):
+    student, teacher = logits
+    top, ids = jax.lax.top_k(jax.nn.log_softmax(teacher), 3)
+    top = top.at[0, 0, 1].set(jnp.nan)
+    loss = losses.top_k_distillation(student, ids, top)
+    assert np.isnan(loss[0, 0])
+    assert np.isfinite(np.delete(np.ravel(loss), 0)).all()
+    gradient = gradient_of(losses.top_k_distillation)(student, ids, top)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0, 0], 0)
+
+
+def test_top_k_distillation_refuses_nonsense():
+    logits, ids, top = jnp.zeros((2, 5)), jnp.zeros((2, 3), int), jnp.zeros((2, 3))
+    with pytest.raises(ValueError, match=r"token_ids and teacher_logprobs .*\(2, 3\).*\(2, 4\)"):
+        losses.top_k_distillation(logits, ids, jnp.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"student_logits and token_ids .*\(2, 5\).*\(1, 3\)"):
+        losses.top_k_distillation(logits, ids[:1], top[:1])
+    with pytest.raises(ValueError, match=r"token_ids must be integers, got float32"):
+        losses.top_k_distillation(logits, top, top)
+    with pytest.raises(ValueError, match=r"teacher_tail .*token_ids .*\(3,\).*\(2, 3\)"):
+        losses.top_k_distillation(logits, ids, top, teacher_tail=jnp.zeros(3))
