@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from t2g_jax.chunked import Chunks, Head, head_gradient, lowest, statistics
-from t2g_jax.divergences import entries_and_slopes, top_and_tail
+from t2g_jax.divergences import entries_and_slopes, put, top_and_tail
 
 # ------------------------------------------------------------------ over the whole vocabulary
 
@@ -104,7 +104,8 @@ def top_tokens(
         logits = jnp.where(fresh, chunks.logits(head, index, temperature), -jnp.inf)
         both = jnp.concatenate([highest, logits], axis=-1)
         outcomes, places = top_and_tail(both, both, k)
-        ids = jnp.concatenate([tokens, jnp.broadcast_to(ids, logits.shape)], axis=-1)
+        ids = jnp.zeros_like(logits, dtype=tokens.dtype) + ids.astype(tokens.dtype)
+        ids = jnp.concatenate([tokens, ids], axis=-1)
         tokens = jnp.take_along_axis(ids, places, axis=-1)
         return tokens, outcomes[..., :k], jnp.logaddexp(tail, outcomes[..., k])
 
@@ -162,9 +163,7 @@ def _outcomes_backward(
         places, others = _places(chunks, tokens, index, logits)
         _, fresh = chunks.ids(index)
         # Of the tokens' own logits and of the tail's log Σ exp z, less what the total takes.
-        own = jnp.put_along_axis(
-            jnp.zeros_like(logits), places, d_own, axis=-1, inplace=False, mode="drop"
-        )
+        own = put(jnp.zeros_like(logits), places, d_own)
         share = jnp.where(others, jnp.exp(logits - tail[..., None]), 0)
         probs = jnp.where(fresh, jnp.exp(logits - log_total[..., None]), 0)
         return own + d_tail * share - d_total * probs
@@ -181,7 +180,5 @@ def _places(
     """Where tokens are in a chunk, beyond its end if they are not; and which others it has."""
     places = chunks.find(tokens, index)
     _, fresh = chunks.ids(index)
-    others = jnp.put_along_axis(
-        jnp.broadcast_to(fresh, logits.shape), places, False, axis=-1, inplace=False, mode="drop"
-    )
+    others = put(jnp.ones_like(logits, dtype=bool) & fresh, places, False)
     return places, others

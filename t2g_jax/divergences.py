@@ -130,21 +130,45 @@ def log_total(values: jax.Array, where: jax.Array) -> jax.Array:
     return jnp.where(any_there[..., 0], jax.nn.logsumexp(there, axis=-1), -jnp.inf)
 
 
-def check_token_ids(name: str, states: ArrayLike, token_ids: ArrayLike) -> None:
-    """ValueError unless k token ids are of each hidden state, or of the logits of each.
+def put(array: jax.Array, places: jax.Array, values: jax.Array | bool) -> jax.Array:
+    """The array [..., V] with values [..., k] at places of its last axis; beyond its end: dropped.
 
     >>> import jax.numpy as jnp
-    >>> from t2g_jax.divergences import check_token_ids
-    >>> check_token_ids("hidden", jnp.zeros((2, 3, 8)), jnp.zeros((2, 3, 5), int))
+    >>> from t2g_jax.divergences import put
+    >>> put(jnp.zeros(4), jnp.array([2, 4]), jnp.array([1.0, 9.0]))
+    Array([0., 0., 1., 0.], dtype=float32)
+    """
+
+    def put_in_row(row: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
+        return row.at[places].set(values, mode="drop")
+
+    for _ in range(array.ndim - 1):  # rows that are sharded stay where they are
+        put_in_row = jax.vmap(put_in_row)
+    if isinstance(values, bool):
+        values = jnp.full_like(places, values, dtype=array.dtype)
+    return put_in_row(array, places, values)
+
+
+def check_top_k(
+    name: str, states: ArrayLike, token_ids: ArrayLike, teacher_logprobs: ArrayLike
+) -> None:
+    """ValueError unless a teacher's k tokens are of each hidden state, or of the logits of each.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax.divergences import check_top_k
+    >>> check_top_k("hidden", jnp.zeros((2, 3, 8)), jnp.zeros((2, 3, 5), int), jnp.zeros((2, 3, 5)))
     """
     if not jnp.issubdtype(jnp.asarray(token_ids).dtype, jnp.integer):
         raise ValueError(f"token_ids must be integers, got {jnp.asarray(token_ids).dtype}")
-    given, ids = np.shape(states), np.shape(token_ids)
-    if len(given) != len(ids) or given[:-1] != ids[:-1]:
-        raise ValueError(
-            f"{name} and token_ids must agree in all but the last axis, but {name} has shape "
-            f"{given} and token_ids has shape {ids}"
-        )
+    given = np.shape(states)
+    for other, array in (("token_ids", token_ids), ("teacher_logprobs", teacher_logprobs)):
+        shape = np.shape(array)
+        if len(given) != len(shape) or given[:-1] != shape[:-1]:
+            raise ValueError(
+                f"{name} and {other} must agree in all but the last axis, but {name} has shape "
+                f"{given} and {other} has shape {shape}"
+            )
+    check_same_shape(token_ids=token_ids, teacher_logprobs=teacher_logprobs)
 
 
 def teacher_outcomes(
@@ -165,7 +189,6 @@ def teacher_outcomes(
     Raises:
       ValueError: shapes do not fit.
     """
-    check_same_shape(token_ids=token_ids, teacher_logprobs=logprobs)
     token_ids, logprobs = jnp.asarray(token_ids), as_float(logprobs)
     padding = (token_ids < 0) | (token_ids >= vocabulary)
     token_ids = jnp.where(padding, vocabulary, token_ids)

@@ -18,7 +18,7 @@ from t2g_jax.chunked_distillation import Divergence, distillation, outcomes_of, 
 from t2g_jax.deprecation import keep_old_names
 from t2g_jax.divergences import (
     check_divergence,
-    check_token_ids,
+    check_top_k,
     mixed_divergence,
     teacher_outcomes,
 )
@@ -339,7 +339,7 @@ def top_k_distillation_from_hidden(
     """
     check_divergence(alpha, entry_clip)
     head = _head("hidden", hidden, "kernel", kernel)
-    check_token_ids("hidden", head.hidden, token_ids)
+    check_top_k("hidden", head.hidden, token_ids, teacher_logprobs)
     chunks = _chunks(head, chunk_size, vocab_shards, softcap, spread)
     chunks = chunks._replace(size=min(chunks.size, chunks.columns))
     tokens, theirs, teacher_ok = teacher_outcomes(

@@ -617,9 +617,13 @@ def test_distillation_of_narrow_hidden_states_sums_in_float32(head):
 
 
 @pytest.mark.parametrize("options", [{"top_k": 4}, {"top_k": 4, "top_k_of": "student"}])
-def test_top_k_of_a_sharded_head(head, options):
+@pytest.mark.parametrize(
+    ("shape", "kind"), [({"data": 2, "tensor": 2}, AxisType.Auto), ({"data": 4}, AxisType.Explicit)]
+)
+def test_top_k_of_a_sharded_head(head, options, shape, kind):
     """Rows over data, the vocabulary over tensor, and its chunks from each part."""
-    mesh = jax.make_mesh((2, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    axes, tensor = tuple(shape), shape.get("tensor", 1)
+    mesh = jax.make_mesh(tuple(shape.values()), axes, axis_types=(kind,) * len(axes))
     hidden, kernel = head["hidden"], head["kernel"]
 
     def loss(hidden, kernel, **sizes):
@@ -630,8 +634,10 @@ def test_top_k_of_a_sharded_head(head, options):
 
     expected = jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, kernel)
     with jax.set_mesh(mesh):
-        placed = jax.device_put((hidden, kernel), (P("data"), P(None, "tensor")))
-        sharded = jax.jit(jax.value_and_grad(partial(loss, chunk_size=5, vocab_shards=2), (0, 1)))
+        placed = jax.device_put((hidden, kernel), (P("data"), P(None, *axes[1:])))
+        sharded = jax.jit(
+            jax.value_and_grad(partial(loss, chunk_size=5, vocab_shards=tensor), (0, 1))
+        )
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), sharded(*placed), expected
         )

@@ -100,7 +100,7 @@ def test_every_folder_with_code_is_a_package():
 # The stairs go down only: a floor imports from itself and from those below.
 GROUND = {
     *("losses", "advantages", "chunked", "kl", "logprobs", "numerics", "reductions", "spans"),
-    "deprecation",
+    *("chunked_distillation", "deprecation", "divergences"),
 }
 GROUND_LIBRARIES = {"jax", "numpy", "optax", "einops", "rapidfuzz", "regex"}
 TOP = {

@@ -114,9 +114,6 @@ CASES = {
             (losses.masked_importance, "geometric"),
         )
     },
-    "role_weights": Case(
-        partial(losses.role_weights, weights={1: 0.5, 2: 1.0}), ("roles",), differentiable=False
-    ),
     "logit_distillation": Case(losses.logit_distillation, ("student_logits", "teacher_logits")),
     "logit_distillation_top_k": Case(
         partial(losses.logit_distillation, alpha=0.0, top_k=2), ("student_logits", "teacher_logits")
@@ -202,7 +199,6 @@ def _inputs(case: Case) -> dict[str, np.ndarray]:
         "turn_mask": lambda: np.arange(TOKENS) < rng.integers(1, TOKENS + 1, (ROWS, 1)),
         "token_weights": lambda: rng.integers(0, 3, shape).astype(np.float64),
         "tokens": lambda: rng.integers(0, VOCABULARY, shape),
-        "roles": lambda: rng.integers(0, 4, shape),
         "token_ids": lambda: np.argsort(rng.random((*shape, VOCABULARY)))[..., :3],
         "top_logprobs": lambda: np.log(0.9 * rng.dirichlet(np.ones(3), shape)),
         "labels": lambda: rng.integers(-1, 2, shape),

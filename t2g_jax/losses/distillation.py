@@ -20,9 +20,10 @@ from jax.typing import ArrayLike
 
 from t2g_jax.divergences import (
     check_divergence,
-    check_token_ids,
+    check_top_k,
     log_total,
     mixed_divergence,
+    put,
     teacher_outcomes,
     top_and_tail,
 )
@@ -311,7 +312,7 @@ def top_k_distillation(
     check_divergence(alpha, entry_clip)
     student, student_ok = _log_softmax(as_float(student_logits))
     vocabulary = student.shape[-1]
-    check_token_ids("student_logits", student, token_ids)
+    check_top_k("student_logits", student, token_ids, teacher_logprobs)
     token_ids, teacher, teacher_ok = teacher_outcomes(
         token_ids, teacher_logprobs, teacher_tail, vocabulary
     )
@@ -319,9 +320,7 @@ def top_k_distillation(
     own = jnp.take_along_axis(student, jnp.where(known, token_ids, 0), axis=-1)
     own = jnp.where(known, own, -jnp.inf)
     if teacher.shape[-1] > token_ids.shape[-1]:
-        outside = jnp.put_along_axis(
-            jnp.ones(student.shape, bool), token_ids, False, axis=-1, inplace=False, mode="drop"
-        )
+        outside = put(jnp.ones_like(student, dtype=bool), token_ids, False)
         own = jnp.concatenate([own, log_total(student, outside)[..., None]], axis=-1)
     loss = mixed_divergence(own, teacher, alpha, entry_clip)
     return settled(loss, student_ok & teacher_ok, where, like="student_logits[..., 0]")

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -82,11 +81,10 @@ def role_weights(roles: ArrayLike, weights: Mapping[int, float] | Sequence[float
     known = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
     if bad := [role for role in known if role < 0]:
         raise ValueError(f"roles are numbered from 0, but weights has {bad}")
-    table = np.zeros(max(known, default=-1) + 2, np.float32)  # the last one: of any other role
+    found = jnp.zeros_like(roles, dtype=jnp.float32)
     for role, weight in known.items():
-        table[role] = weight
-    last = len(table) - 1
-    return jnp.asarray(table)[jnp.where((roles >= 0) & (roles < last), roles, last)]
+        found = jnp.where(roles == role, weight, found)
+    return found
 
 
 def weighted(loss: jax.Array, token_weights: ArrayLike | None) -> jax.Array:
