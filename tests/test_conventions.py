@@ -355,6 +355,42 @@ def test_a_batch_whose_rows_are_equal_everywhere_deviates_by_nothing(mesh):
     np.testing.assert_array_equal(found, 0)
 
 
+# ------------------------------------------------------------------ what equals what
+
+
+def test_the_relations_that_docstrings_state(arrays, gradient_of):
+    a = arrays
+    x, ones = a["logprobs"], np.ones((B, T), np.float32)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    # On policy every policy gradient is that of reinforce.
+    expected = gradient_of(losses.reinforce)(x, a["advantages"])
+    for loss in (
+        losses.clipped_surrogate,
+        partial(losses.cispo, **EPSILONS),
+        losses.gspo,
+    ):
+        close(gradient_of(loss)(x, x, a["advantages"]), expected)
+    close(losses.reinforce(x, ones), losses.nll(x))
+    close(losses.self_distillation(x, a["advantages"]), losses.reinforce(x, a["advantages"]))
+    # gae without values is the returns of turns that are tokens.
+    whole = advantages.gae(x, 0 * x, gamma=0.5, gae_lambda=1.0)[0]
+    close(whole, advantages.turn_returns(x, gamma=0.5))
+    returns = advantages.gae(x, a["old"], gamma=0.5, gae_lambda=1.0)[1]
+    close(returns, whole)  # whatever the values
+    close(advantages.leave_one_out(x), T / (T - 1) * advantages.group_centered(x))
+    close(advantages.first_turn(x, x), advantages.group_centered(x))
+    # KL to the reference is distillation from it, and the loss of a head is nll.
+    student, teacher = (jax.nn.log_softmax(y) for y in (a["student"], a["teacher"]))
+    close(losses.logit_distillation(student, teacher, alpha=1), kl.full(student, teacher))
+    three = jax.nn.log_softmax(a["student"][..., :3])
+    label = np.take_along_axis(np.asarray(three), a["labels"][..., None] + 1, -1)[..., 0]
+    close(losses.span_reward_cross_entropy(three, a["labels"]), losses.nll(label))
+    # On average over what the policy says, k1 and k3 are the full KL.
+    for estimator in (kl.k1, kl.k3):
+        mean = jnp.sum(jnp.exp(student) * estimator(student, teacher), axis=-1)
+        close(mean, kl.full(student, teacher))
+
+
 # ------------------------------------------------------------------ signatures
 
 
