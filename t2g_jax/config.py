@@ -17,11 +17,12 @@ from typing import Literal
 import annotated_types
 from pydantic import AfterValidator
 
-from t2g_jax import sections
+from t2g_jax import sections, user_code
 from t2g_jax.overrides import override, print_options
 from t2g_jax.sections import (
     ConfigError,
     Section,
+    Settings,
     changes,
     config_hash,
     diff,
@@ -32,6 +33,7 @@ from t2g_jax.sections import (
 
 __all__ = [
     "ASIDE",
+    "JUDGE_LIMITS",
     "METHODS",
     "Config",
     "ConfigError",
@@ -316,19 +318,35 @@ class JudgeConfig(Section):
     level: Literal["correctness", "what", "where"] = "where"
     """How much it says: right or wrong; what is wrong; or what and where, with quotes."""
     name: str = "task"
-    """The puzzle's own program; or one of yours, `package.module:factory`, see docs/judges.md."""
+    """The task's own program; `policy`, a model; or `package.module:factory`: docs/judges.md."""
+    settings: Settings = dataclasses.field(default_factory=dict)
+    """What the judge is made with, by name; here `--judge.settings.model FOLDER`, and so on."""
     timeout_seconds: typing.Annotated[Float, annotated_types.Interval(gt=0.0, le=1e6)] = 60.0
-    """Longest that one critique may take; then it counts as failed."""
+    """Longest that one call may take, for a critique or a batch of them; then it has failed."""
     max_failures_in_a_row: PositiveInt = 50
-    """The run ends with this failure: a judge that is down must not go unnoticed."""
+    """The run ends with this failed call: a judge that is down must not go unnoticed."""
     workers: typing.Annotated[int, annotated_types.Interval(gt=0, le=1024)] = 1
-    """Critiques asked for at the same time; more than one needs a judge that is thread-safe."""
+    """Calls at the same time; more than one needs a judge that is thread-safe."""
+    batch_size: typing.Annotated[int, annotated_types.Interval(gt=0, le=65536)] = 16
+    """Completions in one call of a judge that has `critique_batch`; others get one at a time."""
 
     def __post_init__(self) -> None:
         require(
-            self.name == "task" or re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", self.name) is not None,
-            f"name is {self.name!r}; must be 'task', or 'package.module:factory' for your own",
+            self.name in ("task", "policy") or user_code.is_name(self.name),
+            f"name is {self.name!r}; must be 'task', 'policy', or 'package.module:factory' for "
+            "your own",
         )
+        require(
+            self.name != "task" or not self.settings,
+            f"settings ({', '.join(self.settings)}) are for a judge of your own, or for name: "
+            "policy; the task's own program has none",
+        )
+
+    @property
+    def pretrained(self) -> str | None:
+        """Folder or hub id of the model that critiques, if it is one on this machine."""
+        model = self.settings.get("model") if self.name == "policy" else None
+        return model if isinstance(model, str) else None  # else it is refused, see `judges.policy`
 
 
 # --- The phases, in the order they run -------------------------------------------------------
@@ -931,10 +949,15 @@ def section_of(phase: str) -> str:
 
 # --- What does not change what is learned ----------------------------------------------------
 
+JUDGE_LIMITS = tuple(
+    f"judge.{limit}"
+    for limit in ("timeout_seconds", "max_failures_in_a_row", "workers", "batch_size")
+)
+"""How a judge is asked, whatever it says."""
 ASIDE = frozenset(
     {
         *("name", "methods", "task.test_size"),
-        *(f"judge.{limit}" for limit in ("timeout_seconds", "max_failures_in_a_row", "workers")),
+        *JUDGE_LIMITS,
         *(
             f"{section_of(method)}.{key}"
             for method in METHODS

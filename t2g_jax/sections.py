@@ -10,11 +10,12 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 
@@ -29,7 +30,7 @@ class Section:
     """Base of all configuration classes: unknown keys, "3" for a number, and NaN are refused.
 
     Fields may be numbers, strings, bools, Literals, tuples, other sections, or mappings whose keys
-    are the user's own: `dict[str, float]`, or of anything, `dict[str, pydantic.JsonValue]`.
+    are the user's own: `dict[str, float]`, or of anything, `Settings`.
     `Annotated` bounds and `__post_init__` say which values are allowed.
     """
 
@@ -41,6 +42,71 @@ class Section:
 AnySection = TypeVar("AnySection", bound=Section)
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 """What word processors and web pages make of hyphens."""
+
+
+def _recordable(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, if they are what a record can hold, and no secret that it would give away."""
+    for path, value in _items(settings):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"`{path}` is {value}; must be a finite number")
+        name = path.rpartition(".")[2]
+        if isinstance(value, str) and _SECRET.search(name) and not _VARIABLE.fullmatch(value):
+            variable = re.sub("[^A-Z]", "_", name.upper())
+            raise ValueError(
+                f"`{path}` would be kept in clear, in config.yaml, the report and the records; put "
+                f"it into an environment variable, and write its name: ${{{variable}}}"
+            )
+    return settings
+
+
+def _items(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What is in mappings and lists, by dotted path."""
+    if isinstance(value, dict | list):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in entries:
+            yield from _items(item, f"{path}.{key}".removeprefix("."))
+    else:
+        yield path, value
+
+
+_SECRET = re.compile(
+    "(?i)(^|[_-])(api[_-]?key|access[_-]?key|private[_-]?key|password|secret|credentials?|token"
+    "|authorization)$"
+)
+"""How settings are named whose text nobody is to read."""
+_VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
+
+Settings = Annotated[dict[str, pydantic.JsonValue], pydantic.AfterValidator(_recordable)]
+"""Named values that only the user's own code understands: whatever JSON can hold. Text of the form
+`${NAME}` stands for an environment variable, see `with_environment`: secrets are not recorded."""
+
+
+def with_environment(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """`Settings` as the user's code gets them: with the values of environment variables.
+
+    Args:
+      key: of the settings in the config, for the message, such as "judge.settings".
+
+    Raises:
+      ConfigError: a variable is not set; it is named.
+    """
+
+    def resolve(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {name: resolve(item, f"{path}.{name}") for name, item in value.items()}
+        if isinstance(value, list):
+            return [resolve(item, f"{path}.{i}") for i, item in enumerate(value)]
+        variable = _VARIABLE.fullmatch(value) if isinstance(value, str) else None
+        if variable is None:
+            return value
+        if variable[1] not in os.environ:
+            raise ConfigError(
+                f"{path} is {value}, but there is no environment variable {variable[1]}; set it: "
+                f"export {variable[1]}=…"
+            )
+        return os.environ[variable[1]]
+
+    return {name: resolve(item, f"{key}.{name}") for name, item in settings.items()}
 
 
 def require(condition: bool, message: str) -> None:
@@ -78,7 +144,25 @@ def changed(
       ConfigError: source, key, and what is wrong with it; one line for each problem.
     """
     values = functools.reduce(_merge, layers, _plain(config))
-    return _validate(type(config), values, str(source))
+    return parse(type(config), values, str(source))
+
+
+def parse(kind: type[AnySection], values: Mapping[str, Any], source: str) -> AnySection:
+    """A section from values by key, as JSON has them; what they leave out has its default.
+
+    Args:
+      source: where they come from, for the message.
+
+    Raises:
+      ConfigError: source, key, and what is wrong with it; one line for each problem.
+    """
+    try:
+        # By way of JSON, strict mode takes lists for tuples and 1 for 1.0, but not "1" or true.
+        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values, default=str))
+    except pydantic.ValidationError as error:
+        # A union reports once for each member: the last, the most general, is kept.
+        problems = {_dotted(e["loc"]): _explain(kind, e) for e in error.errors()}
+        raise ConfigError("\n".join(f"{source}: {p}" for p in problems.values())) from error
 
 
 def to_yaml(config: Section) -> str:
@@ -202,16 +286,6 @@ def _hints(kind: type[Section]) -> dict[str, Any]:
 
 
 # --- Checks ----------------------------------------------------------------------------------
-
-
-def _validate(kind: type[AnySection], values: Mapping[str, Any], source: str) -> AnySection:
-    try:
-        # By way of JSON, strict mode takes lists for tuples and 1 for 1.0, but not "1" or true.
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values, default=str))
-    except pydantic.ValidationError as error:
-        # A union reports once for each member: the last, the most general, is kept.
-        problems = {_dotted(e["loc"]): _explain(kind, e) for e in error.errors()}
-        raise ConfigError("\n".join(f"{source}: {p}" for p in problems.values())) from error
 
 
 def _dotted(location: Sequence[int | str]) -> str:

@@ -12,7 +12,7 @@ import pytest
 from t2g_jax import config as schema
 from t2g_jax.config import Config, ConfigError, changes, config_hash, diff, load_config, to_yaml
 from t2g_jax.overrides import override, print_options
-from t2g_jax.sections import Section, differences
+from t2g_jax.sections import Section, differences, with_environment
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -95,6 +95,11 @@ def test_free_dictionary_takes_any_name(write):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("judge: {settings: {a: 1}}", "settings (a) are for a judge of your own, or for name: pol"),
+        ("judge: {batch_size: 0}", "`judge.batch_size` is 0; must be greater than 0"),
+        ("judge: {name: polizy}", "must be 'task', 'policy', or 'package.module:factory'"),
+        ("judge: {settings: {a: [.inf]}}", "in `judge.settings`: `a.0` is inf; must be a finite"),
+        ("judge: {settings: 3}", "`judge.settings` is 3; must be an object"),
         ("sft: {stps: 3}", "unknown key `sft.stps`; did you mean `sft.steps`?"),
         ("sft.steps: 3", "unknown key `sft.steps`; in a file it is `sft: {steps: …}`"),
         ("sft.optimizer.b1: 0", "in a file it is `sft: {optimizer: {b1: …}}`"),
@@ -516,3 +521,39 @@ def test_a_section_can_be_added_at_run_time(capsys):
     assert (config.mine.settings, config.own.settings) == ({"a": 1, "b": 2}, {"c": 3})
     print_options(config)
     assert "--mine.settings.NAME VALUE" in capsys.readouterr().out
+
+
+def test_settings_of_a_judge(write):
+    path = write("judge: {name: a:b, settings: {model: small, stop: [a, {b: null}]}}")
+    config = load_config(path, ["--judge.settings.n", "0.5", "--judge.settings.like.this=3"])
+    expected = {"model": "small", "stop": ["a", {"b": None}], "n": 0.5, "like": {"this": 3}}
+    assert config.judge.settings == expected
+    assert load_config(write(to_yaml(config))) == config
+
+
+SECRETS = ("api_key", "openai-api-key", "PASSWORD", "access_token", "client_secret", "token")
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_secret_is_named_by_its_environment_variable(write, monkeypatch, name):
+    said = error_of(write(f"judge: {{name: a:b, settings: {{service: [{{{name}: sk-123}}]}}}}"))
+    assert f"in `judge.settings`: `service.0.{name}` would be kept in clear" in said
+    assert f"${{{name.upper().replace('-', '_')}}}" in said
+    assert "sk-123" not in said
+    config = load_config(
+        write(f"judge: {{name: a:b, settings: {{service: [{{{name}: '${{MY_KEY}}'}}]}}}}")
+    )
+    monkeypatch.setenv("MY_KEY", "sk-123")
+    given = with_environment(config.judge.settings, "judge.settings")
+    assert given == {"service": [{name: "sk-123"}]}
+    assert "sk-123" not in to_yaml(config)
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(ConfigError, match=r"judge.settings.service.0.* variable MY_KEY; set it"):
+        with_environment(config.judge.settings, "judge.settings")
+
+
+def test_what_only_sounds_like_a_secret(write):
+    text = (
+        "judge: {name: a:b, settings: {max_tokens: 3, pad_token: 7, api_key: null, secretary: me}}"
+    )
+    assert load_config(write(text)).judge.settings["secretary"] == "me"

@@ -110,6 +110,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
     ChatTokenizer(wrapped).save(directory)
 
 
+def split_thought(text: str) -> tuple[str, str]:
+    """What a completion says before and after the last tag that ends a thought (`</think>`)."""
+    ends = [tag for tag in _THOUGHT.finditer(text) if tag[0].startswith("</")]
+    if not ends:
+        return "", text
+    return _THOUGHT.sub("", text[: ends[-1].start()]).strip(), text[ends[-1].end() :].strip()
+
+
 class ChatTokenizer:
     """A Hugging Face fast tokenizer with its chat template.
 

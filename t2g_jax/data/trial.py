@@ -17,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from t2g_jax.errors import T2GError
+from t2g_jax.data.tokenizer import ChatTokenizer
+from t2g_jax.errors import T2GError, reason
 
 CPU_SECONDS = 60
 """The largest published tokenizers take five, most of them for imports."""
@@ -51,6 +52,24 @@ def require_bounded(folder: Path, options: Mapping[str, Any] | None = None) -> N
         error nothing is said.
     """
     _require(folder, _fingerprint(folder), _written(options))
+
+
+def load(folder: Path, options: Mapping[str, Any] | None = None) -> ChatTokenizer:
+    """The tokenizer of a folder from elsewhere.
+
+    Args:
+      options: of its template, see `ChatTokenizer`.
+
+    Raises:
+      T2GError: it has none that can be used.
+    """
+    require_bounded(folder, options)
+    try:
+        return ChatTokenizer.load(folder, template_options=options)
+    except Exception as error:  # of many kinds, from several libraries
+        raise T2GError(
+            f"the tokenizer in {folder} cannot be used: {reason(error)[:300]}"
+        ) from error
 
 
 def know(folder: Path, options: Mapping[str, Any] | None = None) -> None:

@@ -22,12 +22,12 @@ from t2g_jax.run.context import Context
 from t2g_jax.run.trainer import about_rows
 from t2g_jax.run.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
+from t2g_jax.tasks.base import CRITIQUE_REQUEST
 from t2g_jax.spans.token_offsets import Offsets
 from t2g_jax.spans.transfer import transfer_values
 from t2g_jax.training.batch import Batch, Row, row
 from t2g_jax.training.step import span_probabilities
 
-CRITIQUE_REQUEST = "Critique the answer."
 MARK_REQUEST = "Mark the answer."
 
 NEUTRAL = np.array([0.0, 1.0, 0.0], np.float32)

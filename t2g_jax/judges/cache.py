@@ -12,12 +12,14 @@ import inspect
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from t2g_jax.errors import T2GError
+from t2g_jax.judges.batches import AnyJudge
 from t2g_jax.runtime import checked, files
-from t2g_jax.tasks.base import Critique, Example, Judge, plain_text
+from t2g_jax.tasks.base import Critique, Example, plain_text
 
 MAX_LINE = 1_000_000
 """Bytes of a line: JSON of the longest critique. Longer ones are neither written nor read."""
@@ -111,20 +113,23 @@ class CritiqueCache:
                 self._read_to = file.tell()
 
 
-def identity_of(judge: Judge, name: str, level: str) -> str:
-    """Who is asked: the name that the config gives it, how much it is to say, its own name, the
-    text of the file that it is defined in, and its `settings`, if it has any.
+def identity_of(
+    judge: AnyJudge, name: str, level: str, settings: Mapping[str, Any] | None = None
+) -> str:
+    """Who is asked, as a hash: the name and settings in the config, how much it is to say, its own
+    name, the text of the file that it is defined in, and its own `settings`, if it has any.
 
-    A judge whose critiques depend on more (a model, a prompt, a temperature) says so in
-    `settings`, anything that `repr` shows; when that changes, it is asked anew.
+    A judge whose critiques depend on more (a model, a prompt, a temperature) says so in an
+    attribute `settings`, anything that `repr` shows; when that changes, it is asked anew.
     """
     try:
         code = Path(inspect.getfile(type(judge))).read_bytes()
     except (OSError, TypeError):  # it has no file
         code = b""
-    settings = plain_text(repr(getattr(judge, "settings", None)), 100_000)
-    own = plain_text(getattr(judge, "name", ""), 1000)
-    return json.dumps([name, level, own, hashlib.sha256(code).hexdigest(), settings])
+    its_own = plain_text(repr(getattr(judge, "settings", None)), 100_000)
+    called = plain_text(getattr(judge, "name", ""), 1000)
+    about = [name, level, called, hashlib.sha256(code).hexdigest(), its_own, dict(settings or {})]
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:

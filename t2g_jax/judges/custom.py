@@ -1,91 +1,55 @@
-"""The judge that a config names: the task's own program, or a user's, found by its import path."""
+"""The judge that a config names: the task's own program, a model, or a user's own."""
 
 from __future__ import annotations
 
-import difflib
-import importlib
-import os
-import sys
-import traceback
+from collections.abc import Mapping
 from typing import Any
 
+from t2g_jax import factories, user_code
 from t2g_jax.errors import T2GError
-from t2g_jax.printing import one_line
-from t2g_jax.tasks.base import MAX_DETAILS, CritiqueLevel, Judge, Task, plain_text, shown
+from t2g_jax.judges.batches import AnyJudge
+from t2g_jax.tasks.base import CritiqueLevel, Task, shown
 
 OWN_JUDGE = "task"
 """Name of the task's own program: it costs nothing."""
+POLICY = "policy"
+"""Name of a judge that is a model on this machine, see `judges.policy`."""
 
 
-def make_judge(name: str, task: Task, level: CritiqueLevel) -> Judge:
+def make_judge(
+    name: str, task: Task, level: CritiqueLevel, settings: Mapping[str, Any] | None = None
+) -> AnyJudge:
     """The judge of a name.
 
     Args:
-      name: "task", the task's own program; or "package.module:factory", where `factory(task,
-        level)` returns a judge. The module is installed, or lies in the folder that the command is
-        started in.
-      task, level: what it judges, and how much it is to say.
+      name: "task", "policy", or "package.module:factory", a function or class that makes a judge,
+        see `user_code.load`.
+      task, level: what it judges, and how much it is to say. A factory that has a parameter of
+        either name gets it.
+      settings: what the factory gets as keywords, see `sections.Settings`.
 
     Raises:
-      T2GError: there is no such module or factory, it raises, or what it returns cannot judge.
+      T2GError: there is no such module or factory, it does not take the settings, it raises, or
+        what it returns cannot judge.
     """
     if name == OWN_JUDGE:
         return task.judge(level)
-    judge, critique = _call(name, _find(name), task, level)
-    if not callable(critique):
+    if name == POLICY:
+        from t2g_jax.judges.policy import make as factory  # only who has one needs the models
+    else:
+        takes = "its settings that returns a judge"
+        factory = user_code.load(name, key="judge.name", takes=takes)
+    judge: AnyJudge = factories.make(
+        factory,
+        settings or {},
+        name=name,
+        section="judge",
+        offers={"task": task, "level": level},
+    )
+    methods = ("critique", "critique_batch")
+    if not any(callable(getattr(judge, method, None)) for method in methods):
         raise T2GError(
             f"judge.name: {name} returned {shown(judge)}; return an object with "
-            "critique(example, completion)"
+            "critique(example, completion), or critique_batch(examples, completions)"
         )
     return judge
-
-
-def _find(name: str) -> Any:
-    module_name, _, path = name.partition(":")
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:  # `t2g` is started from a folder of its own
-        sys.path.append(here)
-    try:
-        found = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise T2GError(
-                f"judge.name: there is no module {error.name!r}: install it, or start t2g in the "
-                f"folder that holds it (this is {here})"
-            ) from error
-        raise _broken(f"judge.name: {module_name} cannot be imported", error) from error
-    except Exception as error:
-        raise _broken(f"judge.name: {module_name} cannot be imported", error) from error
-    for part in path.split("."):
-        if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
-            raise T2GError(f"judge.name: {module_name} has no {path!r}{guess}")
-        found = getattr(found, part)
-    if not callable(found):
-        raise T2GError(f"judge.name: {name} is {shown(found)}; name a function of (task, level)")
-    return found
-
-
-def _call(name: str, factory: Any, task: Task, level: CritiqueLevel) -> tuple[Any, Any]:
-    """What the factory makes, and how it is asked for critiques."""
-    try:
-        judge = factory(task, level)
-        return judge, getattr(judge, "critique", None)
-    except T2GError:
-        raise
-    except Exception as error:
-        raise _broken(f"judge.name: {name}(task, level) failed", error) from error
-
-
-def _broken(what: str, error: Exception) -> T2GError:
-    """An error in the user's own code: where it is, as his traceback is shown only on demand."""
-    if isinstance(error, SyntaxError):
-        where = f"{error.filename}, line {error.lineno}"
-    else:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"{frame.filename}, line {frame.lineno}"
-    said = one_line(plain_text(error, MAX_DETAILS))
-    return T2GError(
-        f"{what}: {type(error).__name__}: {said} ({where}); T2G_DEBUG=1 shows the traceback"
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import math
 import queue
 import threading
@@ -13,7 +14,9 @@ from collections.abc import Iterator, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+from t2g_jax import user_code
 from t2g_jax.errors import T2GError
+from t2g_jax.judges.batches import AnyJudge, Outcome, batched, takes_batches
 from t2g_jax.judges.cache import CritiqueCache
 from t2g_jax.printing import one_line
 from t2g_jax.spans.align import Alignment, Quote, align
@@ -22,7 +25,6 @@ from t2g_jax.tasks.base import (
     MAX_REASON,
     Critique,
     Example,
-    Judge,
     JudgeError,
     plain_text,
     shown,
@@ -37,6 +39,9 @@ MAX_QUOTES = 1000
 MAX_REWARD = 100.0
 """A quote's reward lies between minus this and this."""
 
+Question = tuple[Example, str]
+"""An example and a completion."""
+
 MAX_HUNG = 100
 """Calls that may hang at once after they timed out, before the judge counts as down."""
 
@@ -48,11 +53,21 @@ class Guard:
     the run, or keeps the process from exiting. But a judge that is down ends the run: else it would
     go on for days without any feedback.
 
+    A judge that has something to do before its first answer (to load a model) does it in
+    `prepare()`, which is called once and without a time limit.
+
+    A call is about a batch of completions. If it raises, takes too long, or does not return one
+    outcome for each of them, all of them fail for that reason, and none is asked about by itself: a
+    judge that is down would be asked once more for each. What it returns is checked one by one.
+
     Args:
-      timeout_seconds: for one call, and for finding its quotes in the completion. The thread of a
+      timeout_seconds: for one call, and for finding its quotes in the completions. The thread of a
         call that takes longer is left behind.
-      max_failures_in_a_row: the run ends with this failure.
+      max_failures_in_a_row: the run ends with this failed call; one fails that gives no critique
+        at all.
       workers: calls at the same time. With more than one the judge must be thread-safe.
+      batch_size: most completions in one call of a judge with `critique_batch`; another is asked
+        about one at a time.
       cache: of critiques that were given before; the judge is asked only about what is not there.
         None: it is asked each time.
     """
@@ -63,88 +78,101 @@ class Guard:
         timeout_seconds: float = 60.0,
         max_failures_in_a_row: int = 50,
         workers: int = 1,
+        batch_size: int = 16,
         cache: CritiqueCache | None = None,
     ):
         self.timeout_seconds = timeout_seconds
         self.max_failures_in_a_row = max_failures_in_a_row
         self.workers = workers
+        self.batch_size = batch_size
         self.cache = cache
         self._failures_in_a_row = 0
         self._hung: list[threading.Thread] = []
+        self._prepared: AnyJudge | None = None
 
     def critiques(
         self,
-        judge: Judge,
+        judge: AnyJudge,
         examples: Sequence[Example],
         completions: Sequence[str],
         tally: collections.Counter[str] | None = None,
-    ) -> Iterator[Critique | JudgeError]:
+    ) -> Iterator[Outcome]:
         """Yields one outcome for each completion, in their order, as soon as it is known.
 
-        With a cache, equal completions of a prompt are one question.
+        With a cache, equal completions of a prompt are one question, and no batch has one whose
+        critique is known.
 
         Args:
-          tally: counts "judge_calls", and "judge_cached", critiques without a call.
+          tally: counts "judge_calls", completions that the judge was asked about, and
+            "judge_cached", critiques without that.
 
         Raises:
-          T2GError: too many failures in a row; the last of them is named, and not yielded.
+          T2GError: too many failures in a row; the last of them is named, and not yielded. Or the
+            judge cannot be prepared.
         """
         tally = collections.Counter() if tally is None else tally
-        if self.cache is None:
-            for outcome in self._asked(judge, examples, completions):
-                tally["judge_calls"] += 1
-                yield outcome
-            return
         pairs = list(zip(examples, completions, strict=True))
-        keys = [self.cache.key(*pair) for pair in pairs]
-        known: dict[str, Critique | JudgeError | None] = {}
-        for key, pair in zip(keys, pairs, strict=True):
-            if key not in known:
-                known[key] = self.cache.get(*pair)
-        new = {key: pair for key, pair in zip(keys, pairs, strict=True) if known[key] is None}
-        outcomes = self._asked(judge, [e for e, _ in new.values()], [c for _, c in new.values()])
-        for key, pair in zip(keys, pairs, strict=True):
-            outcome = known[key]
-            if outcome is None:  # the next of `new`
-                outcome = known[key] = next(outcomes)
-                tally["judge_calls"] += 1
-                if isinstance(outcome, Critique):
-                    self.cache.put(*pair, outcome)
-            else:
-                tally["judge_cached"] += 1
-            yield outcome
+        cache = self.cache
+        keys = [str(i) if cache is None else cache.key(*pair) for i, pair in enumerate(pairs)]
+        questions = dict(zip(keys, pairs, strict=True))
+        known: dict[str, Outcome] = {}
+        for key, pair in questions.items():
+            if cache is not None and (critique := cache.get(*pair)) is not None:
+                known[key] = critique
+        new = [key for key in questions if key not in known]
+        answers = self._answers(judge, [questions[key] for key in new])
+        unanswered, asked = iter(new), set(new)
+        for key in keys:
+            if key not in known:  # the first of the next batch
+                for outcome in next(answers):
+                    answered = next(unanswered)
+                    known[answered] = outcome
+                    if cache is not None and isinstance(outcome, Critique):
+                        cache.put(*questions[answered], outcome)
+            tally["judge_calls" if key in asked else "judge_cached"] += 1
+            asked.discard(key)
+            yield known[key]
 
-    def _asked(
-        self, judge: Judge, examples: Sequence[Example], completions: Sequence[str]
-    ) -> Iterator[Critique | JudgeError]:
-        """What the judge says of each, in order."""
-        waiting = collections.deque(enumerate(zip(examples, completions, strict=True)))
-        answers: queue.SimpleQueue[tuple[int, Critique | JudgeError]] = queue.SimpleQueue()
+    def _answers(self, judge: AnyJudge, questions: Sequence[Question]) -> Iterator[list[Outcome]]:
+        """What the judge says, in order, batch by batch."""
+        if questions:
+            self._prepare(judge)
+        size = self.batch_size if takes_batches(judge) else 1
+        batches = [questions[i : i + size] for i in range(0, len(questions), size)]
+        waiting = collections.deque(range(len(batches)))
+        answers: queue.SimpleQueue[tuple[int, list[Outcome]]] = queue.SimpleQueue()
         running: dict[int, tuple[float, threading.Thread]] = {}  # deadline first
-        known: dict[int, Critique | JudgeError] = {}
+        known: dict[int, list[Outcome]] = {}
 
-        def ask(i: int, example: Example, completion: str) -> None:
-            answers.put((i, _outcome(judge, example, completion)))
+        def ask(i: int) -> None:
+            answers.put((i, _outcomes(judge, batches[i])))
 
-        for index in range(len(waiting)):
+        for index in range(len(batches)):
             while index not in known:
                 while waiting and len(running) < self.workers:
-                    i, pair = waiting.popleft()
-                    thread = threading.Thread(target=ask, args=(i, *pair), daemon=True)
+                    i = waiting.popleft()
+                    thread = threading.Thread(target=ask, args=(i,), daemon=True)
                     running[i] = time.monotonic() + self.timeout_seconds, thread
                     thread.start()
                 earliest = min(running, key=lambda i: running[i][0])
                 try:
                     patience = max(running[earliest][0] - time.monotonic(), 0.0)
-                    i, outcome = answers.get(timeout=patience)
+                    i, outcomes = answers.get(timeout=patience)
                 except queue.Empty:
-                    i, outcome = earliest, self._timed_out(judge, running[earliest][1])
+                    i, failure = earliest, self._timed_out(judge, running[earliest][1])
+                    outcomes = [failure] * len(batches[i])
                 if i in running:  # else it comes too late
                     del running[i]
-                    known[i] = outcome
+                    known[i] = outcomes
             yield self._counted(judge, known.pop(index))
 
-    def _timed_out(self, judge: Judge, thread: threading.Thread) -> JudgeError:
+    def _prepare(self, judge: AnyJudge) -> None:
+        """Has a judge do what comes before its first answer, if it has `prepare`: not on time."""
+        if judge is not self._prepared and callable(prepare := getattr(judge, "prepare", None)):
+            user_code.call(prepare, what=f"the judge {name_of(judge)!r} cannot be prepared")
+        self._prepared = judge
+
+    def _timed_out(self, judge: AnyJudge, thread: threading.Thread) -> JudgeError:
         self._hung = [other for other in self._hung if other.is_alive()] + [thread]
         if len(self._hung) >= MAX_HUNG:
             raise T2GError(
@@ -153,19 +181,19 @@ class Guard:
             )
         return JudgeError("timed out", f"no answer after {self.timeout_seconds:g} seconds")
 
-    def _counted(self, judge: Judge, outcome: Critique | JudgeError) -> Critique | JudgeError:
-        if isinstance(outcome, Critique):
+    def _counted(self, judge: AnyJudge, outcomes: list[Outcome]) -> list[Outcome]:
+        if any(isinstance(outcome, Critique) for outcome in outcomes):
             self._failures_in_a_row = 0
-            return outcome
+            return outcomes
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self.max_failures_in_a_row:
             count, self._failures_in_a_row = self._failures_in_a_row, 0
             raise T2GError(
                 f"the judge {name_of(judge)!r} failed {count} times in a row "
-                f"(judge.max_failures_in_a_row), the last time: {one_line(outcome)}. See to the "
-                "judge; the same command goes on from here"
+                f"(judge.max_failures_in_a_row), the last time: {one_line(outcomes[-1])}. See to "
+                "the judge; the same command goes on from here"
             )
-        return outcome
+        return outcomes
 
 
 def checked(critique: Any) -> Critique:
@@ -176,8 +204,7 @@ def checked(critique: Any) -> Critique:
         finite reward. Whether the phrases are in the completion is for `spans.align` to say.
     """
     if not isinstance(critique, Critique):
-        if callable(close := getattr(critique, "close", None)):
-            close()  # of a coroutine that nobody awaits, or a generator
+        _close(critique)
         raise JudgeError("no critique", f"it returned {shown(critique)}; return a Critique")
     if not isinstance(critique.text, str) or not isinstance(critique.reasoning, str):
         raise JudgeError("text is not a string", shown(critique.text))
@@ -208,7 +235,7 @@ def alignment_of(completion: str, quotes: tuple[Quote, ...]) -> Alignment:
     return align(completion, quotes)
 
 
-def name_of(judge: Judge) -> str:
+def name_of(judge: AnyJudge) -> str:
     """The judge's own name, or that of its class."""
     try:
         name = judge.name
@@ -242,19 +269,59 @@ def _exact(text: str) -> str:
     return str.__getitem__(text, slice(None))
 
 
-def _outcome(judge: Judge, example: Example, completion: str) -> Critique | JudgeError:
+def _outcomes(judge: AnyJudge, questions: Sequence[Question]) -> list[Outcome]:
+    """What one call of a judge comes to, for each question."""
+    examples, completions = map(list, zip(*questions, strict=True))
     try:
-        critique = checked(judge.critique(example, completion))
-        alignment_of(completion, critique.quotes)
-        return critique
-    except JudgeError as error:
-        return _plain(error)
+        said = _list_of(batched(judge)(examples.copy(), completions.copy()), len(questions))
     except BaseException as error:  # `sys.exit` too: nothing that a judge does may end the run
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        where = f"({frame.filename}, line {frame.lineno})"
-        said = plain_text(error, MAX_DETAILS - len(where) - 1)
-        kind = plain_text(type(error).__name__, MAX_REASON - len("raised "))
-        return JudgeError(f"raised {kind}", f"{said} {where}")
+        return [_failure(error)] * len(questions)
+    return [_sound(critique, c) for critique, c in zip(said, completions, strict=True)]
+
+
+def _list_of(said: Any, count: int) -> list[Any]:
+    """What `critique_batch` returned, if there is one for each completion."""
+    if not isinstance(said, Sequence) or isinstance(said, str | bytes):
+        _close(said)
+        advice = f"return a list of {count}, each a Critique or a JudgeError"
+        raise JudgeError("no list of critiques", f"it returned {shown(said)}; {advice}")
+    found = list(itertools.islice(said, count + 1))
+    if len(found) != count:
+        more = "more" if len(found) > count else f"{len(found)}"
+        raise JudgeError("wrong number of critiques", f"{more} for {count} completions")
+    return found
+
+
+def _sound(critique: Any, completion: str) -> Outcome:
+    """A critique that can be learned from and whose quotes can be looked for, or why there is none.
+
+    What was raised for one completion may stand in its place.
+    """
+    if isinstance(critique, BaseException):
+        return _failure(critique)
+    try:
+        found = checked(critique)
+        alignment_of(completion, found.quotes)
+        return found
+    except BaseException as error:  # of a critique with ideas of its own
+        return _failure(error)
+
+
+def _failure(error: BaseException) -> JudgeError:
+    """What a judge raised, as it is counted."""
+    if isinstance(error, JudgeError):
+        return _plain(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"({frames[-1].filename}, line {frames[-1].lineno})" if frames else "(not raised)"
+    said = plain_text(error, MAX_DETAILS - len(where) - 1)
+    kind = plain_text(type(error).__name__, MAX_REASON - len("raised "))
+    return JudgeError(f"raised {kind}", f"{said} {where}")
+
+
+def _close(said: Any) -> None:
+    """Of a coroutine that nobody awaits, or a generator."""
+    if callable(close := getattr(said, "close", None)):
+        close()
 
 
 def _plain(error: JudgeError) -> JudgeError:

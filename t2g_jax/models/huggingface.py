@@ -50,7 +50,7 @@ _DECODER = ("embed_tokens.", "layers.", "norm.")
 _EMBEDDINGS, _HEAD = (f"{OUTSIDE[path]}.weight" for path in ("decoder/embed", "lm_head"))
 
 
-def fetch(source: str) -> Path:
+def fetch(source: str, *, key: str = "model.pretrained") -> Path:
     """The folder of a model: `source` itself, or where the hub's model of that id was put.
 
     Only configuration, tokenizer and safetensors are fetched; not the same weights once more, in
@@ -58,10 +58,13 @@ def fetch(source: str) -> Path:
     pinned, or the newest. `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN` and `HF_HUB_OFFLINE` are those of
     huggingface_hub.
 
+    Args:
+      key: of the config that names it, for messages.
+
     Raises:
       T2GError: it is neither a folder nor a model of the hub that can be reached.
     """
-    return _fetch(source, _pinned.get(source))
+    return _fetch(source, _pinned.get(source), key)
 
 
 def pin(source: str, revision: str) -> None:
@@ -78,12 +81,12 @@ _pinned: dict[str, str] = {}
 
 
 @functools.cache
-def _fetch(source: str, revision: str | None) -> Path:
+def _fetch(source: str, revision: str | None, key: str) -> Path:
     if (folder := expanded(source)).is_dir():
         return folder
     if folder.is_file():
         raise T2GError(
-            f"model.pretrained is {source!r}, a file; name the folder of a Hugging Face model "
+            f"{key} is {source!r}, a file; name the folder of a Hugging Face model "
             "(config.json, *.safetensors and the tokenizer's files)"
         )
     import huggingface_hub
@@ -100,7 +103,7 @@ def _fetch(source: str, revision: str | None) -> Path:
     except Exception as error:  # of many kinds: no such id, no network, no permission
         pinned = f", in the revision {revision} that this run began with," if revision else ""
         raise T2GError(
-            f"model.pretrained is {source!r}: there is no such folder, and the hub's model of that "
+            f"{key} is {source!r}: there is no such folder, and the hub's model of that "
             f"id{pinned} cannot be fetched ({reason(error)[:300]})"
         ) from error
 

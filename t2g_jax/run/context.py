@@ -20,6 +20,7 @@ from t2g_jax.config import Config
 from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.errors import T2GError, reason
+from t2g_jax.judges.batches import AnyJudge
 from t2g_jax.judges.cache import CritiqueCache, identity_of
 from t2g_jax.judges.custom import OWN_JUDGE, make_judge
 from t2g_jax.judges.guard import Guard
@@ -65,7 +66,7 @@ class Context:
     config: Config
     workspace: Workspace
     task: Task
-    judge: Judge
+    judge: AnyJudge
     tokenizer: ChatTokenizer
     model: DecoderConfig
     mesh: Mesh
@@ -114,7 +115,13 @@ class Context:
 
     @classmethod
     def assembled(
-        cls, workspace: Workspace, mesh: Mesh, task: Task, judge: Judge, *, read_only: bool = False
+        cls,
+        workspace: Workspace,
+        mesh: Mesh,
+        task: Task,
+        judge: AnyJudge,
+        *,
+        read_only: bool = False,
     ) -> Context:
         """Of a work directory whose tokenizer may be loaded, see `provenance.require_loadable`.
 
@@ -145,6 +152,7 @@ class Context:
                 timeout_seconds=config.judge.timeout_seconds,
                 max_failures_in_a_row=config.judge.max_failures_in_a_row,
                 workers=config.judge.workers,
+                batch_size=config.judge.batch_size,
                 cache=_cache(workspace, judge),
             ),
         )
@@ -190,7 +198,7 @@ class Context:
         return self.judges.replaced_by(self.task.judge(CritiqueLevel(self.config.judge.level)))
 
 
-def parts(config: Config) -> tuple[Mesh, Task, Judge]:
+def parts(config: Config) -> tuple[Mesh, Task, AnyJudge]:
     """What a config names that need not be there, made without a work directory.
 
     Raises:
@@ -205,7 +213,8 @@ def parts(config: Config) -> tuple[Mesh, Task, Judge]:
         test_size=config.task.test_size,
         prompt_style=config.task.prompt_style,
     )
-    judge = make_judge(config.judge.name, task, CritiqueLevel(config.judge.level))
+    level = CritiqueLevel(config.judge.level)
+    judge = make_judge(config.judge.name, task, level, config.judge.settings)
     return make_mesh(config.mesh), task, judge
 
 
@@ -270,14 +279,14 @@ def say(line: str) -> None:
         tell(one_line(line))
 
 
-def _cache(workspace: Workspace, judge: Judge) -> CritiqueCache | None:
+def _cache(workspace: Workspace, judge: AnyJudge) -> CritiqueCache | None:
     """Of a judge that is paid or waited for; the task's own program answers at once."""
     config = workspace.config.judge
     if config.name == OWN_JUDGE:
         return None
     return CritiqueCache(
         workspace.critiques,
-        identity_of(judge, config.name, config.level),
+        identity_of(judge, config.name, config.level, config.settings),
         writes=hosts.is_primary() and is_claimed(workspace.root),
     )
 

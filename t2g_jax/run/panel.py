@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from t2g_jax.judges.batches import AnyJudge
 from t2g_jax.judges.counts import failed_column
 from t2g_jax.judges.guard import Guard
 from t2g_jax.runtime import hosts, preemption
 from t2g_jax.runtime.watchdog import beat
-from t2g_jax.tasks.base import Critique, Example, Judge, JudgeError
+from t2g_jax.tasks.base import Critique, Example, JudgeError
 from t2g_jax.training.metrics import Stopwatch
 
 
@@ -26,7 +27,7 @@ class JudgePanel:
       tally: counts calls and failures, see `judges.counts`.
     """
 
-    judge: Judge
+    judge: AnyJudge
     guard: Guard
     watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -39,7 +40,7 @@ class JudgePanel:
     def critiques(
         self, examples: Sequence[Example], texts: Sequence[str]
     ) -> Iterator[Critique | JudgeError]:
-        """Yields what `critique` returns for each text, in order; `judge.workers` at a time.
+        """Yields what `critique` returns for each text, in order.
 
         Raises:
           T2GError: the judge is down (`judge.max_failures_in_a_row`).
@@ -56,7 +57,7 @@ class JudgePanel:
                 self.tally[failed_column(self.tally, outcome.reason)] += 1
             yield outcome
 
-    def replaced_by(self, judge: Judge) -> JudgePanel:
+    def replaced_by(self, judge: AnyJudge) -> JudgePanel:
         """Another judge, of whom nothing is counted or kept."""
         guard = Guard(
             timeout_seconds=self.guard.timeout_seconds,

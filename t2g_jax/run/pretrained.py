@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from t2g_jax.config import Config
 from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import ChatTokenizer
-from t2g_jax.errors import T2GError, reason
+from t2g_jax.errors import T2GError
 from t2g_jax.models import families, heads, huggingface, peft, tensor_files
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.parallel.sharding import state_shardings
@@ -136,7 +136,8 @@ def pin(config: Config, workdir: Path, *, record: bool = False) -> None:
         huggingface.pin(source, revision)
     if not record:
         return
-    given = {config.model.pretrained, config.reward_model.pretrained} - {None}
+    sections = (config.model, config.reward_model, config.judge)
+    given = {section.pretrained for section in sections} - {None}
     found = {source: huggingface.revision(source) for source in sorted(given)}
     new = {source: commit for source, commit in found.items() if commit is not None}
     if new.items() - known.items() and hosts.is_primary():
@@ -180,12 +181,7 @@ def described(config: Config) -> DecoderConfig | None:
 def _described(config: Config, source: str, vocab_size: int) -> DecoderConfig:
     """The decoder of a pretrained model."""
     folder = huggingface.fetch(source)
-    shape = families.read_config(folder)
-    if vocab_size > shape.vocab_size:
-        raise T2GError(
-            f"{folder}: its tokenizer has {vocab_size} tokens, its config.json a vocab_size of "
-            f"{shape.vocab_size}; use the tokenizer that belongs to the model"
-        )
+    shape = families.read_config(folder, tokens=vocab_size)
     longest = config.model.context_length
     if shape.positions is not None and longest > shape.positions:
         raise T2GError(
@@ -217,14 +213,7 @@ def tokenizer(source: str, options: Mapping[str, Any] | None = None) -> ChatToke
     Raises:
       T2GError: it has none that can be used.
     """
-    folder = huggingface.fetch(source)
-    trial.require_bounded(folder, options)
-    try:
-        return ChatTokenizer.load(folder, template_options=options)
-    except Exception as error:  # of many kinds, from several libraries
-        raise T2GError(
-            f"the tokenizer in {folder} cannot be used: {reason(error)[:300]}"
-        ) from error
+    return trial.load(huggingface.fetch(source), options)
 
 
 def check_tokenizer(config: Config, folder: Path) -> None:

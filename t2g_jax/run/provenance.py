@@ -23,7 +23,7 @@ import jax
 
 import t2g_jax
 from t2g_jax import sections
-from t2g_jax.config import METHODS, Config, is_aside, section_of
+from t2g_jax.config import JUDGE_LIMITS, METHODS, Config, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
@@ -50,7 +50,7 @@ READS["text2grad"] += tuple(
 MEASURES = ("seed", "task", "tokenizer", "model", "sampling", "judge", "evaluate")
 """What decides the score of given parameters."""
 _NOT_MEASURES = {
-    *(f"judge.{limit}" for limit in ("timeout_seconds", "max_failures_in_a_row", "workers")),
+    *JUDGE_LIMITS,
     "evaluate.batch_size",  # what is drawn for a prompt does not depend on it
 }
 
@@ -95,6 +95,9 @@ def made(workspace: Workspace, phase: str) -> Made:
     bases = {"model.pretrained": config.model.pretrained, "lora.pretrained": config.lora.pretrained}
     if phase in (REWARD_MODEL, "text2grad"):
         bases["reward_model.pretrained"] = config.reward_model.pretrained
+    asks = "judge" in READS.get(phase, ("judge",))
+    if asks and not (phase == SFT and config.sft.critiques == "task"):
+        bases["judge.settings.model"] = config.judge.pretrained
     return {
         "version": t2g_jax.__version__,
         "inputs": inputs(phase, config),

@@ -70,25 +70,48 @@ def generate(
     shards = parts(mesh, *ROWS, "context")
     rows = round_up(min(batch_size, len(prompts)), shards)
     width = bucket(prompts, most=context_length - sampling.max_new_tokens)
-    sharding = rows_sharding(mesh)
     completions: list[Completion] = []
     for start in range(0, len(prompts), rows):
         chunk = prompts[start : start + rows]
-        tokens, lengths = pad_prompts(chunk, width=width, rows=rows)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(start, start + rows))
-        inputs = hosts.place((tokens, lengths, keys), sharding)
-        out = hosts.fetch(sample(params, *inputs, config=config, sampling=sampling, mesh=mesh))
+        completions += generate_rows(
+            params, chunk, keys, width=width, config=config, sampling=sampling, mesh=mesh
+        )
         beat()
         preemption.stop_if_asked()
-        for i in range(len(chunk)):
-            n = int(out.lengths[i])
-            completions.append(
-                Completion(
-                    out.tokens[i, :n],
-                    out.logprobs[i, :n],
-                    out.cutoffs[i, :n],
-                    ended=bool(out.ended[i]),
-                    broken=bool(out.broken[i]),
-                )
+    return completions
+
+
+def generate_rows(
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    keys: jax.Array,
+    *,
+    width: int,
+    config: DecoderConfig,
+    sampling: Sampling,
+    mesh: Mesh,
+) -> list[Completion]:
+    """Samples one completion for each prompt at once, each with a key of its own.
+
+    Args:
+      keys: [rows], a multiple of the devices that rows are spread over; more than there are prompts
+        if their number is none. A completion depends on its own prompt and key alone.
+      width: what prompts are padded to.
+    """
+    tokens, lengths = pad_prompts(prompts, width=width, rows=len(keys))
+    inputs = hosts.place((tokens, lengths, keys), rows_sharding(mesh))
+    out = hosts.fetch(sample(params, *inputs, config=config, sampling=sampling, mesh=mesh))
+    completions = []
+    for i in range(len(prompts)):
+        n = int(out.lengths[i])
+        completions.append(
+            Completion(
+                out.tokens[i, :n],
+                out.logprobs[i, :n],
+                out.cutoffs[i, :n],
+                ended=bool(out.ended[i]),
+                broken=bool(out.broken[i]),
             )
+        )
     return completions

@@ -187,6 +187,10 @@ class Critique:
         )
 
 
+CRITIQUE_REQUEST = "Critique the answer."
+"""What a model is asked that is to critique the answer before."""
+
+
 class Judge(Protocol):
     """A source of critiques: a program, a language model, or a person."""
 

@@ -156,8 +156,8 @@ def test_who_may_not_write_reads(path):
 
 
 def test_another_judge_level_or_setting_is_another_identity(tmp_path):
-    def identity(name="mine:make", level="where", own="mine", **about):
-        return identity_of(types.SimpleNamespace(name=own, **about), name, level)
+    def identity(name="mine:make", level="where", own="mine", given=None, **about):
+        return identity_of(types.SimpleNamespace(name=own, **about), name, level, given)
 
     assert identity() == identity()
     others = [
@@ -166,8 +166,19 @@ def test_another_judge_level_or_setting_is_another_identity(tmp_path):
         identity(own="other"),
         identity(settings={"model": "large"}),
         identity(settings={"model": "small"}),
+        identity(given={"model": "small"}),
+        identity(given={"model": "small", "stop": ["a"]}),
+        identity(given={"model": {"small": None}}),
     ]
-    assert len({identity(), *others}) == 6
+    assert len({identity(), *others}) == 9
+    assert identity(given={"a": 1, "b": 2}) == identity(given={"b": 2, "a": 1})
+
+
+def test_what_a_judge_is_made_with_is_not_written(path):
+    identity = identity_of(types.SimpleNamespace(name="mine"), "a:b", "where", {"key": "sk-123"})
+    CritiqueCache(path, identity).put(ONE, "a", SAID)
+    assert "sk-123" not in identity
+    assert b"sk-123" not in path.read_bytes()
 
 
 def test_a_changed_program_is_another_judge(tmp_path, monkeypatch):

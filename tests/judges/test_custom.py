@@ -31,8 +31,8 @@ def here(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
-def make(name):
-    return make_judge(name, TASK, CritiqueLevel.WHAT)
+def make(name, **settings):
+    return make_judge(name, TASK, CritiqueLevel.WHAT, settings)
 
 
 def test_the_tasks_own():
@@ -85,10 +85,17 @@ def test_a_factory_within_a_class_of_a_package(here, tmp_path):
         ("import numppy", r"faulty cannot be imported: ModuleNotFoundError: .*'numppy'.*line 1\)"),
         ("x = 1\nx = = 2", r"faulty cannot be imported: SyntaxError: .*faulty.py, line 2\)"),
         ("x = 1 / 0", r"cannot be imported: ZeroDivisionError: .*faulty.py, line 1\)"),
-        ("def make(task, level):\n    return task['x']", r"failed: TypeError.*line 2"),
-        ("def make(task): ...", r"\(task, level\) failed: TypeError: make\(\) takes 1"),
+        (
+            "def make(task, level):\n    return task['x']",
+            r"judge.name: faulty:make\(task=…, level=…\) failed: TypeError.*line 2",
+        ),
         ("def make(task, level): ...", "returned NoneType None; return an object with critique"),
-        ("def mke(task, level): ...", "faulty has no 'make'; did you mean 'mke'"),
+        ("def make(): return object()", r"or critique_batch\(examples, completions\)"),
+        ("import sys\nsys.exit(3)", r"cannot be imported: SystemExit: 3 \(.*faulty.py, line 2\)"),
+        ("def make():\n    raise SystemExit(3)", r"failed: SystemExit: 3 \(.*faulty.py, line 2\)"),
+        ("def make(examples): ...", "judge.settings: faulty:make needs `examples`; set judge.se"),
+        ("def make(task, /): ...", "judge.name: faulty:make takes `task` by position alone"),
+        ("def mke(task, level): ...", r"faulty \(.*faulty.py\) has no 'make'; did you mean 'mke'"),
         ("make = 3", "is int 3; name a function of"),
         (
             "from t2g_jax.errors import T2GError\n"
@@ -103,7 +110,54 @@ def test_faulty_code(here, code, expected):
         make("faulty:make")
 
 
+SETTINGS = """
+class Judge:
+    def __init__(self, model, *, temperature=1.0, stop=(), **about):
+        self.about = {"model": model, "temperature": temperature, "stop": stop, **about}
+    def critique_batch(self, examples, completions): ...
+def strict(model="small", temperature=1.0, task=None): return Judge(model, task=task)
+def loose(**settings): return Judge(**settings)
+async def late(model): return Judge(model)
+"""
+
+
+def test_settings_are_keywords(here):
+    here("brief", SETTINGS)
+    made = make("brief:Judge", model="small", stop=["a", 1], extra={"b": None})
+    expected = {"model": "small", "temperature": 1.0, "stop": ["a", 1], "extra": {"b": None}}
+    assert made.about == expected
+    assert make("brief:strict", model="x").about["task"] is TASK
+    assert "task" not in make("brief:loose", model="x").about  # it did not ask for it by name
+    assert make("brief:late", model="x").about["model"] == "x"
+
+
+def test_settings_of_the_environment(here, monkeypatch):
+    here("brief", SETTINGS)
+    monkeypatch.setenv("BRIEF_KEY", "sk-123")
+    made = make("brief:Judge", model="small", api_key="${BRIEF_KEY}")
+    assert made.about["api_key"] == "sk-123"
+    monkeypatch.delenv("BRIEF_KEY")
+    with pytest.raises(T2GError, match=r"judge.settings.api_key is .*no environment variable BR"):
+        make("brief:Judge", model="small", api_key="${BRIEF_KEY}")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "expected"),
+    [
+        ("strict", {"modle": 3}, "judge.settings: brief:strict takes no `modle`; did you mean `mo"),
+        ("strict", {"zzz": 3}, "takes no `zzz`; it takes `model`, `temperature`$"),
+        ("Judge", {}, "judge.settings: brief:Judge needs `model`; set judge.settings.model"),
+        ("strict", {"task": "x"}, "`task` is no setting: a factory that has a parameter of that"),
+        ("loose", {"model": 1, "level": 2}, "`level` is no setting"),
+    ],
+)
+def test_settings_that_a_factory_does_not_take(here, name, settings, expected):
+    here("brief", SETTINGS)
+    with pytest.raises(T2GError, match=expected):
+        make(f"brief:{name}", **settings)
+
+
 def test_no_such_module(here, tmp_path):
-    with pytest.raises(T2GError, match="no module 'nowhere': install it, or start") as caught:
+    with pytest.raises(T2GError, match="no module 'nowhere': install it, or put it") as caught:
         make("nowhere.judges:make")
     assert str(tmp_path) in str(caught.value)

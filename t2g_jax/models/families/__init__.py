@@ -88,6 +88,16 @@ def _family(model_type: object, file: Path) -> Family:
     )
 
 
-def read_config(folder: Path) -> DecoderConfig:
-    """The decoder of a Hugging Face folder, see `describe`."""
-    return describe(Path(folder))[1]
+def read_config(folder: Path, *, tokens: int = 0) -> DecoderConfig:
+    """The decoder of a Hugging Face folder, for a tokenizer of so many tokens.
+
+    Raises:
+      T2GError: as `describe`; or the model has fewer tokens.
+    """
+    config = describe(Path(folder))[1]
+    if tokens > config.vocab_size:
+        raise T2GError(
+            f"{folder}: its tokenizer has {tokens} tokens, its config.json a vocab_size of "
+            f"{config.vocab_size}; use the tokenizer that belongs to the model"
+        )
+    return config
