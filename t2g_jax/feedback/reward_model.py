@@ -22,9 +22,9 @@ from t2g_jax.run.context import Context
 from t2g_jax.run.trainer import about_rows
 from t2g_jax.run.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
-from t2g_jax.tasks.base import CRITIQUE_REQUEST
 from t2g_jax.spans.token_offsets import Offsets
 from t2g_jax.spans.transfer import transfer_values
+from t2g_jax.tasks.base import CRITIQUE_REQUEST
 from t2g_jax.training.batch import Batch, Row, row
 from t2g_jax.training.step import span_probabilities
 

@@ -218,7 +218,7 @@ def parts(config: Config) -> tuple[Mesh, Task, AnyJudge]:
     return make_mesh(config.mesh), task, judge
 
 
-def checked_parts(config: Config, root: Path) -> tuple[Mesh, Task, Judge]:
+def checked_parts(config: Config, root: Path) -> tuple[Mesh, Task, AnyJudge]:
     """`parts`, after all that can be known of a config before anything of it is trained.
 
     Args:

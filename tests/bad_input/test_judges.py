@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -140,6 +141,61 @@ def test_failures_are_in_the_log_of_every_method(t2g, branch, method):
     assert sum(line["judge_failures"] for line in lines) > 0
 
 
+def test_what_a_judge_of_batches_can_do_is_counted_for_each_of_them(t2g, branch):
+    workdir, config = branch("sft", judge="all_that_is_bad_in_batches", judge__batch_size=2)
+    assert t2g("annotate", workdir, config).status == 0
+    assert summary(workdir)["quarantined"] == {
+        "judge: raised KeyError": 2,
+        "judge: timed out": 2,
+        "judge: no list of critiques": 4,
+        "judge: wrong number of critiques": 4,
+        "judge: no credit": 1,
+    }
+    assert sum(summary(workdir)["records"].values()) == 3
+
+
+def test_a_judge_of_batches_that_is_down_stops_the_run_and_loses_nothing(t2g, branch, monkeypatch):
+    values = {"max_failures_in_a_row": 3, "batch_size": 2}
+    values = {f"judge__{name}": value for name, value in values.items()}
+    workdir, config = branch("sft", judge="batches_break_down", **values)
+    outcome = t2g("annotate", workdir, config)
+    assert outcome.status == 2
+    assert outcome.error.startswith("the judge 'bad' failed 3 times in a row (judge.max_failures")
+    journal = workdir / "annotate" / "journal.jsonl"
+    assert len(journal.read_bytes().splitlines()) == 4
+    monkeypatch.setattr(bad_judges, "batches_break_down", bad_judges.all_is_well_in_batches)
+    assert t2g("annotate", workdir, config).status == 0
+    assert sum(summary(workdir)["records"].values()) == 16
+
+
+def test_failed_batches_are_in_the_log_of_a_method(t2g, branch):
+    values = {"steps": 1, "prompts_per_step": 4, "group_size": 2, "eval_every": 0}
+    values = {f"rltf_sd__{name}": value for name, value in values.items()}
+    workdir, config = branch("sft", judge="batches_raise", judge__batch_size=2, **values)
+    assert t2g("train-policy", workdir, config, "--method", "rltf-sd").status == 0
+    (line,) = read_metrics(workdir / "rltf_sd")
+    assert line["judge_failures"] == line["judge_failed/raised ConnectionError"] > 0
+
+
+def test_settings_reach_the_judge_and_another_setting_asks_anew(t2g, branch):
+    workdir, config = branch("sft", judge="with_settings", judge__settings={"model": "small"})
+    assert t2g("annotate", workdir, config).status == 0
+
+    def said():
+        splits = (load_dataset(workdir / "annotate" / "dataset", s) for s in ("train", "held_out"))
+        return {record.critique for split in splits for record in split}
+
+    assert said() == {"small 3"}
+    shutil.rmtree(workdir / "annotate")
+    words = ["--judge.settings.retries", "7", "--accept-changes"]
+    assert t2g("annotate", workdir, config, *words).status == 0
+    assert said() == {"small 7"}
+    new = workdir.with_name("new")
+    outcome = t2g("sft", new, config, "--judge.settings.modle", "large")
+    assert outcome.status == 2
+    assert "bad_judges:with_settings takes no `modle`; did you mean `model`?" in outcome.error
+
+
 def test_failures_are_counted_in_the_warm_start_and_the_evaluation(t2g, branch):
     values = {"steps": 2, "repair_fraction": 1.0, "critiques": "judge"}
     values = {f"sft__{name}": value for name, value in values.items()}
@@ -170,8 +226,15 @@ def test_a_judge_that_hangs_does_not_keep_the_process(branch, tmp_path):
     assert time.monotonic() - began < 200
 
 
-def test_several_critiques_at_a_time_change_nothing_but_the_time(t2g, branch, tiny_run):
-    workdir, config = branch("sft", judge="all_is_well", judge__workers=4)
+@pytest.mark.parametrize(
+    ("judge", "limits"),
+    [("all_is_well", {"workers": 4}), ("all_is_well_in_batches", {"workers": 2, "batch_size": 3})],
+)
+def test_several_critiques_at_a_time_change_nothing_but_the_time(
+    t2g, branch, tiny_run, judge, limits
+):
+    limits = {f"judge__{name}": value for name, value in limits.items()}
+    workdir, config = branch("sft", judge=judge, **limits)
     assert t2g("annotate", workdir, config).status == 0
     ours, whole = (
         [json.loads(line) for line in (folder / "annotate" / "journal.jsonl").open()]
@@ -187,13 +250,14 @@ def test_several_critiques_at_a_time_change_nothing_but_the_time(t2g, branch, ti
     ("name", "expected"),
     [
         ("no_such_module:make", "judge.name: there is no module 'no_such_module': install it, or"),
-        ("bad_judges:rais", "judge.name: bad_judges has no 'rais'; did you mean 'raises'?"),
-        ("bad_judges:time", "name a function of (task, level)"),
-        ("math:sqrt", "judge.name: math:sqrt(task, level) failed: TypeError: "),
-        ("builtins:max", "judge.name: builtins:max(task, level) failed"),
-        ("builtins:isinstance", "judge.name: builtins:isinstance(task, level)"),
-        ("collections:ChainMap", "return an object with critique(example, completion)"),
-        ("raises", "in `judge`: name is 'raises'; must be 'task', or 'package.module:factory'"),
+        ("bad_judges:rais", "bad_judges.py) has no 'rais'; did you mean 'raises'?"),
+        ("bad_judges:time", "name a function of its settings that returns a judge"),
+        ("math:sqrt", "judge.name: math:sqrt takes `x` by position alone, but it is called with"),
+        ("builtins:max", "judge.name: builtins:max() failed: TypeError: "),
+        ("builtins:isinstance", "judge.name: builtins:isinstance takes `obj` by position alone"),
+        ("collections:ChainMap", "return an object with critique(example, completion), or crit"),
+        ("raises", "in `judge`: name is 'raises'; must be 'task', 'policy', or 'package.module:"),
+        ("policy", "judge.settings: `model` is missing"),
     ],
 )
 def test_a_judge_that_cannot_be_had(t2g, branch, name, expected):
