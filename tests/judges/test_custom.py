@@ -44,6 +44,7 @@ def test_the_tasks_own():
 def test_the_example_of_the_documentation(root, here):
     (code,) = re.findall(r"```python\n(.*?)```", (root / "docs/judges.md").read_text(), re.DOTALL)
     here("brief", code)
+    assert make("brief:make", praise="Well done.").praise == "Well done."
     judge = make("brief:make")
     example = Example("id", "?", "1 0\n0 1", {})
 
@@ -61,6 +62,16 @@ def test_the_example_of_the_documentation(root, here):
     failure = said(right, Example("id", "?", "", {}))
     assert isinstance(failure, JudgeError)
     assert (failure.reason, failure.details) == ("no answer to compare with", "id")
+
+
+def test_the_batches_of_the_documentation(root, here):
+    (code,) = re.findall(r"```py\n(.*?)```", (root / "docs/judges.md").read_text(), re.DOTALL)
+    service = "lambda asked: [{'status': 200 + 300 * (c == 'b'), 'text': p} for p, c in asked]"
+    here("many", f"{code}\n\ndef make():\n    return ManyAtOnce({service})\n")
+    examples = [Example(str(i), f"Question {i}", "", {}) for i in range(3)]
+    found = list(Guard().critiques(make("many:make"), examples, ["a", "b", "c"]))
+    assert [getattr(outcome, "text", "-") for outcome in found] == ["Question 0", "-", "Question 2"]
+    assert found[1].reason == "refused"
 
 
 def test_a_factory_within_a_class_of_a_package(here, tmp_path):

@@ -20,6 +20,8 @@ from t2g_jax.judges.guard import Guard
 from t2g_jax.judges.policy import JSON_REQUEST, read_json
 from t2g_jax.models import families, heads, huggingface
 from t2g_jax.models.decoder import Decoder
+from t2g_jax.phases import annotate, export
+from t2g_jax.run import pretrained
 from t2g_jax.spans import Quote
 from t2g_jax.tasks import Example
 from t2g_jax.tasks.base import CRITIQUE_REQUEST
@@ -167,6 +169,21 @@ def test_precision_and_template_are_settings(critic):
     judge.prepare()
     assert {leaf.dtype for leaf in jax.tree.leaves(judge._params)} == {jnp.dtype("bfloat16")}
     assert judge._tokenizer._options == {"day": "Monday"}
+
+
+def test_a_policy_of_ones_own_is_the_judge_of_a_run(tiny_run, tmp_path):
+    exported = tmp_path / "exported"
+    export.run(tiny_run.config, tiny_run.workdir, "rltf-fm", exported)
+    values = {"judge__name": "policy", "judge__settings": {"model": str(exported)}}
+    workdir, config = tiny_run.branch(
+        tmp_path / "run", "sft", **values, judge__timeout_seconds=300.0
+    )
+    summary = annotate.run(config, workdir)
+    done = sum(summary["records"].values())
+    assert done + sum(summary["quarantined"].values()) == summary["judge"]["judge_calls"] == 16
+    assert set(summary["quarantined"]) <= {"judge: critique is cut off", "judge: empty text"}
+    bases = json.loads((workdir / "annotate" / "complete.json").read_text())["made"]["bases"]
+    assert bases == {"judge.settings.model": pretrained.fingerprint(str(exported))}
 
 
 def test_other_weights_are_another_judge(critic, tmp_path):

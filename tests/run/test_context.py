@@ -174,7 +174,7 @@ def test_the_level_is_the_judges(tiny_run, tmp_path, level):
 
 
 def test_the_settings_of_the_judge_reach_its_guard(tiny_run, tmp_path):
-    values = {"timeout_seconds": 1.5, "max_failures_in_a_row": 7, "workers": 3}
+    values = {"timeout_seconds": 1.5, "max_failures_in_a_row": 7, "workers": 3, "batch_size": 5}
     changed = {f"judge__{name}": value for name, value in values.items()}
     guard = Context.open(tiny.with_values(tiny_run.config, **changed), tmp_path).guard
     assert {name: getattr(guard, name) for name in values} == values

@@ -172,6 +172,7 @@ def test_scores_are_measured_again_with_other_settings(tiny_run, tmp_path, compi
         {"seed": 1},
         {"evaluate__checkpoint": "best"},
         {"judge__workers": 2},
+        {"judge__batch_size": 2},
         {"evaluate__batch_size": 1},
         {"tracking__project": "mine"},
         {"grpo__steps": 5},
@@ -181,8 +182,21 @@ def test_what_scores_stand_for(tiny_run, changed):
     (key,) = changed
     ours = provenance.measured_with(tiny_run.config)
     theirs = provenance.measured_with(tiny.with_values(tiny_run.config, **changed))
-    nothing = ("judge__workers", "evaluate__batch_size", "tracking__project", "grpo__steps")
+    nothing = (
+        *("judge__workers", "judge__batch_size", "evaluate__batch_size"),
+        *("tracking__project", "grpo__steps"),
+    )
     assert (ours == theirs) == (key in nothing)
+
+
+def test_scores_of_a_judge_stand_for_its_settings(tiny_run):
+    scores = [
+        provenance.measured_with(
+            tiny.with_values(tiny_run.config, judge__name="my:judge", judge__settings=settings)
+        )
+        for settings in ({}, {"model": "a"}, {"model": "b"}, {"stop": ["a", {"b": None}]})
+    ]
+    assert all(a != b for i, a in enumerate(scores) for b in scores[:i])
 
 
 def test_scores_of_other_parameters_are_measured_again(tiny_run, tmp_path, compiled_once, capsys):

@@ -150,6 +150,7 @@ ASIDE = {
     "judge__timeout_seconds": 1.0,
     "judge__max_failures_in_a_row": 1,
     "judge__workers": 2,
+    "judge__batch_size": 2,
     "grpo__rows_at_once": 2,
     "grpo__eval_every": 1,
     "evaluate__samples_per_prompt": 7,
