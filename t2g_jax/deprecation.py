@@ -12,6 +12,19 @@ def keep_old_names(module: str, names: Mapping[str, str]) -> None:
     Sets the module's `__getattr__`, rather than being assigned to it, so that type checkers go on
     finding misspelled names.
 
+    >>> import sys, types
+    >>> from t2g_jax.deprecation import keep_old_names
+    >>> sys.modules["mine"] = mine = types.ModuleType("mine")
+    >>> mine.new = 1
+    >>> keep_old_names("mine", {"old": "new"})
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     warnings.simplefilter("always")
+    ...     mine.old
+    1
+    >>> print(said[0].message)
+    mine.old is now called new; the old name goes with the next release
+
     Args:
       module: the `__name__` of the module that calls this.
       names: old name → new name.

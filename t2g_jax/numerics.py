@@ -25,13 +25,22 @@ AxisName = str | tuple[str, ...] | None
 
 
 def as_float(x: ArrayLike) -> jax.Array:
-    """`x` in float64 if it is float64, in float32 otherwise (bfloat16, integers, booleans)."""
+    """`x` in float64 if it is float64, in float32 otherwise (bfloat16, integers, booleans).
+
+    >>> from t2g_jax import numerics
+    >>> numerics.as_float([1, 2])
+    Array([1., 2.], dtype=float32)
+    """
     x = jnp.asarray(x)
     return x.astype(jnp.float64 if x.dtype == jnp.float64 else jnp.float32)
 
 
 def check_same_shape(**arrays: ArrayLike) -> None:
-    """Raise a ValueError naming the first argument whose shape differs from that of the first."""
+    """Raise a ValueError naming the first argument whose shape differs from that of the first.
+
+    >>> from t2g_jax import numerics
+    >>> numerics.check_same_shape(values=[1.0, 2.0], mask=[1, 0])
+    """
     (first, reference), *others = arrays.items()
     for name, array in others:
         if np.shape(array) != np.shape(reference):
@@ -42,13 +51,23 @@ def check_same_shape(**arrays: ArrayLike) -> None:
 
 
 def same_shape(**arrays: ArrayLike) -> list[jax.Array]:
-    """The arguments as floats (see `as_float`), in order; a ValueError if their shapes differ."""
+    """The arguments as floats (see `as_float`), in order; a ValueError if their shapes differ.
+
+    >>> from t2g_jax import numerics
+    >>> numerics.same_shape(values=[1.0, 2.0], mask=[True, False])
+    [Array([1., 2.], dtype=float32), Array([1., 0.], dtype=float32)]
+    """
     check_same_shape(**arrays)
     return [as_float(array) for array in arrays.values()]
 
 
 def defined(**arrays: ArrayLike) -> list[jax.Array]:
     """As `same_shape`, with zeros wherever any argument is not finite.
+
+    >>> from t2g_jax import numerics
+    >>> ok, logprobs = numerics.defined(logprobs=[-1.0, float("nan")])
+    >>> ok, logprobs
+    (Array([ True, False], dtype=bool), Array([-1.,  0.], dtype=float32))
 
     Returns:
       a boolean array, True where all arguments are finite, followed by the arguments. The caller
@@ -66,6 +85,11 @@ def settled(
 
     Neither has a gradient. A ValueError if `where` has not the shape of the result, which is that
     of the argument called `like`.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import numerics
+    >>> numerics.settled(jnp.ones(3), jnp.array([True, False, False]), where=[1, 1, 0])
+    Array([ 1., nan,  0.], dtype=float32)
     """
     result = jnp.where(ok, result, jnp.nan)
     if where is None:
@@ -75,6 +99,10 @@ def settled(
 
 def by_token(like: str, tokens: ArrayLike, name: str, array: ArrayLike) -> jax.Array:
     """An array of one value for each token, from that or from one for each sequence, [..., 1].
+
+    >>> from t2g_jax import numerics
+    >>> numerics.by_token("logprobs", [[-1.0, -2.0]], "advantages", [[0.5]])
+    Array([[0.5, 0.5]], dtype=float32)
 
     Raises:
       ValueError: it has neither shape; the message calls the two arrays `like` and `name`.
@@ -96,6 +124,10 @@ def the_mask(
 ) -> ArrayLike:
     """A mask that goes by either of two names, `mask` and `where`; ones if neither is given.
 
+    >>> from t2g_jax import numerics
+    >>> numerics.the_mask([1.0, 2.0], None, None)
+    Array([ True,  True], dtype=bool)
+
     Raises:
       ValueError: both are given.
     """
@@ -111,7 +143,12 @@ def the_mask(
 
 
 def chosen(name: str, value: Any, options: Sequence[str]) -> Any:
-    """Which of some strings is meant: by itself, or by a member of an enum that has its value."""
+    """Which of some strings is meant: by itself, or by a member of an enum that has its value.
+
+    >>> from t2g_jax import numerics
+    >>> numerics.chosen("how", "sum", ("sum", "mean"))
+    'sum'
+    """
     meant = value.value if isinstance(value, enum.Enum) else value
     if meant not in options:
         *others, last = map(repr, options)
@@ -120,7 +157,13 @@ def chosen(name: str, value: Any, options: Sequence[str]) -> Any:
 
 
 def total(x: jax.Array, axis: Axis = None, axis_name: AxisName = None, **options: Any) -> jax.Array:
-    """Σ x over axes of the array, and over those of the mesh."""
+    """Σ x over axes of the array, and over those of the mesh.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import numerics
+    >>> numerics.total(jnp.ones((2, 3)), axis=-1)
+    Array([3., 3.], dtype=float32)
+    """
     x = jnp.sum(x, axis=axis, **options)
     return x if axis_name is None else lax.psum(x, axis_name)
 
@@ -128,7 +171,13 @@ def total(x: jax.Array, axis: Axis = None, axis_name: AxisName = None, **options
 def maximum(
     x: jax.Array, axis: Axis = None, axis_name: AxisName = None, **options: Any
 ) -> jax.Array:
-    """max x over axes of the array, and over those of the mesh."""
+    """max x over axes of the array, and over those of the mesh.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import numerics
+    >>> numerics.maximum(jnp.arange(6.0).reshape(2, 3), axis=-1)
+    Array([2., 5.], dtype=float32)
+    """
     x = jnp.max(x, axis=axis, **options)
     return x if axis_name is None else lax.pmax(x, axis_name)
 
@@ -140,6 +189,11 @@ def matrix_product(x: jax.Array, kernel: jax.Array, *, axes: int = 1, **options:
     kernel's gradient does over [B, T], make XLA transpose one side, which takes longer than they.
     Not so on a mesh of several devices (see `parallel.sharding.within`): axes that are sharded
     cannot become one axis without being gathered.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import numerics
+    >>> numerics.matrix_product(jnp.ones((2, 3, 4)), jnp.ones((4, 5))).shape
+    (2, 3, 5)
     """
     if jax.sharding.get_abstract_mesh().size > 1:
         return jnp.tensordot(x, kernel, axes=axes, **options)
@@ -150,5 +204,11 @@ def matrix_product(x: jax.Array, kernel: jax.Array, *, axes: int = 1, **options:
 
 
 def soft_capped(x: jax.Array, cap: float) -> jax.Array:
-    """cap · tanh(x / cap), Gemma 2, arXiv 2408.00118; x as it is if cap is 0."""
+    """cap · tanh(x / cap), Gemma 2, arXiv 2408.00118; x as it is if cap is 0.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax import numerics
+    >>> numerics.soft_capped(jnp.array([0.0, 1e9]), cap=30.0)
+    Array([ 0., 30.], dtype=float32)
+    """
     return cap * jnp.tanh(x / cap) if cap else x

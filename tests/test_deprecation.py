@@ -1,8 +1,5 @@
 """Names that have changed are still understood, and say their new name."""
 
-import subprocess
-import sys
-
 import pytest
 
 import t2g_jax
@@ -43,15 +40,11 @@ def test_any_other_name_is_no_attribute(module):
         _ = module.clipped_surogate
 
 
-def test_from_import_warns_where_it_stands(root, tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text("from t2g_jax import reduce\nfrom t2g_jax.losses import feedback_nll\n")
-    result = subprocess.run(
-        [sys.executable, "-W", "always::DeprecationWarning", program],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={"PYTHONPATH": str(root)},
-    )
-    assert f"{program}:1: DeprecationWarning: t2g_jax.reduce is now" in result.stderr
-    assert f"{program}:2: DeprecationWarning: t2g_jax.losses.feedback_nll is" in result.stderr
+def test_from_import_warns_where_it_stands():
+    program = "from t2g_jax import reduce\nfrom t2g_jax.losses import feedback_nll\n"
+    with pytest.warns(DeprecationWarning, match="is now called") as warned:
+        exec(compile(program, "program.py", "exec"), {})
+    assert {(warning.filename, warning.lineno) for warning in warned} == {
+        ("program.py", 1),
+        ("program.py", 2),
+    }

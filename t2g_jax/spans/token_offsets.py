@@ -36,8 +36,8 @@ def offsets(
     [(0, 3), (3, 7), (7, 11)]
 
     Args:
-      tokenizer: a fast tokenizer of `transformers` (as from `AutoTokenizer`), a
-        `tokenizers.Tokenizer`, or a slow tokenizer of `transformers`.
+      tokenizer: of `transformers` (as from `AutoTokenizer`), fast or slow, a
+        `tokenizers.Tokenizer`, or our `ChatTokenizer`.
       ids: token ids, of one sequence.
       text: what the offsets are to be in, if you have it; checked to be what the tokens say.
       skip_special_tokens: as in `decode`. False: special tokens are part of the text.
@@ -155,7 +155,12 @@ class TokenLocator:
 
 
 def decode_bytes(data: bytes) -> tuple[str, list[int]]:
-    """Text of UTF-8 bytes, U+FFFD for each part that is none, and the character of each byte."""
+    """Text of UTF-8 bytes, U+FFFD for each part that is none, and the character of each byte.
+
+    >>> from t2g_jax.spans import token_offsets
+    >>> token_offsets.decode_bytes("é!".encode() + b"\\xff")
+    ('é!�', [0, 0, 1, 2])
+    """
     text: list[str] = []
     char_of: list[int] = []
     at = 0
@@ -175,6 +180,12 @@ def decode_bytes(data: bytes) -> tuple[str, list[int]]:
 
 
 def byte_offsets(pieces: list[bytes], char_of: list[int], length: int) -> list[tuple[int, int]]:
+    """Offsets of tokens from their bytes, and from the character of each byte of the text.
+
+    >>> from t2g_jax.spans import token_offsets
+    >>> token_offsets.byte_offsets([b"a", b"", b"bc"], [0, 1, 2], length=3)
+    [(0, 1), (1, 1), (1, 3)]
+    """
     offsets, at = [], 0
     for piece in pieces:
         start = char_of[at] if at < len(char_of) else length
@@ -189,6 +200,10 @@ def without_holes(offsets: list[tuple[int, int]], length: int) -> list[tuple[int
     What a normalizer composes with the character before, or drops, belongs to the tokens that end
     just before it: in "e" and U+0301, which NFC makes one, to the token of "e". What it drops at
     the start belongs to the first token.
+
+    >>> from t2g_jax.spans import token_offsets
+    >>> token_offsets.without_holes([(1, 2), (3, 4)], length=5)
+    [(0, 3), (3, 5)]
     """
     covered = bytearray(length)
     for start, end in offsets:
@@ -209,7 +224,12 @@ def without_holes(offsets: list[tuple[int, int]], length: int) -> list[tuple[int
 def with_silent(
     offsets: list[tuple[int, int]], silent: list[bool], length: int
 ) -> list[tuple[int, int]]:
-    """Offsets of all tokens from those of the others: a silent one stands before its successor."""
+    """Offsets of all tokens from those of the others: a silent one stands before its successor.
+
+    >>> from t2g_jax.spans import token_offsets
+    >>> token_offsets.with_silent([(0, 1), (1, 2)], [False, True, False], length=2)
+    [(0, 1), (1, 1), (1, 2)]
+    """
     left, out = [*offsets, (length, length)][::-1], []
     for quiet in silent:
         out.append((left[-1][0], left[-1][0]) if quiet else left.pop())
@@ -217,7 +237,12 @@ def with_silent(
 
 
 def agreement(a: str, b: str) -> int:
-    """How many characters two strings have in common at their start."""
+    """How many characters two strings have in common at their start.
+
+    >>> from t2g_jax.spans import token_offsets
+    >>> token_offsets.agreement("the cat", "the dog")
+    4
+    """
     if a == b:
         return len(a)
     pairs = enumerate(zip(a, b, strict=False))
@@ -236,7 +261,8 @@ BYTE_OF = _byte_alphabet()
 
 
 def _vocabulary(tokenizer: Any) -> Vocabulary:
-    """Of a tokenizer of `transformers`, or of what is one itself."""
+    """Of a tokenizer of `transformers`, of what wraps one, or of what is one itself."""
+    tokenizer = getattr(tokenizer, "hugging_face", tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "id_to_token"):
         return backend

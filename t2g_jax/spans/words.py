@@ -21,6 +21,10 @@ def is_form(a: str, b: str) -> bool:
     """Whether two lower-case words are one with other endings: none, -s, -ed or -ing.
 
     Not -ed and -ing: "confused" and "confusing", "was killed" and "was killing" are not the same.
+
+    >>> from t2g_jax.spans import words
+    >>> words.is_form("walk", "walking"), words.is_form("confused", "confusing")
+    (True, False)
     """
     if {a, b} & _FIXED or frozenset((a, b)) in _UNLIKE:
         return False
@@ -32,7 +36,12 @@ def is_form(a: str, b: str) -> bool:
 
 
 def stems(word: str) -> tuple[str, ...]:
-    """What may be left of a lower-case word without its ending, the word itself among them."""
+    """What may be left of a lower-case word without its ending, the word itself among them.
+
+    >>> from t2g_jax.spans import words
+    >>> "walk" in words.stems("walking")
+    True
+    """
     return tuple(_stems(word))
 
 
@@ -41,6 +50,10 @@ def is_misspelling(a: str, b: str) -> bool:
 
     A letter within a long word is wrong, missing, doubled or swapped with the next; from 11 letters
     on, two of them.
+
+    >>> from t2g_jax.spans import words
+    >>> words.is_misspelling("definitely", "definitly"), words.is_misspelling("legal", "illegal")
+    (True, False)
     """
     if min(len(a), len(b)) < SHORTEST or a[0] != b[0] or a[-1] != b[-1]:
         return False
@@ -54,6 +67,10 @@ def may_join(a: str, b: str, *, hyphen: bool = False) -> bool:
     """Whether two words mean the same written as one: data base, but not now here.
 
     With a hyphen between, so do the parts of a word: co-operate, but not re-cover.
+
+    >>> from t2g_jax.spans import words
+    >>> words.may_join("data", "base"), words.may_join("now", "here")
+    (True, False)
     """
     if not all(word.isascii() and word.isalpha() for word in (a, b)):
         return False
