@@ -103,7 +103,7 @@ def self_distillation(
     """
     correction = chosen("correction", correction, get_args(Correction))
     advantages = by_token("logprobs", logprobs, "advantages", advantages)
-    if masked := mask is not None or where is not None:
+    if mask is not None or where is not None:
         mask = the_mask(logprobs, mask, where, like="logprobs")
     given = {"old_logprobs": old_logprobs, "teacher_logprobs": teacher_logprobs}
     given = {name: array for name, array in given.items() if array is not None}
@@ -122,7 +122,7 @@ def self_distillation(
             logprobs, sampled_logprobs, advantages, epsilon_low=math.inf, epsilon_high=math.inf
         )
     elif correction == "sequence_importance":
-        if not masked:
+        if mask is None:
             raise ValueError(
                 "correction 'sequence_importance' needs mask: the tokens that make up y₁"
             )
