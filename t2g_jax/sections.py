@@ -14,7 +14,7 @@ import math
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
@@ -40,6 +40,9 @@ class Section:
 
 
 AnySection = TypeVar("AnySection", bound=Section)
+# To read a class takes much longer than to use what was read.
+_adapter: Callable[[Any], pydantic.TypeAdapter] = functools.cache(pydantic.TypeAdapter)
+_type_hints: Callable[[Any], dict[str, Any]] = functools.cache(typing.get_type_hints)
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 """What word processors and web pages make of hyphens."""
 
@@ -158,7 +161,7 @@ def parse(kind: type[AnySection], values: Mapping[str, Any], source: str) -> Any
     """
     try:
         # By way of JSON, strict mode takes lists for tuples and 1 for 1.0, but not "1" or true.
-        return pydantic.TypeAdapter(kind).validate_json(json.dumps(values, default=str))
+        return _adapter(kind).validate_json(json.dumps(values, default=str))
     except pydantic.ValidationError as error:
         # A union reports once for each member: the last, the most general, is kept.
         problems = {_dotted(e["loc"]): _explain(kind, e) for e in error.errors()}
@@ -281,7 +284,7 @@ def is_mapping(annotation: Any) -> bool:
 
 
 def _hints(kind: type[Section]) -> dict[str, Any]:
-    hints = typing.get_type_hints(kind)
+    hints = _type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
