@@ -24,6 +24,8 @@ from t2g_jax.errors import T2GError
 from t2g_jax.printing import one_line
 
 _NAME = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+ENDS = (Exception, SystemExit, asyncio.CancelledError)
+"""How a user's code may end by itself; Ctrl-C and SIGTERM are not of its making."""
 _MOST_SAID = 500
 """Characters of an error's own text that are shown."""
 
@@ -81,7 +83,7 @@ def load(name: str, *, key: str, takes: str) -> Callable[..., Any]:
                 f"config or in the folder that t2g is started in (this is {os.getcwd()})"
             ) from error
         fail(f"{key}: {module_name} cannot be imported", error)
-    except BaseException as error:  # `sys.exit` at its top level, too
+    except ENDS as error:  # `sys.exit` at its top level, too
         fail(f"{key}: {module_name} cannot be imported", error)
     for part in path.split("."):
         if not hasattr(found, part):
@@ -107,9 +109,9 @@ def call(function: Callable[..., Any], *args: Any, what: str, **keywords: Any) -
     try:
         result = function(*args, **keywords)
         return _awaited(result) if inspect.iscoroutine(result) else result
-    except (T2GError, KeyboardInterrupt):
+    except T2GError:
         raise
-    except BaseException as error:  # `sys.exit`, too: a user's function does not end the run
+    except ENDS as error:  # `sys.exit`, too: a user's function does not end the run
         fail(what, error)
 
 
@@ -117,10 +119,8 @@ def fail(what: str, error: BaseException) -> NoReturn:
     """Raises the error about a user's own code, with where it is.
 
     Raises:
-      T2GError: always, unless somebody asked for the process to stop.
+      T2GError: always.
     """
-    if isinstance(error, KeyboardInterrupt):
-        raise error
     said = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
     raise T2GError(
         f"{what}: {one_line(said, _MOST_SAID)} ({where(error)}); T2G_DEBUG=1 shows the traceback"

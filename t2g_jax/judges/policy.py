@@ -72,7 +72,9 @@ def make(task: Task, **settings: Any) -> PolicyJudge:
     Raises:
       T2GError: the settings are not those of `PolicySettings`, or the model cannot be used.
     """
-    return PolicyJudge(parse(PolicySettings, settings, "judge.settings"), system=task.system)
+    return PolicyJudge(
+        parse(PolicySettings, settings, "judge.settings"), system=getattr(task, "system", "")
+    )
 
 
 class PolicyJudge:

@@ -12,6 +12,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.judges import Critique, JudgeError, guard
 from t2g_jax.judges.cache import CritiqueCache
 from t2g_jax.judges.guard import Guard
+from t2g_jax.runtime.preemption import Preempted
 from t2g_jax.spans import Quote
 from t2g_jax.tasks import Example
 
@@ -244,6 +245,13 @@ def test_a_judge_is_prepared_once_and_not_on_time():
     assert not prepared
     assert outcomes(patient, judge) == outcomes(patient, judge) == praise(TEXTS)
     assert len(prepared) == 1
+
+
+def test_who_stops_a_run_while_the_judge_is_prepared_has_stopped_it():
+    judge = judge_that(praise)
+    judge.prepare = lambda: _raise(Preempted())
+    with pytest.raises(Preempted):
+        outcomes(Guard(), judge)
 
 
 def test_a_judge_that_cannot_be_prepared():
