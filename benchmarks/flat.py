@@ -74,7 +74,7 @@ def steps_of(context: Context, name: str) -> tuple[list[float], list[int]]:
         return method.collect(state, step)
 
     params = context.weights.with_adapters(method.params, name)
-    run_training(context, name, params, collect, method.learning)
+    run_training(context, name, params, collect, method.plan)
     return at, memory
 
 

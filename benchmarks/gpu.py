@@ -11,14 +11,13 @@ import torch
 
 from benchmarks.measure import Section, Turns, in_turns
 from benchmarks.twins import generate, shape, twins
-from benchmarks.update import OPTIMIZER, policy_batch, torch_update
+from benchmarks.update import OPTIMIZER, objective, policy_batch, torch_update
 from t2g_jax.config import MeshConfig
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.parallel.sharding import make_mesh, state_shardings
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import sample
 from t2g_jax.training.batch import micro_batches
-from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 
@@ -86,7 +85,7 @@ def _update(config: DecoderConfig, rows: int, length: int, *, turns: int) -> Tur
     optimizer = make_optimizer(OPTIMIZER, updates=1000)
     state = TrainState.create(params, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh))
-    update = make_update(config, Objective(), optimizer, mesh, state)
+    update = make_update(config, objective(), optimizer, mesh, state)
     theirs = torch_update(model.to(_torch_device()), batch)
 
     def ours():

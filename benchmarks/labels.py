@@ -17,8 +17,10 @@ from benchmarks.twins import generate, shape, twins
 from t2g_jax.data.tokenizer import ChatTokenizer, train_tokenizer
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import pad_prompts, sample
-from t2g_jax.training.batch import pack, row
-from t2g_jax.training.step import span_probabilities
+from t2g_jax.training.batch import pack
+from t2g_jax.training.forward import Need
+from t2g_jax.training.sequences import TokenSequence
+from t2g_jax.training.step import score
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUESTION = "How do models learn from text feedback?"
@@ -31,7 +33,7 @@ def measure(*, small: bool = False) -> Section:
     config = shape(small=small, vocab_size=-(-tokenizer.vocab_size // 64) * 64)
     params, model = twins(config, with_heads=("span_head",))
 
-    rows = [row((prompt, {}), (tokenizer.encode(text), {})) for prompt, text in answers]
+    rows = [TokenSequence([*prompt, *tokenizer.encode(text)]) for prompt, text in answers]
     length = max(map(len, rows))
     prompts = [[*item.tokens.tolist(), *tokenizer.next_turn(REQUEST, ended=False)] for item in rows]
     written = [len(tokenizer.encode(scores(text))) for _, text in answers]
@@ -41,7 +43,8 @@ def measure(*, small: bool = False) -> Section:
     keys = jax.random.split(jax.random.key(0), count)
 
     def marked():
-        return jax.device_get(span_probabilities(params, pack(rows, length=length), model=config))
+        batch = pack(rows, length=length)
+        return jax.device_get(score(params, batch, Need.SPAN_LOGITS, model=config))
 
     def ours():
         out = sample(params, tokens, lengths, keys, config=config, sampling=sampling)

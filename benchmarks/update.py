@@ -8,12 +8,19 @@ import torch
 
 from benchmarks.measure import Section, compared, in_turns
 from benchmarks.twins import Llama, shape, twins
-from t2g_jax.config import MeshConfig, OptimizerConfig
+from t2g_jax.config import MeshConfig, OptimizerConfig, PolicyConfig
 from t2g_jax.parallel.sharding import make_mesh, state_shardings
 from t2g_jax.training.batch import Batch, micro_batches
 from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
+from t2g_jax.training.terms import (
+    ADVANTAGES,
+    OLD_LOGPROBS,
+    POLICY_WEIGHT,
+    SAMPLER_LOGPROBS,
+    PolicyGradient,
+)
 
 OPTIMIZER = OptimizerConfig(learning_rate=3e-4)
 
@@ -27,7 +34,7 @@ def measure(*, small: bool = False) -> Section:
     optimizer = make_optimizer(OPTIMIZER, updates=1000)
     state = TrainState.create(params, optimizer)
     state = jax.device_put(state, state_shardings(state, mesh))
-    update = make_update(config, Objective(), optimizer, mesh, state)
+    update = make_update(config, objective(), optimizer, mesh, state)
     step = torch_update(model, batch)
     losses: dict[str, list[float]] = {"ours": [], "theirs": []}
 
@@ -55,15 +62,24 @@ def policy_batch(rows: int, length: int, vocabulary: int) -> Batch:
     tokens = rng.integers(0, vocabulary, (rows, length)).astype(np.int32)
     weight = np.ones((rows, length), np.float32)
     weight[:, : length // 2] = weight[:, -1] = 0
+    logprobs = np.full((rows, length), -np.log(vocabulary), np.float32)
     return Batch(
         tokens=tokens,
         targets=np.roll(tokens, -1, axis=1),
         positions=np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
         segment_ids=np.ones((rows, length), np.int32),
-        policy_weight=weight,
-        advantages=rng.normal(size=(rows, length)).astype(np.float32),
-        old_logprobs=np.full((rows, length), -np.log(vocabulary), np.float32),
+        fields={
+            POLICY_WEIGHT.name: weight,
+            ADVANTAGES.name: rng.normal(size=(rows, length)).astype(np.float32),
+            SAMPLER_LOGPROBS.name: logprobs,
+            OLD_LOGPROBS.name: logprobs,
+        },
     )
+
+
+def objective() -> Objective:
+    """PPO's clipped loss, of a round of several updates."""
+    return Objective((PolicyGradient(PolicyConfig(minibatches=2)),))
 
 
 def torch_update(model: Llama, batch: Batch, *, clip: float = 0.2):
@@ -82,7 +98,7 @@ def torch_update(model: Llama, batch: Batch, *, clip: float = 0.2):
     )
     weight, advantages, old = (
         torch.tensor(x, device=model.device)
-        for x in (batch.policy_weight, batch.advantages, batch.old_logprobs)
+        for x in (batch[POLICY_WEIGHT], batch[ADVANTAGES], batch[OLD_LOGPROBS])
     )
 
     def step() -> float:

@@ -466,6 +466,11 @@ class RolloutConfig(Section):
         )
 
     @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates that learn from the same rows."""
+        return self.epochs * self.minibatches
+
+    @property
     def measures(self) -> frozenset[str]:
         """Metrics of a step that say how well it went: what a checkpoint may be the best by.
 
@@ -510,7 +515,9 @@ class PolicyConfig(RolloutConfig):
     kl_in: Place | None = None
     """Where it is charged. None: where `kl` belongs; else in the loss (ppo, text2grad: reward)."""
     kl_coefficient: NonNegativeFloat = 0.0
-    """What one nat of divergence costs; where the adaptive controller starts. 0: only logged."""
+    """What one nat of divergence costs; where the adaptive controller starts. 0: no reference."""
+    log_kl: bool = False
+    """Measure the divergence also where it costs nothing: one more model is kept and run."""
     adaptive_kl_target_per_sequence: PositiveFloat | None = None
     """Nats a completion that an adaptive controller steers to (TRL: 6). None: no controller."""
     adaptive_kl_horizon: PositiveInt = 10_000
@@ -518,7 +525,7 @@ class PolicyConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        kl, kl_in = charged(self.kl, self.kl_in, self.default_kl_in)
+        kl, kl_in = self.divergence
         require(
             kl in IN_REWARD or kl_in == "loss",
             f"kl ({kl}) cannot be a reward: k2, k3 and abs do not pull back to the "
@@ -563,13 +570,32 @@ class PolicyConfig(RolloutConfig):
         return "loss"
 
     @property
+    def divergence(self) -> tuple[Divergence, Place]:
+        """Which divergence from the reference is charged, and where."""
+        return charged(self.kl, self.kl_in, self.default_kl_in)
+
+    @property
+    def charges_rewards(self) -> bool:
+        """Whether the divergence is taken off the rewards."""
+        return self.kl_coefficient > 0 and self.divergence[1] == "reward"
+
+    @property
+    def has_kl_term(self) -> bool:
+        """Whether the loss has a term for the divergence."""
+        return self.kl_coefficient > 0 and self.divergence[1] == "loss"
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether a reference is kept and run, as somebody asks how far the policy is from it."""
+        return self.kl_coefficient > 0 or self.log_kl
+
+    @property
     def measures(self) -> frozenset[str]:
-        _, kl_in = charged(self.kl, self.kl_in, self.default_kl_in)
         return super().measures | {
-            *("policy_loss", "kl", "kl_per_sequence", "kl_sampler_trainer", "entropy"),
+            *("policy_loss", "kl_sampler_trainer", "entropy", "clip_fraction"),
             *("ratio", "ratio_min", "ratio_max", "log_ratio", "log_ratio_min", "log_ratio_max"),
-            "clip_fraction",
-            *(("kl_loss",) if kl_in == "loss" and self.kl_coefficient > 0 else ()),
+            *(("kl", "kl_per_sequence") if self.reads_reference else ()),
+            *(("kl_loss",) if self.has_kl_term else ()),
         }
 
     @property
@@ -594,7 +620,7 @@ class PPOConfig(PolicyConfig):
     epochs: PositiveInt = 2
     """Passes over a round's rows (PPO epochs)."""
     kl_coefficient: NonNegativeFloat = 0.05
-    """What one nat of divergence costs; where the adaptive controller starts. 0: only logged."""
+    """What one nat of divergence costs; where the adaptive controller starts. 0: no reference."""
     gamma: Fraction = 1.0
     """Discount from token to token."""
     gae_lambda: Fraction = 0.95
@@ -764,7 +790,7 @@ class RejectionSamplingConfig(RolloutConfig):
 
     @property
     def measures(self) -> frozenset[str]:
-        return super().measures | measured_of_turns(self.turns) | {"nll", "accepted"}
+        return super().measures | measured_of_turns(self.turns) | {"nll", "nll_loss", "accepted"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -961,7 +987,7 @@ ASIDE = frozenset(
         *(
             f"{section_of(method)}.{key}"
             for method in METHODS
-            for key in ("rows_at_once", "eval_every")
+            for key in ("rows_at_once", "eval_every", "log_kl")
         ),
         *("evaluate", "checkpoint", "training", "tracking"),
     }

@@ -19,14 +19,17 @@ from t2g_jax.feedback.retokenize import Answer, Tokens, retokenize, reward_model
 from t2g_jax.models.heads import SPAN_CLASSES, Params
 from t2g_jax.rollouts.turns import complete
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import about_rows
+from t2g_jax.run.trainer import map_rows
 from t2g_jax.run.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.spans.token_offsets import Offsets
 from t2g_jax.spans.transfer import transfer_values
 from t2g_jax.tasks.base import CRITIQUE_REQUEST
-from t2g_jax.training.batch import Batch, Row, row
-from t2g_jax.training.step import span_probabilities
+from t2g_jax.training.batch import Batch
+from t2g_jax.training.forward import Need
+from t2g_jax.training.sequences import TokenSequence
+from t2g_jax.training.step import SPAN_PROBABILITIES, score
+from t2g_jax.training.terms import NLL_WEIGHT, SPAN_LABELS, SPAN_WEIGHT
 
 MARK_REQUEST = "Mark the answer."
 
@@ -40,7 +43,7 @@ def reward_model_row(
     *,
     critique: Sequence[int] | None = None,
     labels: np.ndarray | float = 0.0,
-) -> Row:
+) -> TokenSequence:
     """A row that teaches or asks the reward model.
 
     Args:
@@ -49,17 +52,17 @@ def reward_model_row(
       labels: −1, 0 or +1 for each token of y.
     """
     prompt, completion = answer
-    labeled = {"span_weight": 1.0, "span_labels": labels}
+    labeled = {SPAN_WEIGHT: 1.0, SPAN_LABELS: labels}
     conditioned = context.config.reward_model.critique_conditioned
     parts: list[Any] = [(prompt, {}), (completion, {} if conditioned else labeled)]
     if critique is not None:
-        parts += [(critique_request(context, completion), {}), (critique, {"nll_weight": 1.0})]
+        parts += [(critique_request(context, completion), {}), (critique, {NLL_WEIGHT: 1.0})]
         if conditioned:
             parts += [
                 (context.tokenizer.next_turn(MARK_REQUEST, ended=True), {}),
                 (completion, labeled),
             ]
-    return row(*parts)
+    return TokenSequence.from_parts(*parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,15 +151,20 @@ class RewardModel:
             rows = {i: reward_model_row(context, answer) for i, answer in enumerate(answers)}
         weights = self.class_weights or self.context.config.reward_model.class_weights
 
-        def compute(batch: Batch) -> Any:
-            return span_probabilities(
-                self.params, batch, model=context.model, class_weights=weights, mesh=context.mesh
+        def compute(batch: Batch) -> dict[str, jax.Array]:
+            return score(
+                self.params,
+                batch,
+                Need.SPAN_LOGITS,
+                model=context.model,
+                class_weights=weights,
+                mesh=context.mesh,
             )
 
-        found = about_rows(context, list(rows.values()), compute, at_once)
+        found = map_rows(compute, list(rows.values()), context.mesh, rows_at_once=at_once)
         marked: list[np.ndarray | None] = [None] * len(answers)
-        for (i, item), of_row in zip(rows.items(), found, strict=True):
-            marked[i] = of_row[item.fields["span_weight"] > 0]
+        for (i, row), scores in zip(rows.items(), found, strict=True):
+            marked[i] = scores[SPAN_PROBABILITIES][row.values[SPAN_WEIGHT] > 0]
         return marked
 
     def critiques(

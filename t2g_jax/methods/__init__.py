@@ -7,9 +7,10 @@ from collections.abc import Callable
 from t2g_jax.config import Method as MethodName
 from t2g_jax.methods.base import Method
 from t2g_jax.methods.grpo import GRPO
+from t2g_jax.methods.grpo_multiturn import GRPOMultiTurn
 from t2g_jax.methods.ppo import PPO
 from t2g_jax.methods.rejection_sampling import RejectionSampling
-from t2g_jax.methods.rltf import GRPOMultiTurn, RLTFFeedbackModeling, RLTFSelfDistillation
+from t2g_jax.methods.rltf import RLTFFeedbackModeling, RLTFSelfDistillation
 from t2g_jax.methods.text2grad import Text2Grad
 from t2g_jax.run.context import Context
 

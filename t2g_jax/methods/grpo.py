@@ -11,58 +11,59 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t2g_jax.methods.base import (
+from t2g_jax.config import GRPOConfig
+from t2g_jax.methods.base import MethodExperience, Trajectory, group_advantages
+from t2g_jax.methods.policy import PolicyMethod, with_fields
+from t2g_jax.models.heads import Params
+from t2g_jax.rollouts.attempts import (
     attempt_metrics,
-    compared,
     completion_row,
     first_attempts,
-    policy_learning,
-    scored_before,
     tokens_generated,
 )
-from t2g_jax.methods.reference import Reference
-from t2g_jax.models.heads import Params
-from t2g_jax.phases.samples import chosen, episode_sample
+from t2g_jax.rollouts.episodes import Episode
 from t2g_jax.rollouts.turns import Turn
-from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import Collected
 from t2g_jax.training.state import TrainState
+from t2g_jax.training.terms import ADVANTAGES, POLICY_WEIGHT
 
 
-class GRPO:
+class GRPO(PolicyMethod):
     """The baseline that sees only the reward."""
 
-    def __init__(self, context: Context):
-        self.context = context
-        self.config = config = context.config.grpo
-        warm_start = context.weights.load()
-        self.reference = Reference(context, config, warm_start)
-        self.params = warm_start
-        self.learning = policy_learning(context, config)
+    name = "grpo"
+    config: GRPOConfig
 
-    def collect(self, state: TrainState, step: int) -> Collected:
-        context, config = self.context, self.config
+    def collect(self, state: TrainState, step: int) -> MethodExperience:
+        config, truncated = self.config, self.context.sampling.truncates
         turns, metrics = self.attempts(state.params, step)
-        rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
-        before = scored_before(context, config, state, rows)
-        charge = self.reference.charge(state, rows, before)
+        sampled = [
+            completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns
+        ]
+        rows, before = self.score(state, sampled)
+        penalty = self.penalty(state, rows, before)
         rewards = np.array(
             [
                 turn.score.reward - self.overlong(turn) - cost.sum()
-                for turn, cost in zip(turns, charge.costs, strict=True)
+                for turn, cost in zip(turns, penalty.per_token, strict=True)
             ],
             np.float32,
         )
-        advantages = compared(rewards, np.ones_like(rewards), config.advantage, config.group_size)
-        for item, advantage in zip(rows, advantages, strict=True):
-            item.fields["advantages"] = advantage * item.fields["policy_weight"]
-        samples = [
-            episode_sample(
-                context, [turns[i]], method="grpo", step=step, advantages_per_turn=[advantages[i]]
-            )
-            for i in chosen(config, step, len(turns))
+        advantages = group_advantages(
+            rewards, np.ones_like(rewards), config.advantage, config.group_size
+        )
+        fields = [
+            {ADVANTAGES: advantage * row.values[POLICY_WEIGHT], **its}
+            for row, advantage, its in zip(rows, advantages, penalty.fields, strict=True)
         ]
-        return Collected(rows, metrics | charge.metrics, charge.carry, samples)
+        return MethodExperience(
+            with_fields(rows, fields),
+            metrics | penalty.metrics,
+            penalty.carry,
+            [
+                Trajectory(Episode((turn,)), [float(advantage)])
+                for turn, advantage in zip(turns, advantages, strict=True)
+            ],
+        )
 
     def attempts(self, params: Params, step: int) -> tuple[list[Turn], dict[str, float]]:
         """P groups of attempts, and how those did that were sampled first.
@@ -71,7 +72,7 @@ class GRPO:
         not enough, fewer groups are left, but never none.
         """
         context, config = self.context, self.config
-        turns = first_attempts(context, params, config, "grpo", step)
+        turns = first_attempts(context, params, config, self.name, step)
         metrics = attempt_metrics(turns, config.group_size)
         metrics["tokens_generated"] = tokens_generated(turns)
         if not config.resample_rounds:
@@ -80,7 +81,7 @@ class GRPO:
         for draw in range(1, config.resample_rounds + 1):
             if len(kept) >= len(turns):
                 break
-            more = first_attempts(context, params, config, "grpo", step, draw=draw)
+            more = first_attempts(context, params, config, self.name, step, draw=draw)
             metrics["tokens_generated"] += tokens_generated(more)
             kept += unequal(more, config.group_size)
         kept = kept[: len(turns)]

@@ -13,75 +13,74 @@ import numpy as np
 
 from t2g_jax.advantages import gae, whiten
 from t2g_jax.config import PPOConfig
-from t2g_jax.methods.base import (
+from t2g_jax.methods.base import MethodExperience, Trajectory
+from t2g_jax.methods.policy import PolicyMethod, with_fields
+from t2g_jax.models import heads
+from t2g_jax.parallel.shapes import bucket, round_up
+from t2g_jax.rollouts.attempts import (
     attempt_metrics,
     completion_row,
     first_attempts,
-    policy_learning,
-    scored_before,
     tokens_generated,
 )
-from t2g_jax.methods.reference import Reference
-from t2g_jax.models import heads
-from t2g_jax.parallel.shapes import bucket, round_up
-from t2g_jax.phases.samples import chosen, episode_sample
-from t2g_jax.report.contents import Sample
+from t2g_jax.rollouts.episodes import Episode
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import Collected
-from t2g_jax.training.batch import Row
+from t2g_jax.training.sequences import Field, TokenSequence
 from t2g_jax.training.state import TrainState
+from t2g_jax.training.terms import (
+    ADVANTAGES,
+    OLD_VALUES,
+    POLICY_WEIGHT,
+    RETURNS,
+    Term,
+    Value,
+)
 
 
-class PPO:
+class PPO(PolicyMethod):
     """Scalar reward in, per-token advantages out."""
 
     name = "ppo"
+    config: PPOConfig
 
     def __init__(self, context: Context):
-        self.context = context
-        self.config = config = self.section(context)
-        warm_start = context.weights.load()
-        self.reference = Reference(context, config, warm_start)
+        super().__init__(context)
         with_value_head = heads.add_heads(
-            warm_start, context.model, context.keys.key("value_head"), heads=("value_head",)
+            self.params, context.model, context.keys.key("value_head"), heads=("value_head",)
         )
         self.params = context.weights.place(with_value_head)
-        self.learning = policy_learning(
-            context,
-            config,
-            fields=("returns", "old_values"),
-            value_coefficient=config.value_coefficient,
-            value_clip=config.value_clip,
-        )
 
-    def section(self, context: Context) -> PPOConfig:
-        """The method's settings."""
-        return context.config.ppo
+    def terms(self) -> tuple[Term, ...]:
+        return (*super().terms(), Value(self.config))
 
-    def collect(self, state: TrainState, step: int) -> Collected:
-        config = self.config
+    def collect(self, state: TrainState, step: int) -> MethodExperience:
+        config, truncated = self.config, self.context.sampling.truncates
         turns = first_attempts(self.context, state.params, config, self.name, step)
         earned, metrics = self.token_rewards(turns)
-        rows = [completion_row(self.context, turn, policy_weight=1.0) for turn in turns]
-        found = scored_before(self.context, config, state, rows)
-        assert found is not None  # there is a value head
-        charge = self.reference.charge(state, rows, found)
-        rewards = [-cost for cost in charge.costs]
+        sampled = [
+            completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns
+        ]
+        rows, before = self.score(state, sampled)
+        assert before is not None  # there is a value head
+        penalty = self.penalty(state, rows, before)
+        rewards = [-cost for cost in penalty.per_token]
         for reward, given, turn in zip(rewards, earned, turns, strict=True):
             reward[len(turn.prompt) :] += given
-        values = [about["values"] for about in found]
-        estimate(rows, rewards, values, config)
-        samples: Sequence[Sample] = ()
-        if shown := chosen(config, step, len(turns)):
-            with self.context.watch.stage("evaluate"):
-                samples = [
-                    self.sample(turns[i], earned[i], _of_completion(rows[i], turns[i]), step)
-                    for i in shown
-                ]
-        metrics = attempt_metrics(turns, config.group_size) | charge.metrics | metrics
+        estimates = estimate(rows, rewards, [about["values"] for about in before], config)
+        metrics = attempt_metrics(turns, config.group_size) | penalty.metrics | metrics
         metrics["tokens_generated"] = tokens_generated(turns)
-        return Collected(rows, metrics, charge.carry, samples)
+        return MethodExperience(
+            with_fields(
+                rows, [a | dict(b) for a, b in zip(estimates, penalty.fields, strict=True)]
+            ),
+            metrics,
+            penalty.carry,
+            [
+                self.trajectory(turn, given, found[ADVANTAGES][len(turn.prompt) :])
+                for turn, given, found in zip(turns, earned, estimates, strict=True)
+            ],
+        )
 
     def token_rewards(self, turns: Sequence[Turn]) -> tuple[list[np.ndarray], dict[str, float]]:
         """The reward of each completion token, arrays [n], and metrics."""
@@ -90,24 +89,22 @@ class PPO:
             reward[-1:] = turn.score.reward
         return rewards, {}
 
-    def sample(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray, step: int) -> Sample:
-        """A completion for the report, token by token."""
+    def trajectory(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray) -> Trajectory:
+        """What the report is told of a completion, token by token."""
         del earned
-        return episode_sample(
-            self.context, [turn], method=self.name, step=step, advantages_per_turn=[advantages]
-        )
+        return Trajectory(Episode((turn,)), [advantages])
 
 
 def estimate(
-    rows: Sequence[Row],
+    rows: Sequence[TokenSequence],
     rewards: Sequence[np.ndarray],
     values: Sequence[np.ndarray],
     config: PPOConfig,
-) -> None:
-    """Gives the rows "advantages", "returns" and "old_values".
+) -> list[dict[Field, np.ndarray]]:
+    """`ADVANTAGES`, `RETURNS` and `OLD_VALUES` of each row.
 
     Args:
-      rows: with "policy_weight", not 0 on the tokens that were sampled.
+      rows: with `POLICY_WEIGHT`, not 0 on the tokens that were sampled.
       rewards, values: [n] for each row, about each token and about the state before it.
     """
     shape = (round_up(len(rows)), bucket(rows))  # few shapes are compiled
@@ -118,17 +115,17 @@ def estimate(
             out[i, : len(array)] = array
         return out
 
-    mask = table([item.fields["policy_weight"] for item in rows])
+    mask = table([row.values[POLICY_WEIGHT] for row in rows])
     advantages, returns = gae(
         table(rewards), table(values), mask, gamma=config.gamma, gae_lambda=config.gae_lambda
     )
     if config.whiten:
         advantages = whiten(advantages, mask)
-    found = {"advantages": advantages, "returns": returns, "old_values": table(values) * mask}
-    for name, slots in jax.device_get(found).items():
-        for item, slot in zip(rows, slots, strict=False):  # slots end in padding
-            item.fields[name] = slot[: len(item)]
-
-
-def _of_completion(item: Row, turn: Turn) -> np.ndarray:
-    return item.fields["advantages"][len(turn.prompt) :]
+    found = jax.device_get((advantages, returns, table(values) * mask))
+    return [
+        {
+            field: array[i, : len(row)]
+            for field, array in zip((ADVANTAGES, RETURNS, OLD_VALUES), found, strict=True)
+        }
+        for i, row in enumerate(rows)
+    ]

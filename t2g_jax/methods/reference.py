@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from t2g_jax.config import PolicyConfig
 from t2g_jax.kl import absolute, k1, k2, k3
-from t2g_jax.methods.base import Scored, about_tokens, divergence, has_kl_term, scored
+from t2g_jax.methods.scores import Scores, score_rows
 from t2g_jax.models.heads import Params
 from t2g_jax.parallel.shapes import round_up
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import about_rows
-from t2g_jax.training.batch import Batch, Row
+from t2g_jax.training.forward import Need
+from t2g_jax.training.sequences import Field, TokenSequence
 from t2g_jax.training.state import TrainState
-from t2g_jax.training.step import full_kl
+from t2g_jax.training.terms import KL_WEIGHT, POLICY_WEIGHT, REF_LOGPROBS, SAMPLER_LOGPROBS
 
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3, "abs": absolute}
 
 
-@dataclasses.dataclass
-class Charge:
-    """What the tokens of a step's rows cost.
+@dataclasses.dataclass(frozen=True)
+class KLPenalty:
+    """What the tokens of a round's rows pay for leaving the reference.
 
-    costs: for each row β · KL of each token [n], to be taken off its reward; all 0 if the loss has
-    a term for it. metrics, carry: for the log, and for the next step.
+    per_token: for each row β · KL of each token [n], to be taken off its reward; all 0 unless it is
+    charged there. fields: for each row what the KL term of the loss reads, if there is one.
+    metrics, carry: for the log, and for the next step.
     """
 
-    costs: list[np.ndarray]
-    metrics: dict[str, float]
-    carry: dict[str, float]
+    per_token: list[np.ndarray]
+    fields: list[Mapping[Field, np.ndarray]]
+    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    carry: dict[str, float] | None = None
+
+    @classmethod
+    def nothing(cls, rows: Sequence[TokenSequence]) -> KLPenalty:
+        """Where nobody asks how far away the reference is."""
+        return cls([np.zeros(len(row), np.float32) for row in rows], [{} for _ in rows])
 
 
 class Reference:
@@ -44,46 +50,72 @@ class Reference:
     def __init__(self, context: Context, config: PolicyConfig, params: Params):
         self.context, self.config, self.params = context, config, context.weights.frozen(params)
 
-    def charge(
-        self, state: TrainState, rows: Sequence[Row], policy: Scored | None = None
-    ) -> Charge:
-        """The costs of rows whose `policy_weight` says which tokens were sampled.
+    @property
+    def needs_of_policy(self) -> Need:
+        """What the divergence needs of the policy's own forward pass.
 
-        Policy and reference are compared at the sampler's temperature, neither truncated. If the
-        loss has the term, the rows get the fields that it needs.
+        Where the sampler's log-probabilities will do, nothing: not if they are of a truncated
+        distribution, nor if they are rounded otherwise and yet a reward. In a pass that there is
+        anyway, its own cost nothing.
+        """
+        config = self.config
+        if self.is_full:
+            return Need.REFERENCE_KL
+        own = self.context.sampling.truncates or config.charges_rewards
+        return Need.UNTRUNCATED if own or config.updates_per_step > 1 else Need.NOTHING
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the divergence is the sum over the vocabulary, computed in the policy's pass."""
+        return self.config.divergence[0] == "full"
+
+    def penalty(
+        self, state: TrainState, rows: Sequence[TokenSequence], policy: Scores | None = None
+    ) -> KLPenalty:
+        """Of rows whose `POLICY_WEIGHT` says which tokens were sampled.
+
+        Policy and reference are compared at the sampler's temperature, neither truncated.
 
         Args:
-          policy: what the state's policy makes of the rows (`scored_before`), if that is known.
+          policy: what the state's policy makes of the rows, `needs_of_policy` at least; None: it
+            needs nothing.
         """
         config, beta = self.config, self.coefficient(state)
-        kl, kl_in = divergence(config)
-        in_reward = kl_in == "reward"
-        reference: list[np.ndarray] = []
-        if kl == "full":
-            divergences = self.full(state.params, rows)
+        kind, _ = config.divergence
+        weights = [row.values[POLICY_WEIGHT] for row in rows]
+        if self.is_full:
+            assert policy is not None
+            divergences = [scores["reference_kl"] for scores in policy]
+            fields: list[Mapping[Field, np.ndarray]] = [{} for _ in rows]
         else:
-            found = scored(self.context, self.params, rows, config.rows_at_once)
-            reference = [about["logprobs"] for about in found]
-            if policy is None and (self.context.sampling.truncates or (in_reward and beta > 0)):
-                policy = scored(self.context, state.params, rows, config.rows_at_once)
-            divergences = estimated(kl, rows, reference, policy)
-        weights = [item.fields["policy_weight"] for item in rows]
-        spent = [d * w for d, w in zip(divergences, weights, strict=True)]
-        total, tokens = (float(sum(map(np.sum, arrays))) for arrays in (spent, weights))
-        completions = sum(map(stretches, weights))
+            found = score_rows(
+                self.context,
+                self.params,
+                rows,
+                Need.UNTRUNCATED,
+                rows_at_once=config.rows_at_once,
+            )
+            reference = [scores["untruncated"] for scores in found]
+            divergences = estimated_kl(kind, rows, reference, policy)
+            fields = [
+                {REF_LOGPROBS: logprobs, KL_WEIGHT: beta * weight} if config.has_kl_term else {}
+                for logprobs, weight in zip(reference, weights, strict=True)
+            ]
+        weighted = [d * w for d, w in zip(divergences, weights, strict=True)]
+        total, tokens = (float(sum(map(np.sum, arrays))) for arrays in (weighted, weights))
+        completions = sum(map(completion_count, weights))
         per_sequence = total / max(completions, 1)
-        if has_kl_term(config):
-            for item, logprobs, weight in zip(rows, reference, weights, strict=True):
-                item.fields |= {"ref_logprobs": logprobs, "kl_weight": beta * weight}
-        price = beta if in_reward else 0.0
-        return Charge(
-            costs=[price * s for s in spent],
+        charged = beta if config.charges_rewards else 0.0
+        carry = {"kl_coefficient": adapted(beta, per_sequence, completions, config)}
+        return KLPenalty(
+            per_token=[charged * kl for kl in weighted],
+            fields=fields,
             metrics={
                 "kl": total / max(tokens, 1.0),
                 "kl_per_sequence": per_sequence,
                 "kl_coefficient": beta,
             },
-            carry={"kl_coefficient": adapted(beta, per_sequence, completions, config)},
+            carry=carry if config.kl_coefficient > 0 else None,
         )
 
     def coefficient(self, state: TrainState) -> float:
@@ -92,30 +124,12 @@ class Reference:
             return self.config.kl_coefficient
         return float(state.carry["kl_coefficient"])
 
-    def full(self, params: Params, rows: Sequence[Row]) -> list[np.ndarray]:
-        """KL over the whole vocabulary where each token of each row was chosen: arrays [n]."""
-        context = self.context
 
-        def compute(batch: Batch) -> jax.Array:
-            return full_kl(
-                params,
-                self.params,
-                batch,
-                model=context.model,
-                temperature=context.config.sampling.temperature,
-                mesh=context.mesh,
-            )
-
-        with context.watch.stage("score"):
-            found = about_rows(context, rows, compute, self.config.rows_at_once)
-        return [about_tokens(values) for values in found]
-
-
-def estimated(
+def estimated_kl(
     kind: str,
-    rows: Sequence[Row],
+    rows: Sequence[TokenSequence],
     reference: Sequence[np.ndarray],
-    policy: Scored | None = None,
+    policy: Scores | None = None,
 ) -> list[np.ndarray]:
     """An estimate of the KL for each token of each row: arrays [n].
 
@@ -124,10 +138,10 @@ def estimated(
       policy: what it makes of the rows; None: the sampler's log-probabilities, not truncated.
     """
     if policy is None:
-        mine = [item.fields["old_logprobs"] for item in rows]
+        mine = [row.values[SAMPLER_LOGPROBS] for row in rows]
     else:
-        mine = [about.get("untruncated", about["logprobs"]) for about in policy]
-    lengths = [len(item) for item in rows]
+        mine = [scores["untruncated"] for scores in policy]
+    lengths = [len(row) for row in rows]
     # All rows in one array, whose length is rounded up: each length is compiled, and kept.
     pair = np.zeros((2, round_up(sum(lengths))), np.float32)
     pair[:, : sum(lengths)] = np.concatenate(mine), np.concatenate(reference)
@@ -135,7 +149,7 @@ def estimated(
     return np.split(found[: sum(lengths)], np.cumsum(lengths)[:-1])
 
 
-def stretches(weight: np.ndarray) -> int:
+def completion_count(weight: np.ndarray) -> int:
     """How many completions a row has: runs of tokens whose weight is not 0."""
     return int(np.count_nonzero(np.diff((weight != 0).astype(int), prepend=0) > 0))
 

@@ -7,31 +7,47 @@ that came after feedback.
 
 from __future__ import annotations
 
-from t2g_jax.methods.base import learning
-from t2g_jax.rollouts.episodes import episode_samples, play
+from collections.abc import Mapping
+
+from t2g_jax.config import Method as MethodName
+from t2g_jax.feedback.reward_model import RewardModel
+from t2g_jax.methods.base import MethodExperience, Trajectory, update_plan
+from t2g_jax.methods.reference import Reference
+from t2g_jax.rollouts.episodes import play
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import Collected
-from t2g_jax.training.batch import row
+from t2g_jax.training.forward import Need
 from t2g_jax.training.objective import Objective
+from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.state import TrainState
+from t2g_jax.training.terms import NLL, NLL_WEIGHT
 
 
 class RejectionSampling:
     """The right answers of a round, as answers to the first prompt."""
 
+    name: MethodName = "rejection-sampling"
+    reference: Reference | None = None
+    reward_model: RewardModel | None = None
+    scores: Mapping[str, Need] = {}
+
     def __init__(self, context: Context):
         self.context = context
         self.config = context.config.rejection_sampling
         self.params = context.weights.load()
-        self.learning = learning(self.config, fields=("nll_weight",), objective=Objective())
+        self.plan = update_plan(self.config, Objective((NLL(),)))
 
-    def collect(self, state: TrainState, step: int) -> Collected:
-        context, config, name = self.context, self.config, "rejection-sampling"
-        episodes, metrics = play(context, state.params, config, name, step, turns=config.turns)
+    def collect(self, state: TrainState, step: int) -> MethodExperience:
+        context, config = self.context, self.config
+        episodes, metrics = play(context, state.params, config, self.name, step, turns=config.turns)
         rows = [
-            row((episode.turns[0].prompt, {}), (last.tokens, {"nll_weight": 1.0}))
+            TokenSequence.from_parts(
+                (episode.turns[0].prompt, {}), (last.tokens, {NLL_WEIGHT: 1.0})
+            )
             for episode in episodes
             if (last := episode.turns[-1]).score.correct
         ]
-        samples = episode_samples(context, config, episodes, method=name, step=step)
-        return Collected(rows, metrics | {"accepted": len(rows)}, samples=samples)
+        return MethodExperience(
+            rows,
+            metrics | {"accepted": len(rows)},
+            trajectories=[Trajectory(episode) for episode in episodes],
+        )

@@ -1,88 +1,42 @@
-"""RLTF: learn from episodes what was only right after feedback.
+"""RLTF: learning from text feedback what to say without it.
 
-"Expanding the Capabilities of Reinforcement Learning via Text Feedback", Song et al.,
-arXiv 2602.02482. Three methods that add to one another: multi-turn GRPO, its baseline; RLTF-SD,
-which distils the repaired answer into the first turn; RLTF-FM, which learns to predict the
-feedback.
+"Expanding the Capabilities of Reinforcement Learning via Text Feedback", Song et al., arXiv
+2602.02482. Two additions to multi-turn GRPO: RLTF-SD distills the repaired answer into the first
+turn; RLTF-FM learns to predict the feedback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jax.typing import ArrayLike
 
 from t2g_jax.advantages import first_turn, group_centered
-from t2g_jax.config import EpisodeConfig, RLTFFMConfig, RLTFSDConfig
+from t2g_jax.config import RLTFFMConfig, RLTFSDConfig
 from t2g_jax.feedback.reward_model import critique_request
-from t2g_jax.methods.base import (
-    completion_row,
-    policy_learning,
-    scored,
-    scored_before,
-    tokens_generated,
-)
-from t2g_jax.methods.reference import Reference
-from t2g_jax.rollouts.episodes import (
-    Episode,
-    criticized,
-    episode_samples,
-    play,
-    policy_rows,
-    turn_advantages,
-    turn_rewards,
-)
+from t2g_jax.methods.grpo_multiturn import GRPOMultiTurn, MoreRows
+from t2g_jax.methods.scores import score_rows
+from t2g_jax.models.heads import Params
+from t2g_jax.rollouts.attempts import completion_row, tokens_generated
+from t2g_jax.rollouts.episodes import Episode, criticized, turn_rewards
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import Collected
 from t2g_jax.tasks.base import Critique, JudgeError
-from t2g_jax.training.batch import Row, row
+from t2g_jax.training.forward import Need
+from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.state import TrainState
-
-
-class GRPOMultiTurn:
-    """Multi-turn GRPO: every turn's return, compared with the group's."""
-
-    name = "grpo-multiturn"
-
-    def __init__(self, context: Context, **learning: Any):
-        self.context = context
-        self.config = config = self.section(context)
-        warm_start = context.weights.load()
-        self.reference = Reference(context, config, warm_start)
-        self.params = warm_start
-        self.learning = policy_learning(context, config, **learning)
-
-    def section(self, context: Context) -> EpisodeConfig:
-        """The method's settings."""
-        return context.config.grpo_multiturn
-
-    def collect(self, state: TrainState, step: int) -> Collected:
-        context, config = self.context, self.config
-        episodes, metrics = play(context, state.params, config, self.name, step, turns=config.turns)
-        rows = [episode.row(truncates=context.sampling.truncates) for episode in episodes]
-        before = scored_before(context, config, state, rows)
-        charge = self.reference.charge(state, rows, before)
-        rewards, took_place = turn_rewards(episodes, config.turns)
-        for i, (episode, cost) in enumerate(zip(episodes, charge.costs, strict=True)):
-            for h, where in enumerate(episode.completions()):
-                rewards[i, h] -= cost[where].sum()
-        advantages = turn_advantages(rewards, took_place, config)
-        rows = policy_rows(episodes, advantages, rows)
-        more, about = self.more_rows(state, step, episodes)
-        samples = episode_samples(
-            context, config, episodes, method=self.name, step=step, advantages=advantages
-        )
-        return Collected([*rows, *more], metrics | charge.metrics | about, charge.carry, samples)
-
-    def more_rows(
-        self, state: TrainState, step: int, episodes: Sequence[Episode]
-    ) -> tuple[list[Row], dict[str, float]]:
-        """What else is learned from the episodes, and metrics of that."""
-        del state, step, episodes
-        return [], {}
+from t2g_jax.training.terms import (
+    ADVANTAGES,
+    DISTILL_WEIGHT,
+    NLL,
+    NLL_WEIGHT,
+    OLD_LOGPROBS,
+    TEACHER_LOGPROBS,
+    SelfDistillation,
+    Term,
+)
 
 
 class RLTFSelfDistillation(GRPOMultiTurn):
@@ -91,50 +45,61 @@ class RLTFSelfDistillation(GRPOMultiTurn):
     name = "rltf-sd"
     config: RLTFSDConfig
 
-    def __init__(self, context: Context):
-        config = context.config.rltf_sd
-        super().__init__(
-            context,
-            fields=("distill_weight", "teacher_logprobs"),
-            correction=config.correction,
-            logprob_floor=config.logprob_floor,
-        )
+    def terms(self) -> tuple[Term, ...]:
+        return (*super().terms(), self.distillation)
 
-    def section(self, context: Context) -> RLTFSDConfig:
-        return context.config.rltf_sd
+    @property
+    def distillation(self) -> SelfDistillation:
+        """The term that it adds."""
+        return SelfDistillation(self.config)
 
-    def more_rows(
-        self, state: TrainState, step: int, episodes: Sequence[Episode]
-    ) -> tuple[list[Row], dict[str, float]]:
+    @property
+    def scores(self) -> Mapping[str, Need]:
+        """Also of the repaired answers: as answers to their own prompts, where a correction needs
+        both sides of its ratio from the trainer, and to the first prompts, where the floor looks
+        at them in more than one update."""
+        corrected = self.config.correction != "none"
+        return {
+            **super().scores,
+            **({"score (second turns)": Need.LOGPROBS} if corrected else {}),
+            **({"score (distilled)": Need.LOGPROBS} if self.distillation.reads_old else {}),
+        }
+
+    def more_rows(self, state: TrainState, step: int, episodes: Sequence[Episode]) -> MoreRows:
         config = self.config
         coefficient = config.distill_coefficient
         if config.distill_schedule == "linear":
             coefficient *= grown(config, state, step, episodes)
-        rows = distilled_rows(episodes, config, coefficient)
-        if rows:
-            # log π(y_last|x₀) before the update: what the floor looks at.
-            before = scored(self.context, state.params, rows, config.rows_at_once)
-            for item, about in zip(rows, before, strict=True):
-                item.fields["old_logprobs"] = about["logprobs"]
-            if config.correction != "none":
-                self.score_teachers(state, rows, [e.turns[-1] for e in episodes if e.revised])
-        return rows, {"distilled": len(rows), "distill_coefficient": coefficient}
+        gains = distillation_gains(episodes, config, coefficient)
+        revised = {i: episodes[i] for i in gains}
+        teachers = None
+        if config.correction != "none":
+            teachers = self.teacher_logprobs(state.params, [e.turns[-1] for e in revised.values()])
+        rows = distilled_rows(list(revised.values()), list(gains.values()), teachers)
+        if self.distillation.reads_old:
+            before = self.logprobs(state.params, rows)
+            rows = [
+                row.with_fields({OLD_LOGPROBS: old}) for row, old in zip(rows, before, strict=True)
+            ]
+        metrics = {"distilled": len(rows), "distill_coefficient": coefficient}
+        return MoreRows(rows, metrics, gains)
 
-    def score_teachers(
-        self, state: TrainState, rows: Sequence[Row], revised: Sequence[Turn]
-    ) -> None:
-        """Makes the "teacher_logprobs" of distilled rows, the sampler's, those of the trainer.
+    def teacher_logprobs(self, params: Params, revised: Sequence[Turn]) -> list[np.ndarray]:
+        """log π(y_last | x_last) of the trainer, [n] for the tokens of each completion.
 
-        Both sides of a ratio come from it, see `scored_before`: in bfloat16 the product over a
+        Both sides of a ratio come from the trainer: in bfloat16 the sampler's product over a
         sequence would be 1 to 5 % off after no more than ten tokens.
         """
-        given = [completion_row(self.context, turn) for turn in revised]
         truncated = self.context.sampling.truncates
+        given = [completion_row(turn, {}, truncated=truncated) for turn in revised]
+        found = self.logprobs(params, given)
+        return [x[len(turn.prompt) :] for x, turn in zip(found, revised, strict=True)]
+
+    def logprobs(self, params: Params, rows: Sequence[TokenSequence]) -> list[np.ndarray]:
+        """log π of the tokens of rows under the distribution that they were sampled from."""
         at_once = self.config.rows_at_once
-        found = scored(self.context, state.params, given, at_once, truncated=truncated)
-        for item, turn, about in zip(rows, revised, found, strict=True):
-            learned = item.fields["distill_weight"] != 0
-            item.fields["teacher_logprobs"][learned] = about["logprobs"][len(turn.prompt) :]
+        found = score_rows(self.context, params, rows, Need.LOGPROBS, rows_at_once=at_once)
+        return [about["logprobs"] for about in found]
 
 
 def grown(config: RLTFSDConfig, state: TrainState, step: int, episodes: Sequence[Episode]) -> float:
@@ -155,14 +120,13 @@ def progress(step: int, steps: int) -> float:
     return step / (steps - 1) if steps > 1 else 1.0
 
 
-def distilled_rows(
+def distillation_gains(
     episodes: Sequence[Episode], config: RLTFSDConfig, coefficient: float
-) -> list[Row]:
-    """Rows (x₀, y_last) of the episodes with a second turn, of P groups of G side by side.
+) -> dict[int, float]:
+    """λ (r_last − b) of the episodes with a second turn, by number; of P groups of G side by side.
 
-    The advantage is λ (r_last − b), b the mean of all r₀ of the group (`first_turn`), or of the
-    rewards that the group had in the same turn (`second_turn`; with H = 2 that is the second).
-    "old_logprobs" are still to be added.
+    b is the mean of all r₀ of the group (`first_turn`), or of the rewards that the group had in the
+    same turn (`second_turn`; with H = 2 that is the second).
     """
     turns = max(len(episode.turns) for episode in episodes)
     rewards, took_place = (
@@ -177,17 +141,33 @@ def distilled_rows(
         gains = np.asarray(first_turn(of_last(rewards), rewards[..., 0], last > 0))
     else:
         gains = of_last(group_centered(rewards, took_place))
+    return {
+        i: float(coefficient * gain)
+        for i, (episode, gain) in enumerate(zip(episodes, np.ravel(gains), strict=True))
+        if episode.revised
+    }
+
+
+def distilled_rows(
+    episodes: Sequence[Episode],
+    gains: Sequence[float],
+    teacher_logprobs: Sequence[np.ndarray] | None = None,
+) -> list[TokenSequence]:
+    """Rows (x₀, y_last) of episodes that were revised, with their gains as advantages.
+
+    Args:
+      teacher_logprobs: log π(y_last | x_last), for each [n]; None: nobody reads them.
+    """
     rows = []
-    for episode, gain in zip(episodes, np.ravel(gains), strict=True):
-        if episode.revised:
-            retry = episode.turns[-1]
-            episode.distillation = float(coefficient * gain)
-            about: dict[str, Any] = {
-                "distill_weight": 1.0,
-                "advantages": coefficient * gain,
-                "teacher_logprobs": retry.completion.logprobs,
-            }
-            rows.append(row((episode.turns[0].prompt, {}), (retry.tokens, about)))
+    for i, (episode, gain) in enumerate(zip(episodes, gains, strict=True)):
+        about: dict[Any, Any] = {DISTILL_WEIGHT: 1.0, ADVANTAGES: gain}
+        if teacher_logprobs is not None:
+            about[TEACHER_LOGPROBS] = teacher_logprobs[i]
+        rows.append(
+            TokenSequence.from_parts(
+                (episode.turns[0].prompt, {}), (episode.turns[-1].tokens, about)
+            )
+        )
     return rows
 
 
@@ -197,42 +177,37 @@ class RLTFFeedbackModeling(GRPOMultiTurn):
     name = "rltf-fm"
     config: RLTFFMConfig
 
-    def __init__(self, context: Context):
-        super().__init__(
-            context,
-            fields=("nll_weight",),
-            nll_coefficient=context.config.rltf_fm.feedback_coefficient,
-        )
+    def terms(self) -> tuple[Term, ...]:
+        return (*super().terms(), NLL(self.config.feedback_coefficient))
 
-    def section(self, context: Context) -> RLTFFMConfig:
-        return context.config.rltf_fm
+    def play(self, params: Params, step: int) -> tuple[list[Episode], dict[str, float]]:
+        """Also what the judge says of right attempts, if that is to be learned."""
+        episodes, metrics = super().play(params, step)
+        if self.config.critique_correct:
+            # After a last attempt nobody is asked: no turn would come of it.
+            right = [i for i, e in enumerate(episodes) if e.ended_early(self.config.turns)]
+            said = criticized(self.context, [episodes[i] for i in right])
+            for i, feedback in zip(right, said, strict=True):
+                episodes[i] = episodes[i].told(feedback)
+                metrics["judge_failures"] += isinstance(feedback, JudgeError)
+        return episodes, metrics
 
-    def more_rows(
-        self, state: TrainState, step: int, episodes: Sequence[Episode]
-    ) -> tuple[list[Row], dict[str, float]]:
+    def more_rows(self, state: TrainState, step: int, episodes: Sequence[Episode]) -> MoreRows:
         """Rows (f_FM(x_h, y_h), c_h) of the attempts that the judge criticized."""
         del state, step
         context = self.context
-        if self.config.critique_correct:
-            # After a last attempt nobody is asked: no turn would come of it.
-            right = [episode for episode in episodes if episode.ended_early(self.config.turns)]
-            for episode, feedback in zip(right, criticized(context, right), strict=True):
-                episode.critiques.append(feedback)
         rows = [
             feedback_row(context, turn, critique)
             for episode in episodes
             for turn, critique in zip(episode.turns, episode.critiques, strict=False)
             if isinstance(critique, Critique)
         ]
-        rows = [item for item in rows if context.prompts.has_room(item.tokens, 0)]
-        said = [critique for episode in episodes for critique in episode.critiques]
-        failures = sum(isinstance(critique, JudgeError) for critique in said)
-        return rows, {"critiques_learned": len(rows), "judge_failures": failures}
+        rows = [row for row in rows if context.prompts.has_room(row.tokens, 0)]
+        return MoreRows(rows, {"critiques_learned": len(rows)})
 
 
-def feedback_row(context: Context, turn: Turn, feedback: Critique) -> Row:
+def feedback_row(context: Context, turn: Turn, feedback: Critique) -> TokenSequence:
     """x, y, the request for a critique, and the critique, whose tokens are learned."""
-    tokenizer = context.tokenizer
-    critique = tokenizer.answer(feedback.text)
+    critique = context.tokenizer.answer(feedback.text)
     asked = [*turn.prompt, *turn.tokens, *critique_request(context, turn.tokens)]
-    return row((asked, {}), (critique, {"nll_weight": 1.0}))
+    return TokenSequence.from_parts((asked, {}), (critique, {NLL_WEIGHT: 1.0}))

@@ -14,9 +14,9 @@ import numpy as np
 from t2g_jax.config import Text2GradConfig
 from t2g_jax.feedback.judgment import aligned, token_labels
 from t2g_jax.feedback.reward_model import Answer, RewardModel
+from t2g_jax.methods.base import Trajectory
 from t2g_jax.methods.ppo import PPO
-from t2g_jax.phases.samples import sample_of
-from t2g_jax.report.contents import Sample
+from t2g_jax.rollouts.episodes import Episode
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
 from t2g_jax.tasks.base import JudgeError
@@ -35,9 +35,6 @@ class Text2Grad(PPO):
         super().__init__(context)
         from_model = self.config.span_source == "reward_model"
         self.reward_model = RewardModel.load(context) if from_model else None
-
-    def section(self, context: Context) -> Text2GradConfig:
-        return context.config.text2grad
 
     def token_rewards(self, turns: Sequence[Turn]) -> tuple[list[np.ndarray], dict[str, float]]:
         """δ of each completion token, and metrics; where nobody could mark it, all is neutral."""
@@ -80,21 +77,8 @@ class Text2Grad(PPO):
             return model.hard_rewards(answers, at_once, threshold=threshold)
         return model.rewards(answers, at_once)
 
-    def sample(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray, step: int) -> Sample:
-        """A completion for the report, with what the reward model says of it."""
-        critique = None
-        if self.reward_model is not None:
-            (tokens,) = self.reward_model.critiques([_answer(turn)])
-            critique = None if tokens is None else self.reward_model.tokenizer.decode(tokens)
-        return sample_of(
-            self.context,
-            turn,
-            method=self.name,
-            step=step,
-            predicted=earned,
-            advantages=advantages,
-            predicted_critique=critique,
-        )
+    def trajectory(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray) -> Trajectory:
+        return Trajectory(Episode((turn,)), [advantages], span_rewards=earned)
 
 
 def faded(rewards: np.ndarray, after: int) -> np.ndarray:

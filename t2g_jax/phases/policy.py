@@ -14,11 +14,12 @@ import numpy as np
 from t2g_jax.config import Config, Method, require_measured
 from t2g_jax.methods import make_method
 from t2g_jax.models.heads import Params
-from t2g_jax.phases.samples import write_samples
+from t2g_jax.phases import samples
 from t2g_jax.rollouts.turns import attempt
 from t2g_jax.run import provenance
 from t2g_jax.run.context import Context, once, say
-from t2g_jax.run.trainer import Collected, run_training
+from t2g_jax.run.samples import write_samples
+from t2g_jax.run.trainer import Experience, run_training
 from t2g_jax.run.workspace import Workspace
 from t2g_jax.training.metrics import Stopwatch
 
@@ -49,14 +50,19 @@ def train(context: Context, method: Method) -> dict[str, Any]:
     chosen = make_method(method, context)
     every = chosen.config.eval_every
 
-    def collect(state, step: int) -> Collected:
-        collected = chosen.collect(state, step)
-        if every and step % every == 0:
+    def collect(state, step: int) -> Experience:
+        experience = chosen.collect(state, step)
+        played = experience.trajectories
+        shown = [played[i] for i in samples.chosen(chosen.config, step, len(played))]
+        metrics = dict(experience.metrics)
+        if shown or (every and step % every == 0):
             with context.watch.stage("evaluate"):
-                collected.metrics["test_accuracy"] = test_accuracy(context, state.params, step)
-        if collected.samples:
-            write_samples(context.workspace.phase(method), step, collected.samples)
-        return collected
+                if shown:
+                    made = samples.samples_of(context, chosen, step, shown)
+                    write_samples(context.workspace.phase(method), step, made)
+                if every and step % every == 0:
+                    metrics["test_accuracy"] = test_accuracy(context, state.params, step)
+        return dataclasses.replace(experience, metrics=metrics)
 
     def measure(params: Params, step: int) -> dict[str, float]:
         if context.config.checkpoint.keep_best != "test_accuracy":
@@ -74,7 +80,7 @@ def train(context: Context, method: Method) -> dict[str, Any]:
         say(f"{method}: ends after {budget:,} generated tokens; steps ({steps}) is not looked at")
     floor = context.task.floor(context.prompts.test_examples())
     _, summary = run_training(
-        context, method, start(), collect, chosen.learning, measure=measure, floor=floor
+        context, method, start(), collect, chosen.plan, measure=measure, floor=floor
     )
     return summary
 

@@ -15,7 +15,6 @@ import t2g_jax
 from t2g_jax.config import METHODS, Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.counts import FAILED
-from t2g_jax.phases.samples import read_samples
 from t2g_jax.printing import one_line
 from t2g_jax.report import html, learnability, terminal
 from t2g_jax.report.collapse import collapses
@@ -32,6 +31,7 @@ from t2g_jax.report.contents import (
 )
 from t2g_jax.report.formatting import duration, percent
 from t2g_jax.run import provenance
+from t2g_jax.run.samples import read_samples
 from t2g_jax.run.workspace import REWARD_MODEL, SFT, Workspace, command, read_json
 from t2g_jax.runtime import hosts
 from t2g_jax.sections import differences

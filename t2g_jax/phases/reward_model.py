@@ -30,12 +30,13 @@ from t2g_jax.models.heads import Params
 from t2g_jax.report import learnability
 from t2g_jax.run import pretrained, provenance
 from t2g_jax.run.context import Context, once, say
-from t2g_jax.run.trainer import Collected, Learning, run_training
+from t2g_jax.run.trainer import Experience, UpdatePlan, run_training
 from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT
 from t2g_jax.runtime import hosts
 from t2g_jax.spans import TokenSpan, transfer_spans
-from t2g_jax.training.batch import Row, from_arrays, to_arrays
 from t2g_jax.training.objective import Objective
+from t2g_jax.training.sequences import TokenSequence, from_arrays, to_arrays
+from t2g_jax.training.terms import NLL, SpanLabels
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -66,7 +67,7 @@ def train(context: Context) -> dict[str, Any]:
     size = min(settings.batch_size, len(source))
     # Each process reads and renders its part of a batch, if there are equal parts.
     apart = hosts.count() > 1 and size % hosts.count() == 0
-    stream: Batches[list[Row]] = Batches(
+    stream: Batches[list[TokenSequence]] = Batches(
         source,
         batch_size=size,
         seed=context.keys.seed(REWARD_MODEL),
@@ -75,20 +76,23 @@ def train(context: Context) -> dict[str, Any]:
         process_count=hosts.count() if apart else 1,
     )
 
-    def collect(state, step: int) -> Collected:
+    plan = update_plan(context.config, settings.epochs * stream.per_epoch)
+
+    def collect(state, step: int) -> Experience:
         del state
         rows = stream.at(step)
         if apart:
             parts = hosts.gathered_arrays(to_arrays(rows))
-            rows = [item for part in parts for item in from_arrays(part)]
-        return Collected(rows)
+            fields = plan.objective.fields
+            rows = [row for part in parts for row in from_arrays(part, fields)]
+        return Experience(rows)
 
     params, summary = run_training(
         rm_context,
         REWARD_MODEL,
         starting_params(rm_context),
         collect,
-        learning(context.config, settings.epochs * stream.per_epoch),
+        plan,
     )
     model = RewardModel(context, params, rm_context, settings.class_weights)
     probabilities, labels = marked(model, held_out, settings.batch_size, settings.labels)
@@ -133,17 +137,12 @@ def starting_params(context: Context) -> Params:
     return context.weights.with_adapters(context.weights.place(params), REWARD_MODEL)
 
 
-def learning(config: Config, steps: int) -> Learning:
+def update_plan(config: Config, steps: int) -> UpdatePlan:
     """How the reward model learns."""
     settings = config.reward_model
-    return Learning(
+    return UpdatePlan(
         optimizer=settings.optimizer,
-        objective=Objective(
-            nll_coefficient=settings.critique_weight,
-            span_coefficient=settings.span_weight,
-            class_weights=settings.class_weights,
-        ),
-        fields=("nll_weight", "span_weight", "span_labels"),
+        objective=Objective((NLL(settings.critique_weight), SpanLabels(settings))),
         steps=steps,
         micro_batches=settings.micro_batches,
     )
@@ -151,7 +150,7 @@ def learning(config: Config, steps: int) -> Learning:
 
 def training_row(
     context: Context, record: AnnotationRecord, rm_context: Context | None = None
-) -> Row:
+) -> TokenSequence:
     """The row of an annotated completion, in the tokens of `rm_context` (None: of the policy)."""
     rm_context = context if rm_context is None else rm_context
     answer: Answer = (record.prompt_tokens, record.completion_tokens)

@@ -1,22 +1,18 @@
-"""Completions kept for the report, token by token."""
+"""Trajectories and completions as the report shows them, token by token."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Collection, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from t2g_jax.config import RolloutConfig
-from t2g_jax.errors import T2GError
 from t2g_jax.feedback.judgment import Judgment, aligned, judge, token_labels
-from t2g_jax.report.contents import Report, Retry, Sample, TokenCell
+from t2g_jax.methods.base import Method, Trajectory
+from t2g_jax.report.contents import Retry, Sample, TokenCell
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
-from t2g_jax.run.workspace import write_text
-from t2g_jax.runtime import checked
 from t2g_jax.tasks.base import Critique, JudgeError
 
 SAMPLES = 6
@@ -32,6 +28,44 @@ def chosen(config: RolloutConfig, step: int, count: int) -> range:
     """
     kept = step in kept_steps(config, step + 1)
     return range(0, count, config.group_size)[: SAMPLES if kept else 0]
+
+
+def samples_of(
+    context: Context, method: Method, step: int, trajectories: Sequence[Trajectory]
+) -> list[Sample]:
+    """Trajectories of a method as the report shows them, with what its reward model says of them.
+
+    Where a method marks spans the judge is asked, too, to be compared with it.
+    """
+    return [_sample(context, method, step, trajectory) for trajectory in trajectories]
+
+
+def _sample(context: Context, method: Method, step: int, trajectory: Trajectory) -> Sample:
+    episode, advantages = trajectory.episode, trajectory.advantages
+    if trajectory.span_rewards is None:
+        return episode_sample(
+            context,
+            episode.turns,
+            episode.critiques,
+            method=method.name,
+            step=step,
+            distillation=trajectory.distillation,
+            advantages_per_turn=advantages,
+        )
+    (turn,) = episode.turns
+    critique = None
+    if method.reward_model is not None:
+        (tokens,) = method.reward_model.critiques([(turn.prompt, turn.completion.tokens)])
+        critique = None if tokens is None else method.reward_model.tokenizer.decode(tokens)
+    return sample_of(
+        context,
+        turn,
+        method=method.name,
+        step=step,
+        predicted=trajectory.span_rewards,
+        advantages=None if advantages is None else np.asarray(advantages[0]),
+        predicted_critique=critique,
+    )
 
 
 def kept_steps(config: RolloutConfig, steps: int) -> Collection[int]:
@@ -159,37 +193,6 @@ def token_cells(
         )
         for i, (start, end) in enumerate(context.tokenizer.offsets(tokens))
     )
-
-
-def write_samples(folder: Path, step: int, samples: Sequence[Sample]) -> None:
-    """Keeps the samples of a step; writing them again replaces them."""
-    kept = Report(title="samples", samples=tuple(samples))
-    line = checked.line(json.loads(kept.to_json()))
-    write_text(folder / "samples" / f"{step:08d}.json", line.decode())
-
-
-def drop_samples(folder: Path, step: int) -> None:
-    """Deletes the samples of a step, from 0, and of later ones: what they show is made anew."""
-    for file in (folder / "samples").glob("*.json"):
-        if file.stem.isdecimal() and int(file.stem) >= step:
-            file.unlink()
-
-
-def read_samples(folder: Path) -> list[Sample]:
-    """All samples of a phase, earliest step first.
-
-    Raises:
-      T2GError: a file is damaged.
-    """
-    samples: list[Sample] = []
-    mend = "delete the file, and the report will do without"
-    for file in sorted((folder / "samples").glob("*.json")):
-        kept = json.dumps(checked.read(file, mend=mend))
-        try:
-            samples += Report.from_json(kept, source=str(file)).samples
-        except ValueError as error:
-            raise T2GError(f"{error}; {mend}") from error
-    return samples
 
 
 def _said(judgment: Judgment | JudgeError | None, tokens: int) -> tuple[str, np.ndarray | None]:

@@ -19,12 +19,13 @@ from t2g_jax.phases.evaluate import first_look
 from t2g_jax.report import learnability
 from t2g_jax.run import provenance
 from t2g_jax.run.context import Context, once, say
-from t2g_jax.run.trainer import Collected, Learning, run_training
+from t2g_jax.run.trainer import Experience, UpdatePlan, run_training
 from t2g_jax.run.workspace import SFT
 from t2g_jax.runtime import hosts
 from t2g_jax.tasks.base import Critique, Example, JudgeError
-from t2g_jax.training.batch import Row, row
 from t2g_jax.training.objective import Objective
+from t2g_jax.training.sequences import TokenSequence
+from t2g_jax.training.terms import NLL, NLL_WEIGHT
 
 
 def run(config: Config, workdir: str | os.PathLike[str]) -> dict[str, Any]:
@@ -36,9 +37,9 @@ def train(context: Context) -> dict[str, Any]:
     """Trains the warm start; with 0 steps it is the pretrained model as it is."""
     sft = context.config.sft
 
-    def collect(state, step: int) -> Collected:
+    def collect(state, step: int) -> Experience:
         del state
-        return Collected(demonstrations(context, step))
+        return Experience(demonstrations(context, step))
 
     def start() -> Params:
         """What learns; nobody else keeps it, so that it is in memory once."""
@@ -55,7 +56,7 @@ def train(context: Context) -> dict[str, Any]:
             **{"lora_rank": 0, "step": 0, "fingerprint": provenance.of_values(made["bases"])},
             "made": made,
         }
-    _, summary = run_training(context, SFT, start(), collect, learning(context.config))
+    _, summary = run_training(context, SFT, start(), collect, update_plan(context.config))
     return summary
 
 
@@ -70,18 +71,17 @@ def tell_first_look(found: dict[str, Any], *, trains: bool) -> None:
         say(f"Warning: {SFT}: {warning}")
 
 
-def learning(config: Config) -> Learning:
+def update_plan(config: Config) -> UpdatePlan:
     """How the warm start learns."""
-    return Learning(
+    return UpdatePlan(
         optimizer=config.sft.optimizer,
-        objective=Objective(),
-        fields=("nll_weight",),
+        objective=Objective((NLL(),)),
         steps=config.sft.steps,
         micro_batches=config.sft.micro_batches,
     )
 
 
-def demonstrations(context: Context, step: int) -> list[Row]:
+def demonstrations(context: Context, step: int) -> list[TokenSequence]:
     """The rows of a step."""
     sft, task = context.config.sft, context.task
     rng = random.Random(context.keys.seed(f"sft/{step}"))
@@ -114,7 +114,7 @@ def demonstration(
     feedback: Critique | JudgeError | None,
     *,
     as_critic: bool = False,
-) -> Row:
+) -> TokenSequence:
     """A conversation to learn from; every token of the assistant's turns weighs the same.
 
     After a critique of the first attempt the policy repairs it; or, `as_critic`, it is asked for
@@ -122,7 +122,7 @@ def demonstration(
     or no room for what follows it.
     """
     tokenizer = context.tokenizer
-    learn, given = {"nll_weight": 1.0}, {"nll_weight": 0.0}
+    learn, given = {NLL_WEIGHT: 1.0}, {NLL_WEIGHT: 0.0}
     attempt = tokenizer.answer(first)
     prompt: tuple[Any, Any] = (context.prompts.render(example.prompt), given)
     parts = [prompt, (attempt, learn)]
@@ -136,4 +136,4 @@ def demonstration(
         whole = [*asked, (tokenizer.answer(answer), learn)]
         if context.prompts.has_room([], sum(len(tokens) for tokens, _ in whole)):
             parts = whole
-    return row(*parts)
+    return TokenSequence.from_parts(*parts)

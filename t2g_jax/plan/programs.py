@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,11 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from t2g_jax.config import Config, PolicyConfig
+from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
-from t2g_jax.feedback.reward_model import RewardModel
 from t2g_jax.methods import make_method
-from t2g_jax.methods.base import divergence, reads_before
 from t2g_jax.models import heads, lora
 from t2g_jax.parallel.shapes import LENGTH_BUCKET, bucket, round_up
 from t2g_jax.parallel.sharding import (
@@ -37,13 +36,15 @@ from t2g_jax.plan import work
 from t2g_jax.plan.weights import AbstractWeights
 from t2g_jax.run import pretrained
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import Learning
+from t2g_jax.run.trainer import UpdatePlan
 from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.sampler import sample
-from t2g_jax.training.batch import Batch
+from t2g_jax.training.batch import Batch, Teacher
+from t2g_jax.training.forward import ANY_LOGITS, CUTOFFS, Need
+from t2g_jax.training.sequences import Field
 from t2g_jax.training.state import TrainState, make_optimizer
-from t2g_jax.training.step import full_kl, make_update, score, span_probabilities
+from t2g_jax.training.step import make_update, score
 
 EVALUATE = "evaluate"
 
@@ -109,7 +110,7 @@ def programs(config: Config, mesh: Mesh, only: str | None = None) -> Iterator[Pr
             if config.sft.steps:
                 start = context.weights.initial()
                 rows = config.sft.batch_size
-                yield _update(context, SFT, start, sft.learning(config), rows, [])
+                yield _update(context, SFT, start, sft.update_plan(config), rows, [])
         elif phase == ANNOTATE:
             rows = config.annotate.batch_size
             yield _sample(context, ANNOTATE, context.weights.load(), rows, [])
@@ -127,8 +128,8 @@ def programs(config: Config, mesh: Mesh, only: str | None = None) -> Iterator[Pr
 def _reward_model(context: _PlannedContext) -> Iterator[Program]:
     config = context.config
     params = reward_model.starting_params(context)
-    learning, rows = reward_model.learning(config, 1), config.reward_model.batch_size
-    yield _update(context, REWARD_MODEL, params, learning, rows, [])
+    plan, rows = reward_model.update_plan(config, 1), config.reward_model.batch_size
+    yield _update(context, REWARD_MODEL, params, plan, rows, [])
     yield _spans(context, REWARD_MODEL, params, rows, [])
 
 
@@ -139,35 +140,31 @@ def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
     trained, _ = lora.split(start)
     # The state begins as a copy.
     policy = lora.join(jax.tree.map(_copy, trained), lora.split(start)[1])
-    config, learning = method.config, method.learning
+    config, plan = method.config, method.plan
     rows = config.prompts_per_step * config.group_size
     at_once = min(rows, config.rows_at_once or rows)
-    optimizer = make_optimizer(learning.optimizer, 100)
+    optimizer = make_optimizer(plan.optimizer, 100)
     state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), lora.split(policy)[0])
     state = _on(state, context.mesh)
     kept = [state.opt_state]
-    if reference := getattr(method, "reference", None):
+    reference, model = method.reference, method.reward_model
+    if reference is not None:
         kept.append(reference.params)
-    model: RewardModel | None = getattr(method, "reward_model", None)
     if model is not None:
         kept.append(model.params)
     yield _sample(context, name, policy, at_once, kept)
-    if reference is not None:
-        if divergence(reference.config)[0] == "full":
-            yield _full_kl(context, name, policy, reference.params, at_once, kept)
-        else:
-            yield _score(
-                context, name, "score (reference)", reference.params, at_once, kept + [policy]
-            )
-    read = isinstance(config, PolicyConfig) and reads_before(context, config)
-    if "value_head" in policy or name == "rltf-sd" or read:
-        fields = ("cutoffs",) if context.sampling.truncates else ()
-        yield _score(context, name, "score (policy)", policy, at_once, kept, fields)
+    if reference is not None and not reference.is_full:
+        beside = [*kept, policy]
+        words, needs = "score (reference)", Need.UNTRUNCATED
+        yield _score(context, name, words, reference.params, needs, at_once, beside)
+    for words, needs in method.scores.items():
+        other = reference.params if reference is not None and reference.is_full else None
+        yield _score(context, name, words, policy, needs, at_once, kept, other)
     if model is not None:
-        yield _spans(context, name, model.params, at_once, kept + [policy])
+        yield _spans(context, name, model.params, at_once, [*kept, policy])
     # RLTF-SD learns from a second attempt twice, RLTF-FM from a critique of each first one.
     learned = rows * (2 if name in ("rltf-sd", "rltf-fm") else 1)
-    yield _update(context, name, start, learning, -(-learned // learning.minibatches), kept[1:])
+    yield _update(context, name, start, plan, -(-learned // plan.minibatches), kept[1:])
 
 
 # --- Each function -----------------------------------------------------------------------------
@@ -177,23 +174,24 @@ def _update(
     context: _PlannedContext,
     phase: str,
     params: heads.Params,
-    learning: Learning,
+    plan: UpdatePlan,
     rows: int,
     kept: list[Any],
 ) -> Program:
-    mesh, model, micro = context.mesh, context.model, learning.micro_batches
+    mesh, model, micro = context.mesh, context.model, plan.micro_batches
+    objective = plan.objective
     trained, frozen = lora.split(params)
-    optimizer = make_optimizer(learning.optimizer, 100)
-    carry: dict[str, Any] = {name: np.float32(value) for name, value in learning.carry.items()}
+    optimizer = make_optimizer(plan.optimizer, 100)
+    carry: dict[str, Any] = {name: np.float32(value) for name, value in plan.carry.items()}
     state = _on(jax.eval_shape(lambda p: TrainState.create(p, optimizer, carry), trained), mesh)
     rows = round_up(rows, parts(mesh, *ROWS) * micro)
     length = _length(context)
     sharding = batch_sharding(mesh, micro_batched=True)
     shape = (micro, rows // micro, length)
-    batch = _batch(shape, learning.fields, sharding)
+    batch = _batch(shape, objective.fields, sharding, teacher=Need.TEACHER in objective.needs)
 
     def lower() -> Any:
-        update: Any = make_update(model, learning.objective, optimizer, mesh, state, frozen)
+        update: Any = make_update(model, objective, optimizer, mesh, state, frozen)
         return update.lower(state, batch, frozen) if frozen else update.lower(state, batch)
 
     gradients = _bytes(
@@ -206,7 +204,6 @@ def _update(
         "optimizer": _bytes(state.opt_state),
         "batch": _bytes(batch),
     }
-    logits = {"policy_weight", "distill_weight", "nll_weight"} & set(learning.fields)
     done = work.update_work(
         model,
         params,
@@ -214,10 +211,10 @@ def _update(
         rows=rows,
         length=length,
         micro_batches=micro,
-        with_logits=bool(logits),
+        with_logits=bool(objective.needs & ANY_LOGITS),
         state_bytes=_bytes(state.params) + _bytes(state.opt_state),
         gradient_bytes=gradients,
-        passes_over_head=2 if "cutoffs" in learning.fields else 1,
+        passes_over_head=2 if objective.truncated and Need.UNTRUNCATED in objective.needs else 1,
     )
     return Program(
         phase,
@@ -236,60 +233,51 @@ def _score(
     phase: str,
     name: str,
     params: heads.Params,
+    needs: Need,
     rows: int,
     kept: list[Any],
-    fields: Sequence[str] = (),
+    reference: heads.Params | None = None,
 ) -> Program:
-    batch, shape, rows, length = _scored(context, rows, fields)
-    settings = {"model": context.model, "temperature": context.config.sampling.temperature}
+    """A pass of a policy over its rows; with a reference, one of that, too."""
+    truncated = context.sampling.truncates and bool(needs & (Need.LOGPROBS | Need.ENTROPY))
+    batch, shape, rows, length = _scored(context, rows, (CUTOFFS,) if truncated else ())
+    of_head = [Need.LOGPROBS | Need.ENTROPY, Need.REFERENCE_KL]
+    # Without truncation those are the same log-probabilities.
+    of_head = (
+        [*of_head, Need.UNTRUNCATED] if truncated else [of_head[0] | Need.UNTRUNCATED, of_head[1]]
+    )
+    passes = [
+        work.forward_work(
+            context.model,
+            read,
+            context.mesh,
+            rows=rows,
+            length=length,
+            heads=1 if read is reference else sum(bool(needs & kind) for kind in of_head),
+        )
+        for read in (params, reference)
+        if read is not None
+    ]
+    inputs = {"weights": _bytes(params), "batch": _bytes(batch)}
+    if reference is not None:
+        inputs["reference"] = _bytes_of_others(reference, params)
     return Program(
         phase,
         name,
         shape,
         lambda: score.lower(
-            params, batch, mesh=context.mesh, with_untruncated="cutoffs" in fields, **settings
+            params,
+            batch,
+            needs,
+            model=context.model,
+            temperature=context.config.sampling.temperature,
+            mesh=context.mesh,
+            reference=reference,
         ),
-        {"weights": _bytes(params), "batch": _bytes(batch)},
-        _resident(kept, [params]),
+        inputs,
+        _resident(kept, [params, reference]),
         {},
-        work.forward_work(context.model, params, context.mesh, rows=rows, length=length),
-    )
-
-
-def _full_kl(
-    context: _PlannedContext,
-    phase: str,
-    policy: heads.Params,
-    reference: heads.Params,
-    rows: int,
-    kept: list[Any],
-) -> Program:
-    batch, shape, rows, length = _scored(context, rows)
-    settings = {"model": context.model, "temperature": context.config.sampling.temperature}
-    ours, theirs = (
-        work.forward_work(context.model, params, context.mesh, rows=rows, length=length)
-        for params in (policy, reference)
-    )
-    both = work.Work(
-        ours.flops + theirs.flops,
-        ours.executed + theirs.executed,
-        ours.tokens,
-        ours.hbm_bytes + theirs.hbm_bytes,
-        ours.network_bytes + theirs.network_bytes,
-    )
-    return Program(
-        phase,
-        "full KL",
-        shape,
-        lambda: full_kl.lower(policy, reference, batch, mesh=context.mesh, **settings),
-        {
-            "weights": _bytes(policy),
-            "reference": _bytes_of_others(reference, policy),
-            "batch": _bytes(batch),
-        },
-        _resident(kept, [policy, reference]),
-        {},
-        both,
+        functools.reduce(operator.add, passes),
     )
 
 
@@ -301,9 +289,10 @@ def _spans(
         phase,
         "span scoring",
         shape,
-        lambda: span_probabilities.lower(
+        lambda: score.lower(
             params,
             batch,
+            Need.SPAN_LOGITS,
             model=context.model,
             class_weights=context.weights.class_weights(),
             mesh=context.mesh,
@@ -357,19 +346,32 @@ def _length(context: Context) -> int:
     return round_up(context.config.model.context_length, int(multiple))
 
 
-def _scored(context: Context, rows: int, fields: Sequence[str] = ()) -> tuple[Batch, str, int, int]:
+def _scored(
+    context: Context, rows: int, fields: Sequence[Field] = ()
+) -> tuple[Batch, str, int, int]:
     rows, length = round_up(rows, parts(context.mesh, *ROWS)), _length(context)
     batch = _batch((rows, length), fields, batch_sharding(context.mesh))
     return batch, f"[{rows}, {length}]", rows, length
 
 
-def _batch(shape: tuple[int, ...], fields: Sequence[str], sharding: NamedSharding) -> Batch:
+def _batch(
+    shape: tuple[int, ...],
+    fields: Sequence[Field],
+    sharding: NamedSharding,
+    *,
+    teacher: bool = False,
+) -> Batch:
     def array(dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-    structure = ("tokens", "targets", "positions", "segment_ids")
-    arrays = {name: array(jnp.int32) for name in structure}
-    return Batch(**arrays, **{name: array(jnp.float32) for name in fields})
+    structure = {
+        name: array(jnp.int32) for name in ("tokens", "targets", "positions", "segment_ids")
+    }
+    return Batch(
+        **structure,
+        fields={field.name: array(jnp.float32) for field in fields},
+        teacher=Teacher(**structure, slots=array(jnp.int32)) if teacher else None,
+    )
 
 
 def _on(state: TrainState, mesh: Mesh) -> TrainState:

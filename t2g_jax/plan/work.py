@@ -34,6 +34,16 @@ class Work:
     hbm_bytes: float
     network_bytes: float = 0.0
 
+    def __add__(self, other: Work) -> Work:
+        """Of the same tokens, one after the other."""
+        return Work(
+            self.flops + other.flops,
+            self.executed + other.executed,
+            self.tokens,
+            self.hbm_bytes + other.hbm_bytes,
+            self.network_bytes + other.network_bytes,
+        )
+
 
 def layer_flops(model: DecoderConfig, rank: int = 0) -> float:
     """Of the linear layers of all blocks, forward, a token."""

@@ -12,46 +12,48 @@ from typing import Any
 
 import numpy as np
 
-from t2g_jax.advantages import turn_returns
-from t2g_jax.config import EpisodeConfig, RolloutConfig
-from t2g_jax.methods.base import (
+from t2g_jax.config import RolloutConfig
+from t2g_jax.models.heads import Params
+from t2g_jax.rollouts.attempts import (
     attempt_metrics,
-    compared,
     first_attempts,
-    sampled,
-    step_key,
+    sampling_values,
     tokens_generated,
 )
-from t2g_jax.models.heads import Params
-from t2g_jax.phases.samples import chosen, episode_sample
-from t2g_jax.report.contents import Sample
 from t2g_jax.rollouts.turns import Turn, attempt
 from t2g_jax.run.context import Context
 from t2g_jax.tasks.base import Critique, JudgeError
-from t2g_jax.training.batch import Row, row
+from t2g_jax.training.sequences import TokenSequence
+from t2g_jax.training.terms import POLICY_WEIGHT
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Episode:
     """The turns of one trajectory; each prompt begins with the tokens of the turn before.
 
     critiques: of each turn that was criticized, or why there is none; the last turn may have none.
-    distillation: with what the last turn is distilled into the first, None if it is not.
     """
 
-    turns: list[Turn]
-    critiques: list[Critique | JudgeError] = dataclasses.field(default_factory=list)
-    distillation: float | None = None
+    turns: tuple[Turn, ...]
+    critiques: tuple[Critique | JudgeError, ...] = ()
 
-    def row(self, *, truncates: bool = False) -> Row:
+    def followed_by(self, turn: Turn) -> Episode:
+        """The same, and another attempt."""
+        return dataclasses.replace(self, turns=(*self.turns, turn))
+
+    def told(self, feedback: Critique | JudgeError) -> Episode:
+        """The same, and what was said of its last attempt."""
+        return dataclasses.replace(self, critiques=(*self.critiques, feedback))
+
+    def row(self, *, truncated: bool = False) -> TokenSequence:
         """All turns as one sequence (x₀, y₀, feedback, y₁, …), learning the completions."""
         parts: list[Any] = []
         done = 0
         for turn in self.turns:
-            about = {"policy_weight": 1.0} | sampled(turn.completion, truncates=truncates)
-            parts += [(turn.prompt[done:], {}), (turn.tokens, about)]
+            about = sampling_values(turn.completion, truncated=truncated)
+            parts += [(turn.prompt[done:], {}), (turn.tokens, {POLICY_WEIGHT: 1.0, **about})]
             done = len(turn.prompt) + len(turn.tokens)
-        return row(*parts)
+        return TokenSequence.from_parts(*parts)
 
     @property
     def revised(self) -> bool:
@@ -76,18 +78,20 @@ def play(
     """
     firsts = first_attempts(context, params, config, name, step)
     metrics = attempt_metrics(firsts, config.group_size) | {"judge_failures": 0, "no_room": 0}
-    episodes = open_ended = [Episode([turn]) for turn in firsts]
+    episodes = [Episode((turn,)) for turn in firsts]
+    under_way: Sequence[int] = range(len(episodes))
     for h in range(1, turns):
-        wrong = [episode for episode in open_ended if not episode.turns[-1].score.correct]
-        again: list[tuple[Episode, list[int]]] = []
-        for episode, feedback in zip(wrong, criticized(context, wrong), strict=True):
-            episode.critiques.append(feedback)
+        wrong = [i for i in under_way if not episodes[i].turns[-1].score.correct]
+        again: dict[int, list[int]] = {}  # prompts, by episode
+        said = criticized(context, [episodes[i] for i in wrong])
+        for i, feedback in zip(wrong, said, strict=True):
+            episodes[i] = episodes[i].told(feedback)
             if isinstance(feedback, JudgeError):
                 metrics["judge_failures"] += 1
                 continue
-            prompt = episode.turns[-1].after_feedback(context, feedback.text)
+            prompt = episodes[i].turns[-1].after_feedback(context, feedback.text)
             if context.prompts.has_room(prompt):
-                again.append((episode, prompt))
+                again[i] = prompt
             else:
                 metrics["no_room"] += 1
         if not again:
@@ -95,19 +99,18 @@ def play(
         retries = attempt(
             context,
             params,
-            [episode.turns[0].example for episode, _ in again],
-            [prompt for _, prompt in again],
-            step_key(context, name, step, h),
+            [episodes[i].turns[0].example for i in again],
+            list(again.values()),
+            context.keys.at_step(name, step, h),
             batch_size=config.rows_at_once or len(episodes),
         )
-        open_ended, scores = [], []
-        for (episode, _), turn in zip(again, retries, strict=True):
-            if not turn.completion.broken:
-                episode.turns.append(turn)
-                open_ended.append(episode)
-                scores.append(turn.score.correct)
-        if scores:
+        made = {i: t for i, t in zip(again, retries, strict=True) if not t.completion.broken}
+        for i, turn in made.items():
+            episodes[i] = episodes[i].followed_by(turn)
+        if made:
+            scores = [turn.score.correct for turn in made.values()]
             metrics[f"accuracy_turn_{h + 1}"] = float(np.mean(scores))
+        under_way = list(made)
     metrics["tokens_generated"] = sum(tokens_generated(e.turns) for e in episodes)
     return episodes, metrics
 
@@ -126,48 +129,3 @@ def turn_rewards(episodes: Sequence[Episode], turns: int) -> tuple[np.ndarray, n
         for h, turn in enumerate(episode.turns):
             rewards[i, h], took_place[i, h] = turn.score.reward, 1.0
     return rewards, took_place
-
-
-def turn_advantages(
-    rewards: np.ndarray, took_place: np.ndarray, config: EpisodeConfig
-) -> np.ndarray:
-    """Turn returns R_h = Σ_{k ≥ h} γ^(k−h) r_k, compared in the group turn by turn: [P · G, H]."""
-    returns = np.asarray(turn_returns(rewards, took_place, gamma=config.gamma))
-    return compared(returns, took_place, config.advantage, config.group_size)
-
-
-def policy_rows(
-    episodes: Sequence[Episode], advantages: np.ndarray, rows: Sequence[Row]
-) -> list[Row]:
-    """The rows of the episodes, with the advantage of each turn on its tokens."""
-    for episode, item, values in zip(episodes, rows, advantages, strict=True):
-        item.fields["advantages"] = np.zeros(len(item), np.float32)
-        for where, value in zip(episode.completions(), values, strict=False):
-            item.fields["advantages"][where] = value
-    return list(rows)
-
-
-def episode_samples(
-    context: Context,
-    config: RolloutConfig,
-    episodes: Sequence[Episode],
-    *,
-    method: str,
-    step: int,
-    advantages: np.ndarray | None = None,
-) -> list[Sample]:
-    """The episodes of a step that the report shows."""
-    return [
-        episode_sample(
-            context,
-            (episode := episodes[i]).turns,
-            episode.critiques,
-            method=method,
-            step=step,
-            distillation=episode.distillation,
-            advantages_per_turn=(
-                None if advantages is None else list(advantages[i, : len(episode.turns)])
-            ),
-        )
-        for i in chosen(config, step, len(episodes))
-    ]

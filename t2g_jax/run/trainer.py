@@ -5,13 +5,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.errors import T2GError
@@ -20,42 +19,41 @@ from t2g_jax.models import lora
 from t2g_jax.models.heads import Params
 from t2g_jax.parallel.shapes import bucket
 from t2g_jax.parallel.sharding import ROWS, batch_sharding, parts
-from t2g_jax.phases.samples import drop_samples
 from t2g_jax.report import collapse
-from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.run import provenance
 from t2g_jax.run.claim import require_claims
 from t2g_jax.run.context import Context, say
+from t2g_jax.run.samples import drop_samples
 from t2g_jax.run.workspace import Workspace, best_by
 from t2g_jax.runtime import hosts
 from t2g_jax.tasks.base import Floor
 from t2g_jax.training import trackers
-from t2g_jax.training.batch import Batch, Row, micro_batches, pack, places
+from t2g_jax.training.batch import Batch, micro_batches, pack, places, unpack
 from t2g_jax.training.checkpoint import Checkpoints
+from t2g_jax.training.forward import Need
 from t2g_jax.training.loop import train
 from t2g_jax.training.metrics import MetricsWriter, read_metrics
 from t2g_jax.training.objective import Objective
+from t2g_jax.training.sequences import Field, TokenSequence
 from t2g_jax.training.state import TrainState, learning_rate, make_optimizer
-from t2g_jax.training.step import make_update
+from t2g_jax.training.step import ABOUT_TOKENS, make_update
 
 SHOWN = ("loss", "reward", "accuracy", "span_accuracy", "test_accuracy")
 """Metrics beside the progress bar."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Learning:
+class UpdatePlan:
     """How a phase learns from the rows that it collects at each step.
 
     steps: how often rows are collected; with a token_budget, until so many tokens were generated.
     epochs, minibatches: passes over the rows of a step, and optimizer updates of a pass.
-    micro_batches: parts of a minibatch, to save memory.
-    fields: of `Batch`, that the rows fill. carry: see `TrainState`.
+    micro_batches: parts of a minibatch, to save memory. carry: see `TrainState`.
     """
 
     optimizer: OptimizerConfig
     objective: Objective
-    fields: tuple[str, ...]
     steps: int
     token_budget: int | None = None
     epochs: int = 1
@@ -64,21 +62,20 @@ class Learning:
     carry: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass
-class Collected:
+@dataclasses.dataclass(frozen=True)
+class Experience:
     """What a step starts from.
 
     rows: to learn from. metrics: of how they came about, "tokens_generated" among them if tokens
-    were. carry: the new one; None: as it was. samples: completions for the report.
+    were. carry: the new one; None: as it was.
     """
 
-    rows: Sequence[Row]
-    metrics: dict[str, float] = dataclasses.field(default_factory=dict)
+    rows: Sequence[TokenSequence]
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
     carry: dict[str, float] | None = None
-    samples: Sequence[Sample] = ()
 
 
-Collect = Callable[[TrainState, int], Collected]
+Collect = Callable[[TrainState, int], Experience]
 Measure = Callable[[Params, int], dict[str, float]]
 
 
@@ -87,7 +84,7 @@ def run_training(
     phase: str,
     params: Params,
     collect: Collect,
-    learning: Learning,
+    plan: UpdatePlan,
     *,
     measure: Measure | None = None,
     floor: Floor | None = None,
@@ -109,9 +106,9 @@ def run_training(
     """
     config, workspace = context.config, context.workspace
     updates = None
-    if learning.token_budget is None:
-        updates = learning.steps * learning.epochs * learning.minibatches
-    optimizer = make_optimizer(learning.optimizer, updates)
+    if plan.token_budget is None:
+        updates = plan.steps * plan.epochs * plan.minibatches
+    optimizer = make_optimizer(plan.optimizer, updates)
     replicated = NamedSharding(context.mesh, PartitionSpec())
 
     def scalar(value: float) -> jax.Array:
@@ -126,42 +123,39 @@ def run_training(
     # A copy: the first update donates its state, and the caller may keep `params` as a reference.
     trained = jax.tree.map(jax.numpy.copy, trained)
     del params  # if the caller does not, they need not take memory
-    carry = learning.carry if updates is not None else learning.carry | {"progress": 0.0}
+    carry = plan.carry if updates is not None else plan.carry | {"progress": 0.0}
     state = TrainState.create(trained, optimizer, carried(carry))
-    update = make_update(
-        context.model,
-        learning.objective,
-        optimizer,
-        context.mesh,
-        state,
-        frozen,
-        one_update=learning.epochs * learning.minibatches == 1,
-    )
+    update = make_update(context.model, plan.objective, optimizer, context.mesh, state, frozen)
     sharding = batch_sharding(context.mesh, micro_batched=True)
     first = hosts.is_primary()
 
-    rate = learning_rate(learning.optimizer, updates)
+    rate = learning_rate(plan.optimizer, updates)
 
     def advance(state: TrainState, step: int):
         context.tally.clear()  # of what was counted before: a resumed run has another before
-        spent = [] if learning.token_budget is None else [float(state.carry["progress"])]
+        spent = [] if plan.token_budget is None else [float(state.carry["progress"])]
         began_with = {"learning_rate": np.asarray(rate(int(state.step), *spent)).item()}
-        collected = collect(state.replace(params=lora.join(state.params, frozen)), step)
-        if collected.carry is not None:
-            state = state.replace(carry=state.carry | carried(collected.carry))
-        fitting = [item for item in collected.rows if context.prompts.has_room(item.tokens, 0)]
-        context.tally["rows_too_long"] += len(collected.rows) - len(fitting)
-        rows = [item for item in fitting if weighed(item)]
+        experience = collect(state.replace(params=lora.join(state.params, frozen)), step)
+        if experience.carry is not None:
+            state = state.replace(carry=state.carry | carried(experience.carry))
+        fitting = [
+            row
+            for row in experience.rows
+            if all(context.prompts.has_room(read, 0) for read in (row, row.teacher or row))
+        ]
+        context.tally["rows_too_long"] += len(experience.rows) - len(fitting)
+        count = plan.objective.loss_token_count
+        rows = [row for row in fitting if count(row)]
         if not rows:  # then everything stays as it is
             say(f"{phase}: step {step + 1} has nothing to learn from")
         reports = []
-        generated = int(collected.metrics.get("tokens_generated", 0))
-        passes = learning.epochs * min(learning.minibatches, len(rows))
+        generated = int(experience.metrics.get("tokens_generated", 0))
+        passes = plan.epochs * min(plan.minibatches, len(rows))
         with context.watch.stage("update"):
-            for i, batch in enumerate(minibatches(context, phase, learning, rows, step)):
-                if learning.token_budget is not None:
+            for i, batch in enumerate(minibatches(context, phase, plan, rows, step)):
+                if plan.token_budget is not None:
                     # From update to update, as with steps: each is an equal part of the round.
-                    now = spent[0] + i / passes * generated / learning.token_budget
+                    now = spent[0] + i / passes * generated / plan.token_budget
                     carry = state.carry | {"progress": scalar(min(now, 1.0))}
                     state = state.replace(carry=carry)
                 placed = hosts.place(batch, sharding)
@@ -169,8 +163,8 @@ def run_training(
                 reports.append(report)
             reports = jax.device_get(reports)
         metrics = summarize(reports) | began_with | {"rows": len(rows)} | context.tally
-        metrics |= collected.metrics | device_memory()
-        metrics["tokens_trained"] = learning.epochs * sum(map(weighed, rows))
+        metrics |= dict(experience.metrics) | device_memory()
+        metrics["tokens_trained"] = plan.epochs * sum(map(count, rows))
         read = sum(len(row) for row in rows)
         return state, metrics | speed(
             context.watch.lap(),
@@ -178,7 +172,7 @@ def run_training(
                 "sample": generated,
                 "judge": generated,
                 "score": read,
-                "update": learning.epochs * read,
+                "update": plan.epochs * read,
             },
         )
 
@@ -200,7 +194,7 @@ def run_training(
         MetricsWriter(
             workspace.phase(phase), phase=phase, resumed_step=checkpoints.latest_step, enabled=first
         ) as writer,
-        progress_of(phase, learning, workspace, checkpoints.latest_step or 0, first) as progress,
+        progress_of(phase, plan, workspace, checkpoints.latest_step or 0, first) as progress,
     ):
         watch = collapse.Watch(
             floor=floor.accuracy if floor else np.nan, floor_policy=floor.policy if floor else ""
@@ -210,7 +204,7 @@ def run_training(
 
         def tell(step: int, metrics: dict[str, float]) -> None:
             tracked.write(step, metrics)
-            done = int(metrics["tokens_generated_total"]) if learning.token_budget else step
+            done = int(metrics["tokens_generated_total"]) if plan.token_budget else step
             progress.update(done, **{name: metrics[name] for name in SHOWN if name in metrics})
             for sign in watch.look({"step": step} | metrics):
                 progress.note(f"step {step}: {sign.text}")
@@ -218,7 +212,7 @@ def run_training(
         state = train(
             state,
             advance,
-            steps=learning.steps,
+            steps=plan.steps,
             mesh=context.mesh,
             checkpoints=checkpoints,
             writer=writer,
@@ -229,7 +223,7 @@ def run_training(
                 "made": made,
             },
             before_save=lambda: hosts.broadcast_from_primary(require_claims),
-            token_budget=learning.token_budget,
+            token_budget=plan.token_budget,
             max_skipped_updates=config.training.max_skipped_updates,
             measure=lambda state, step: (
                 measure(lora.join(state.params, frozen), step) if measure else {}
@@ -289,7 +283,7 @@ def summary(context: Context, phase: str) -> dict[str, Any]:
 
 
 def minibatches(
-    context: Context, phase: str, learning: Learning, rows: Sequence[Row], step: int
+    context: Context, phase: str, plan: UpdatePlan, rows: Sequence[TokenSequence], step: int
 ) -> Iterator[Batch]:
     """The batches [M, B, T] of a step: a new random order of the rows for each epoch.
 
@@ -298,52 +292,46 @@ def minibatches(
     """
     if not rows:
         return
-    length = bucket(rows, parts(context.mesh, "context"))
-    multiple = parts(context.mesh, *ROWS) * learning.micro_batches
-    for epoch in range(learning.epochs):
+    stretches = parts(context.mesh, "context")
+    shape: dict[str, Any] = {"length": bucket(rows, stretches), "fields": plan.objective.fields}
+    shape["multiple"] = parts(context.mesh, *ROWS) * plan.micro_batches
+    if Need.TEACHER in plan.objective.needs:
+        teachers = [row.teacher for row in rows if row.teacher is not None]
+        shape["teacher_length"] = bucket([*teachers, [0]], stretches)
+    for epoch in range(plan.epochs):
         rng = np.random.default_rng(context.keys.seed(f"{phase}/{step}/{epoch}"))
         order = rng.permutation(len(rows))
-        for chosen in np.array_split(order, min(learning.minibatches, len(rows))):
-            batch = pack(
-                [rows[i] for i in chosen], length=length, fields=learning.fields, multiple=multiple
-            )
-            yield micro_batches(batch, learning.micro_batches)
+        for chosen in np.array_split(order, min(plan.minibatches, len(rows))):
+            yield micro_batches(pack([rows[i] for i in chosen], **shape), plan.micro_batches)
 
 
-def about_rows(
-    context: Context,
-    rows: Sequence[Row],
-    compute: Callable[[Batch], Any],
-    at_once: int | None = None,
+def map_rows(
+    compute: Callable[[Batch], Mapping[str, jax.Array]],
+    rows: Sequence[TokenSequence],
+    mesh: Mesh,
     *,
-    fields: Sequence[str] = (),
-) -> list[Any]:
+    rows_at_once: int | None = None,
+    fields: Sequence[Field] = (),
+) -> list[dict[str, np.ndarray]]:
     """What a function of packed rows says about the tokens of each.
 
     Args:
-      compute: from tokens on the mesh to arrays [B, T, ...], in any structure.
-      at_once: rows that are packed and computed at once; None: all.
+      compute: from tokens on the mesh to arrays [B, T, ...] by name, see `step.score`.
+      rows_at_once: rows that are packed and computed at once; None: all.
       fields: of the rows, which the function reads too.
 
     Returns:
-      For each row the same structure, with arrays [n, ...].
+      For each row arrays [n, ...] by name, about its own tokens.
     """
-    found: list[Any] = []
-    rows = [Row(item.tokens, {name: item.fields[name] for name in fields}) for item in rows]
-    size = at_once or max(len(rows), 1)
+    found: list[dict[str, np.ndarray]] = []
+    rows = [row.only(fields) for row in rows]
+    size = rows_at_once or max(len(rows), 1)
     for some in (rows[start : start + size] for start in range(0, len(rows), size)):
-        length = bucket(some, parts(context.mesh, "context"))
-        batch = pack(some, length=length, fields=fields, multiple=parts(context.mesh, *ROWS))
-        computed = hosts.fetch(compute(hosts.place(batch, batch_sharding(context.mesh))))
-        for place in places(some, length):
-            found.append(jax.tree.map(operator.itemgetter(place), computed))
+        length = bucket(some, parts(mesh, "context"))
+        batch = pack(some, length=length, fields=fields, multiple=parts(mesh, *ROWS))
+        computed = hosts.fetch(compute(hosts.place(batch, batch_sharding(mesh))))
+        found += [unpack(computed, place, ABOUT_TOKENS) for place in places(some, length)]
     return found
-
-
-def weighed(row: Row) -> int:
-    """Tokens of a row that count in any term of the loss."""
-    weights = [values != 0 for name, values in row.fields.items() if name.endswith("_weight")]
-    return int(np.any(weights, axis=0).sum())
 
 
 def speed(seconds: dict[str, float], tokens: dict[str, int]) -> dict[str, float]:
@@ -384,12 +372,12 @@ def summarize(reports: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def progress_of(
-    phase: str, learning: Learning, workspace: Workspace, start: int, enabled: bool
+    phase: str, plan: UpdatePlan, workspace: Workspace, start: int, enabled: bool
 ) -> PhaseProgress:
     """In steps or, with a token budget, in tokens: how many steps that is, nobody knows."""
-    if learning.token_budget is None:
-        return PhaseProgress(phase, learning.steps, start=start, enabled=enabled)
+    if plan.token_budget is None:
+        return PhaseProgress(phase, plan.steps, start=start, enabled=enabled)
     total = "tokens_generated_total"
     logged = read_metrics(workspace.phase(phase), needed={total}) if start and enabled else []
     tokens = int(logged[-1][total]) if logged else 0
-    return PhaseProgress(phase, learning.token_budget, start=tokens, unit="tokens", enabled=enabled)
+    return PhaseProgress(phase, plan.token_budget, start=tokens, unit="tokens", enabled=enabled)

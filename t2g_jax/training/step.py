@@ -12,19 +12,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from t2g_jax import logprobs, losses
+from t2g_jax import losses
 from t2g_jax.models import heads, lora
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.numerics import as_float
-from t2g_jax.parallel.sharding import (
-    batch_sharding,
-    head_spread,
-    state_shardings,
-    vocab_shards,
-    within,
-)
+from t2g_jax.parallel.sharding import batch_sharding, state_shardings, within
 from t2g_jax.training.batch import Batch
-from t2g_jax.training.objective import Objective, objective, read, score_targets, totals
+from t2g_jax.training.forward import Need, forward
+from t2g_jax.training.objective import Objective
 from t2g_jax.training.state import TrainState
 
 Array = jax.Array
@@ -33,13 +28,11 @@ Update = Callable[..., tuple[TrainState, dict[str, Array]]]
 
 def make_update(
     model: DecoderConfig,
-    settings: Objective,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     state: TrainState,
     frozen: heads.Params | None = None,
-    *,
-    one_update: bool = False,
 ) -> Update:
     """Compiles `update(state, batch) -> (state, metrics)` for one optimizer step.
 
@@ -47,12 +40,11 @@ def make_update(
     gradient and are not donated.
 
     Args:
-      model, settings: static.
+      model, objective: static.
       optimizer: as used to create `state`.
       mesh: where the state and batches live.
       state: the state to come, or its abstract shapes; only its structure is read.
       frozen: what its parameters lack to be whole, see `lora.split`; likewise.
-      one_update: whether a round learns from its rows only once, see `objective`.
 
     Returns:
       update: takes a batch with arrays [M, B, T], M micro-batches whose gradients add up; it
@@ -64,20 +56,12 @@ def make_update(
 
     @within(mesh)
     def update(state: TrainState, batch: Batch, frozen: heads.Params | None = None):
-        denominators = totals(batch, settings)
+        denominators = objective.denominators(batch)
 
         @functools.partial(jax.value_and_grad, has_aux=True)
         def gradient(trained: heads.Params, micro: Batch):
             params = lora.join(trained, frozen or {})
-            return objective(
-                params,
-                micro,
-                denominators,
-                model=model,
-                settings=settings,
-                mesh=mesh,
-                one_update=one_update,
-            )
+            return objective(params, micro, denominators, model=model, mesh=mesh)
 
         def accumulate(carry, micro: Batch):
             grads, metrics = carry
@@ -146,78 +130,59 @@ def _combine(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return {kind: jax.tree.map(how[kind], a[kind], b[kind]) for kind in how}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "mesh", "with_untruncated"))
+_SCORES = {
+    Need.LOGPROBS: "logprobs",
+    Need.ENTROPY: "entropy",
+    Need.UNTRUNCATED: "untruncated",
+    Need.VALUES: "values",
+    Need.REFERENCE_KL: "reference_kl",
+}
+
+SPAN_PROBABILITIES = "span_probabilities"
+ABOUT_TOKENS = frozenset({SPAN_PROBABILITIES})
+"""Scores that are about a token itself, and not about predicting one."""
+
+
+@functools.partial(
+    jax.jit, static_argnames=("needs", "model", "temperature", "mesh", "class_weights")
+)
 def score(
     params: heads.Params,
     batch: Batch,
+    needs: Need,
     *,
     model: DecoderConfig,
     temperature: float = 1.0,
     mesh: Mesh | None = None,
-    with_untruncated: bool = False,
+    reference: heads.Params | None = None,
+    class_weights: tuple[float, float, float] | None = None,
 ) -> dict[str, Array]:
-    """Scores rows [B, T] without gradients; give the mesh that they are sharded over.
+    """Scores rows [B, T] without gradients: what is asked for, in one forward pass.
+
+    Args:
+      needs: of `forward`; all but TEACHER.
+      temperature: of all log-probabilities. They follow the `CUTOFFS` of a batch that has them.
+      mesh: the one that the rows are sharded over.
+      reference: parameters that REFERENCE_KL compares with.
+      class_weights: those that the span-reward head was trained with, which are divided out.
 
     Returns:
-      "logprobs", "entropy" [B, T] of the targets, which follow cutoffs if the batch has them;
-      "values" [B, T] if there is a value head; "untruncated" [B, T], if asked for, the
-      log-probabilities without cutoffs.
+      "logprobs", "entropy", "untruncated", "values", "reference_kl" [B, T] in the slots that
+      predict a token; for SPAN_LOGITS "span_probabilities" [B, T, 3], p(poor), p(neutral) and
+      p(good), on the token itself.
     """
-    hidden = read(params, batch, model=model, mesh=mesh)
-    settings: Any = {"model": model, "temperature": temperature, "mesh": mesh}
-    scored = score_targets(params, hidden, batch, **settings)
-    out = {"logprobs": scored.logprobs, "entropy": scored.entropy}
-    if with_untruncated:
-        whole = score_targets(params, hidden, batch, truncated=False, **settings)
-        out["untruncated"] = whole.logprobs
-    if "value_head" in params:
-        out["values"] = heads.values(params, hidden)
-    return out
-
-
-@functools.partial(jax.jit, static_argnames=("model", "class_weights", "mesh"))
-def span_probabilities(
-    params: heads.Params,
-    batch: Batch,
-    *,
-    model: DecoderConfig,
-    class_weights: tuple[float, float, float] | None = None,
-    mesh: Mesh | None = None,
-) -> Array:
-    """p(poor), p(neutral), p(good) [B, T, 3] of each token of rows [B, T], on the token itself.
-
-    `class_weights` are those that the head was trained with, and are divided out.
-    """
-    hidden = read(params, batch, model=model, mesh=mesh)
-    logits = heads.span_logits(params, hidden)
-    return losses.span_probabilities(logits, class_weights=class_weights)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "temperature", "mesh"))
-def full_kl(
-    params: heads.Params,
-    reference: heads.Params,
-    batch: Batch,
-    *,
-    model: DecoderConfig,
-    temperature: float = 1.0,
-    mesh: Mesh | None = None,
-) -> Array:
-    """KL(policy ‖ reference) over the vocabulary for every slot of rows [B, T].
-
-    Both distributions are those at `temperature`, not truncated.
-    """
-
-    def hidden_and_kernel(p: heads.Params) -> tuple[Array, Array]:
-        hidden = read(p, batch, model=model, mesh=mesh)
-        return hidden, heads.lm_kernel(p).astype(hidden.dtype)
-
-    with within(mesh):
-        return logprobs.full_kl_from_hidden(
-            *hidden_and_kernel(params),
-            *hidden_and_kernel(reference),
-            temperature=temperature,
-            softcap=model.final_softcap,
-            vocab_shards=vocab_shards(model.vocab_size, mesh),
-            spread=None if mesh is None else head_spread(heads.lm_kernel(params), mesh),
+    found = forward(
+        params,
+        batch,
+        needs,
+        model=model,
+        temperature=temperature,
+        mesh=mesh,
+        reference=reference,
+    )
+    scores = {name: getattr(found, name) for need, name in _SCORES.items() if need in needs}
+    if Need.SPAN_LOGITS in needs:
+        scores[SPAN_PROBABILITIES] = losses.span_probabilities(
+            found.span_logits, class_weights=class_weights
         )
+    return scores

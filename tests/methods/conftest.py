@@ -42,7 +42,7 @@ def state_of():
     """state_of(method, params=…, **carry): before its first update."""
 
     def state_of(method, params=None, **carry):
-        carry = {k: jnp.float32(v) for k, v in (method.learning.carry | carry).items()}
+        carry = {k: jnp.float32(v) for k, v in (method.plan.carry | carry).items()}
         return TrainState(0, method.params if params is None else params, None, carry)
 
     return state_of
@@ -108,10 +108,10 @@ def episodes_of(tiny_context):
     def episodes_of(rewards):
         return [
             episodes.Episode(
-                [
+                tuple(
                     tiny.turn(tiny_context, prompt=[5] * (2 + 4 * h), tokens=[6, 7], reward=reward)
                     for h, reward in enumerate(turns)
-                ]
+                )
             )
             for turns in rewards
         ]
@@ -144,7 +144,7 @@ def reference_episodes(tiny_context, assembly):
                 for name, prompt, reward in names
                 if name in given
             ]
-            found.append(episodes.Episode(turns))
+            found.append(episodes.Episode(tuple(turns)))
     return found
 
 

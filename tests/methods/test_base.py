@@ -10,31 +10,30 @@ import tiny
 from t2g_jax.config import METHODS
 from t2g_jax.errors import T2GError
 from t2g_jax.methods import make_method
-from t2g_jax.methods.base import (
+from t2g_jax.methods.base import group_advantages
+from t2g_jax.methods.scores import score_rows
+from t2g_jax.rollouts import turns
+from t2g_jax.rollouts.attempts import (
     attempt_metrics,
-    compared,
     completion_row,
     first_attempts,
-    policy_learning,
-    scored,
     tokens_generated,
 )
-from t2g_jax.parallel.shapes import bucket
-from t2g_jax.rollouts import turns
 from t2g_jax.run import trainer
-from t2g_jax.training.batch import pack
-from t2g_jax.training.step import score
+from t2g_jax.training.forward import Need
+from t2g_jax.training.terms import ADVANTAGES, POLICY_WEIGHT
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_has_its_section_of_the_config(tiny_context, name):
     method = make_method(name, tiny.changed(tiny_context))
     assert method.config is getattr(tiny_context.config, name.replace("-", "_"))
-    assert method.learning.optimizer is method.config.optimizer
+    assert method.plan.optimizer is method.config.optimizer
+    fields = {field.name for field in method.plan.objective.fields}
     if name == "rejection-sampling":
-        assert method.learning.fields == ("nll_weight",)
+        assert fields == {"nll_weight"}
     else:
-        assert set(method.learning.fields) >= {"policy_weight", "advantages", "old_logprobs"}
+        assert fields >= {"policy_weight", "advantages", "sampler_logprobs"}
 
 
 @pytest.mark.parametrize(
@@ -51,13 +50,15 @@ def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
     context = tiny.changed(tiny_context, **{f"sampling__{k}": v for k, v in sampling.items()})
     params = context.weights.load()
     turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
-    rows = [completion_row(context, turn, policy_weight=1.0, advantages=1.0) for turn in turns]
-    learning = policy_learning(context, context.config.grpo)
-    batch = pack(rows, length=bucket(rows), fields=learning.fields)
-    temperature = learning.objective.temperature
-    found = score(params, batch, model=context.model, temperature=temperature, mesh=context.mesh)
-    learned = np.asarray(batch.policy_weight) > 0
-    log_ratio = np.asarray(found["logprobs"] - batch.old_logprobs)[learned]
+    truncated = context.sampling.truncates
+    rows = [completion_row(turn, {}, truncated=truncated) for turn in turns]
+    found = score_rows(context, params, rows, Need.LOGPROBS)
+    log_ratio = np.concatenate(
+        [
+            (about["logprobs"] - item.fields["sampler_logprobs"])[len(turn.prompt) :]
+            for about, item, turn in zip(found, rows, turns, strict=True)
+        ]
+    )
     assert len(log_ratio) == tokens_generated(turns)
     np.testing.assert_allclose(log_ratio, 0, atol=2e-4)
 
@@ -117,8 +118,9 @@ def test_a_group_with_a_broken_completion_is_left_out_and_counted(tiny_context, 
 def test_scores_stand_on_their_tokens(tiny_context, moved, read, temperature):
     context = tiny.changed(tiny_context, sampling__temperature=temperature)
     turns = first_attempts(context, moved, context.config.grpo, "grpo", 0)
-    rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
-    for item, turn, found in zip(rows, turns, scored(context, moved, rows), strict=True):
+    rows = [completion_row(turn, {}) for turn in turns]
+    needs = Need.LOGPROBS | Need.ENTROPY | Need.VALUES
+    for item, turn, found in zip(rows, turns, score_rows(context, moved, rows, needs), strict=True):
         logits, values = read(moved, item.tokens)
         log_probs = oracle.log_softmax(logits / temperature)
         mine = log_probs[np.arange(len(item) - 1), item.tokens[1:]]
@@ -175,14 +177,6 @@ def test_fewer_rows_at_once_collect_the_same(tiny_context, state_of, monkeypatch
     assert parts.metrics == pytest.approx(whole.metrics, abs=1e-4)
 
 
-def test_there_are_no_values_without_a_value_head(tiny_context):
-    turn = tiny.turn(tiny_context, "0")
-    (found,) = scored(
-        tiny_context, tiny_context.weights.load(), [completion_row(tiny_context, turn)]
-    )
-    assert set(found) == {"logprobs", "entropy"}
-
-
 def test_metrics_of_attempts_by_hand(tiny_context):
     turns = [
         tiny.turn(tiny_context, tokens=[7, 8, 4], reward=1),
@@ -207,7 +201,7 @@ def test_metrics_of_attempts_by_hand(tiny_context):
 def test_rewards_are_compared_in_their_group(how):
     rewards = np.float32([1, 0, 0, -0.1, 1, 1, 1, 1, 0, 1, 0, 1])
     expected = [oracle.compared(group, how) for group in rewards.reshape(3, 4)]
-    found = compared(rewards, np.ones_like(rewards), how, 4)
+    found = group_advantages(rewards, np.ones_like(rewards), how, 4)
     np.testing.assert_allclose(found, np.ravel(expected), rtol=1e-5, atol=1e-6)
     assert not found[4:8].any()
     assert found[0] > 0
@@ -220,16 +214,17 @@ def test_turns_are_compared_with_those_that_took_place(how):
     expected = np.zeros((4, 2))
     expected[:, 0] = oracle.compared(rewards[:, 0], how)
     expected[[0, 2, 3], 1] = oracle.compared(rewards[[0, 2, 3], 1], how)
-    np.testing.assert_allclose(compared(rewards, took_place, how, 4), expected, atol=1e-6)
+    found = group_advantages(rewards, took_place, how, 4)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("tokens", "ended"), [([4], True), ([], False), ([9] * 24, False)])
 def test_empty_and_cut_off_completions_are_rows_like_others(tiny_context, tokens, ended):
     turn = tiny.turn(tiny_context, tokens=tokens, ended=ended)
-    item = completion_row(tiny_context, turn, policy_weight=1.0, advantages=0.5)
+    item = completion_row(turn, {POLICY_WEIGHT: 1.0, ADVANTAGES: 0.5})
     assert item.tokens[len(turn.prompt) :].tolist() == tokens
     assert item.fields["policy_weight"].sum() == len(tokens)
-    (found,) = scored(tiny_context, tiny_context.weights.load(), [item])
+    (found,) = score_rows(tiny_context, tiny_context.weights.load(), [item], Need.LOGPROBS)
     assert np.isfinite(found["logprobs"]).all()
     following = turn.after_feedback(tiny_context, "Wrong.")
     assert following[: len(item)] == item.tokens.tolist()

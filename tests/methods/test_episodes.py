@@ -5,8 +5,10 @@ import oracle
 import pytest
 import tiny
 
-from t2g_jax.rollouts.episodes import play, policy_rows, turn_advantages, turn_rewards
+from t2g_jax.methods.grpo_multiturn import policy_rows, turn_advantages
+from t2g_jax.rollouts.episodes import play, turn_rewards
 from t2g_jax.training.batch import pack
+from t2g_jax.training.terms import ADVANTAGES, POLICY_WEIGHT, SAMPLER_LOGPROBS
 
 
 def settings(context, **values):
@@ -38,15 +40,15 @@ def test_policy_rows_are_the_references(assembly, assembled):
     for wanted, item in zip(
         sorted(expected, key=lambda row: (row["group"], row["traj"])), ours, strict=True
     ):
-        fields = ("policy_weight", "advantages", "old_logprobs")
+        fields = (POLICY_WEIGHT, ADVANTAGES, SAMPLER_LOGPROBS)
         batch = pack([item], length=len(item), fields=fields)
         length = len(item) - 1
         for name, array in (
             ("input", batch.tokens),
             ("target", batch.targets),
-            ("mask", batch.policy_weight),
-            ("advantages", batch.advantages),
-            ("logprobs", batch.old_logprobs),
+            ("mask", batch[POLICY_WEIGHT]),
+            ("advantages", batch[ADVANTAGES]),
+            ("logprobs", batch[SAMPLER_LOGPROBS]),
         ):
             np.testing.assert_allclose(array[0, :length], wanted[name], rtol=1e-5, atol=1e-5)
 
@@ -116,7 +118,7 @@ def test_three_turns_are_one_row(rows_of):
 def test_cutoffs_are_in_the_rows_of_a_sampler_that_truncates(episodes_of):
     for episode in episodes_of(REWARDS):
         for truncates in (False, True):
-            assert ("cutoffs" in episode.row(truncates=truncates).fields) == truncates
+            assert ("cutoffs" in episode.row(truncated=truncates).fields) == truncates
 
 
 # --- Playing -----------------------------------------------------------------------------------

@@ -4,9 +4,10 @@ import numpy as np
 import oracle
 import pytest
 import tiny
+from cases import row
 
 from t2g_jax.methods.ppo import PPO, estimate
-from t2g_jax.training.batch import row
+from t2g_jax.training.terms import ADVANTAGES, OLD_VALUES, RETURNS
 
 BETA, GAMMA, LAMBDA = 0.3, 0.9, 0.8
 
@@ -29,11 +30,11 @@ def test_estimates_by_hand(tiny_context):
     config = tiny.changed(tiny_context, ppo__gamma=0.5, ppo__gae_lambda=0.5, ppo__whiten=False)
     item = row(([5, 5], {}), ([6, 7], {"policy_weight": 1.0}))
     rewards, values = np.array([9.0, 9.0, 0.0, 2.0]), np.array([9.0, 9.0, 0.5, 1.0])
-    estimate([item], [rewards], [values], config.config.ppo)
+    (found,) = estimate([item], [rewards], [values], config.config.ppo)
     # δ of the last is 2 − 1, of the one before ½·1 − ½ = 0, and a quarter of the last comes back.
-    np.testing.assert_allclose(item.fields["advantages"], [0, 0, 0.25, 1.0])
-    np.testing.assert_allclose(item.fields["returns"], [0, 0, 0.75, 2.0])
-    np.testing.assert_allclose(item.fields["old_values"], [0, 0, 0.5, 1.0])
+    np.testing.assert_allclose(found[ADVANTAGES], [0, 0, 0.25, 1.0])
+    np.testing.assert_allclose(found[RETURNS], [0, 0, 0.75, 2.0])
+    np.testing.assert_allclose(found[OLD_VALUES], [0, 0, 0.5, 1.0])
 
 
 @pytest.mark.parametrize(
@@ -84,8 +85,8 @@ def test_what_the_log_and_the_report_get(collected):
     )
     assert "span_reward" not in found.metrics
     assert found.metrics["kl"] == pytest.approx(0, abs=1e-5)
-    for sample, item in zip(found.samples, found.rows[::2], strict=True):
+    for trajectory, item in zip(found.trajectories, found.rows, strict=True):
         learned = item.fields["policy_weight"] > 0
-        shown = [cell.advantage for cell in sample.tokens]
+        (shown,) = trajectory.advantages
         np.testing.assert_allclose(shown, item.fields["advantages"][learned])
-        assert sample.method == "ppo"
+        assert trajectory.span_rewards is None

@@ -11,13 +11,16 @@ import tiny
 
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.methods import grpo, make_method, ppo
-from t2g_jax.methods.base import completion_row, first_attempts
+from t2g_jax.methods.scores import score_rows
 from t2g_jax.parallel.sharding import batch_sharding, state_shardings
+from t2g_jax.rollouts.attempts import completion_row, first_attempts
 from t2g_jax.run.trainer import minibatches
 from t2g_jax.runtime import hosts
 from t2g_jax.tasks.base import Score
+from t2g_jax.training.forward import Need
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
+from t2g_jax.training.terms import POLICY_WEIGHT
 
 
 @dataclasses.dataclass
@@ -31,7 +34,7 @@ class Learner:
 
     def learn(self, steps):
         """Makes steps; the metrics of each."""
-        context, learning = self.method.context, self.method.learning
+        context, plan = self.method.context, self.method.plan
         log = []
         for step in range(1, steps + 1):
             collected = self.method.collect(self.state, step)
@@ -39,7 +42,7 @@ class Learner:
             carried = {name: np.float32(value) for name, value in collected.carry.items()}
             carried = hosts.place(carried, jax.tree.map(lambda x: x.sharding, self.state.carry))
             self.state = self.state.replace(carry=carried)
-            for batch in minibatches(context, self.name, learning, collected.rows, step):
+            for batch in minibatches(context, self.name, plan, collected.rows, step):
                 placed = hosts.place(batch, batch_sharding(context.mesh, micro_batched=True))
                 self.state, _ = self.update(self.state, placed)
         return log
@@ -53,9 +56,11 @@ class Learner:
     def divergence(self):
         """The exact KL to the reference, nats a token."""
         context, params = self.method.context, self.state.params
-        rows = [completion_row(context, turn, policy_weight=1.0) for turn in self.attempts()]
+        rows = [completion_row(turn, {POLICY_WEIGHT: 1.0}) for turn in self.attempts()]
+        reference = self.method.reference.params
+        found = score_rows(context, params, rows, Need.REFERENCE_KL, reference=reference)
         weights = np.concatenate([item.fields["policy_weight"] for item in rows])
-        full = np.concatenate(self.method.reference.full(params, rows))
+        full = np.concatenate([about["reference_kl"] for about in found])
         return float(np.average(full, weights=weights))
 
     @property
@@ -71,11 +76,11 @@ def _learner(context, params, name, learning_rate=2e-3, **values):
     method = make_method(name, context)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=learning_rate), 1000)
     params = {k: jax.tree.map(jax.numpy.copy, params[k]) for k in method.params}
-    carry = {k: np.float32(v) for k, v in method.learning.carry.items()}
+    carry = {k: np.float32(v) for k, v in method.plan.carry.items()}
     state = TrainState.create(params, optimizer, carry)
     state = hosts.place(state, state_shardings(state, context.mesh))
-    objective = method.learning.objective
-    update = make_update(context.model, objective, optimizer, context.mesh, state, one_update=True)
+    objective = method.plan.objective
+    update = make_update(context.model, objective, optimizer, context.mesh, state)
     return Learner(name, method, state, update)
 
 

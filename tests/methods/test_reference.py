@@ -7,11 +7,13 @@ import numpy as np
 import oracle
 import pytest
 import tiny
+from cases import row
 
 from t2g_jax.config import GRPOConfig
-from t2g_jax.methods.base import completion_row, first_attempts, policy_learning
-from t2g_jax.methods.reference import Reference, adapted, estimated, stretches
-from t2g_jax.training.batch import row
+from t2g_jax.methods.grpo import GRPO
+from t2g_jax.methods.reference import adapted, completion_count, estimated_kl
+from t2g_jax.rollouts.attempts import completion_row, first_attempts
+from t2g_jax.training.terms import KL_WEIGHT, POLICY_WEIGHT, REF_LOGPROBS
 
 BETA = 0.3
 
@@ -25,14 +27,13 @@ def charge(tiny_context, moved_policy, state_of):
         changes |= {"grpo__kl_coefficient": values.get("kl_coefficient", BETA)}
         changes |= {f"sampling__{name}": value for name, value in dict(sampling).items()}
         context = tiny.changed(tiny_context, **changes)
-        config = context.config.grpo
-        turns = first_attempts(context, moved_policy, config, "grpo", 1)
-        rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
-        method = dataclasses.make_dataclass("Learner", ["learning", "params"])(
-            policy_learning(context, config), moved_policy
-        )
-        state = state_of(method, kl_coefficient=beta)
-        return Reference(context, config, context.weights.load()).charge(state, rows), rows, turns
+        method = GRPO(context)
+        turns = first_attempts(context, moved_policy, method.config, "grpo", 1)
+        truncated = context.sampling.truncates
+        rows = [completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns]
+        state = state_of(method, moved_policy, kl_coefficient=beta)
+        rows, before = method.score(state, rows)
+        return method.penalty(state, rows, before), rows, turns
 
     return charge
 
@@ -67,12 +68,14 @@ def divergences(tiny_context, moved_policy, logprobs_of):
     ],
 )
 def test_what_rewards_are_charged(charge, divergences, kind, sampling):
-    found, rows, turns = charge(kind, sampling)
+    found, _, turns = charge(kind, sampling)
     expected = divergences(kind, turns, sampling.get("temperature", 1.0))
-    for cost, item, turn, wanted in zip(found.costs, rows, turns, expected, strict=True):
+    for cost, fields, turn, wanted in zip(
+        found.per_token, found.fields, turns, expected, strict=True
+    ):
         assert not cost[: len(turn.prompt)].any()
         np.testing.assert_allclose(cost[len(turn.prompt) :], BETA * wanted, rtol=2e-3, atol=2e-4)
-        assert "kl_weight" not in item.fields
+        assert fields == {}
     mean, per_sequence = np.concatenate(expected).mean(), np.mean([x.sum() for x in expected])
     assert found.metrics == {
         "kl": pytest.approx(mean, rel=1e-3, abs=1e-4),
@@ -90,13 +93,13 @@ def test_in_the_loss_rewards_cost_nothing_and_rows_have_the_term(
 ):
     sampling = {"temperature": 0.7} | truncation
     found, rows, turns = charge(kind, sampling, beta=9.0, kl_in="loss")
-    assert not any(cost.any() for cost in found.costs)
-    for item, turn in zip(rows, turns, strict=True):
+    assert not any(cost.any() for cost in found.per_token)
+    for item, fields, turn in zip(rows, found.fields, turns, strict=True):
         learned = item.fields["policy_weight"] > 0
-        assert item.fields["kl_weight"].tolist() == np.float32(BETA * learned).tolist()
+        assert np.float32(fields[KL_WEIGHT]).tolist() == np.float32(BETA * learned).tolist()
         reference = logprobs_of(tiny_context.weights.load(), turn.prompt, turn.tokens, 0.7)
         mine = reference[np.arange(len(turn.tokens)), turn.tokens]
-        np.testing.assert_allclose(item.fields["ref_logprobs"][learned], mine, atol=2e-4)
+        np.testing.assert_allclose(fields[REF_LOGPROBS][learned], mine, atol=2e-4)
     mean = np.concatenate(divergences(kind, turns, 0.7)).mean()
     assert found.metrics["kl"] == pytest.approx(mean, rel=1e-3)
 
@@ -122,12 +125,12 @@ def test_lengths_of_rows_that_differ_a_little_need_no_other_program(caplog):
     def estimates(lengths):
         caplog.clear()
         rows = [
-            row((range(n), {"policy_weight": np.arange(n) > 0, "old_logprobs": -np.arange(n)}))
+            row((range(n), {"policy_weight": np.arange(n) > 0, "sampler_logprobs": -np.arange(n)}))
             for n in lengths
         ]
         reference = [-1.5 * np.arange(n) for n in lengths]
         with jax.log_compiles():
-            found = estimated("k1", rows, reference)
+            found = estimated_kl("k1", rows, reference)
         for n, values in zip(lengths, found, strict=True):
             np.testing.assert_allclose(values, 0.5 * np.arange(n), rtol=1e-6)
         return "Compiling" in caplog.text
@@ -149,8 +152,8 @@ def test_the_controller_by_hand():
 
 
 def test_completions_of_a_row():
-    assert stretches(np.float32([0, 0, 1, 1, 0, 0, 1, 0, 1])) == 3
-    assert stretches(np.float32([0, 0])) == 0
+    assert completion_count(np.float32([0, 0, 1, 1, 0, 0, 1, 0, 1])) == 3
+    assert completion_count(np.float32([0, 0])) == 0
 
 
 @pytest.mark.parametrize("kind", ["k1", "full", "k2", "k3", "abs"])
@@ -164,12 +167,13 @@ def test_the_warm_start_does_not_diverge_from_itself(tiny_context, state_of, kin
     context = tiny.changed(tiny_context, **changes)
     params = context.weights.load()
     turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
-    rows = [completion_row(context, turn, policy_weight=1.0) for turn in turns]
-    method = dataclasses.make_dataclass("Learner", ["learning", "params"])(
-        policy_learning(context, context.config.grpo), params
-    )
-    found = Reference(context, context.config.grpo, params).charge(state_of(method), rows)
+    truncated = context.sampling.truncates
+    rows = [completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns]
+    method = GRPO(context)
+    state = state_of(method)
+    rows, before = method.score(state, rows)
+    found = method.penalty(state, rows, before)
     # In the loss, the update's own pass is compared; the log then has the sampler's rounding.
     exact = kind in ("k1", "full") or {"top_k", "top_p"} & set(sampling)
     assert found.metrics["kl"] == (0 if exact else pytest.approx(0, abs=1e-5))
-    assert not any(cost.any() for cost in found.costs)
+    assert not any(cost.any() for cost in found.per_token)

@@ -34,7 +34,7 @@ def test_where_nothing_is_right_nothing_is_learned(script, collected):
     assert found.metrics["accepted"] == 0
     assert found.metrics["accuracy_turn_2"] == 0
     assert found.carry is None
-    assert method.learning.carry == {}
+    assert method.plan.carry == {}
 
 
 def test_one_completion_a_prompt_is_enough(collected):

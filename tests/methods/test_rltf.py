@@ -10,9 +10,20 @@ import tiny
 
 from t2g_jax import losses
 from t2g_jax.methods import make_method
-from t2g_jax.methods.rltf import RLTFSelfDistillation, distilled_rows, progress
+from t2g_jax.methods.rltf import (
+    RLTFSelfDistillation,
+    distillation_gains,
+    distilled_rows,
+    progress,
+)
 from t2g_jax.training.batch import pack
-from t2g_jax.training.objective import objective, totals
+from t2g_jax.training.terms import (
+    ADVANTAGES,
+    DISTILL_WEIGHT,
+    NLL,
+    OLD_LOGPROBS,
+    TEACHER_LOGPROBS,
+)
 
 EPISODIC = ("grpo-multiturn", "rltf-sd", "rltf-fm")
 REWARDS = [[0, 1], [0, 0], [0, 1], [1]]
@@ -47,7 +58,9 @@ def test_they_are_multi_turn_grpo(script, collected, name):
         np.testing.assert_allclose(item.fields["advantages"][starts], expected, atol=1e-6)
         assert not item.fields["advantages"][weight == 0].any()
     assert found.metrics["accuracy_turn_2"] == pytest.approx(2 / 3)
-    assert len(found.samples) == 2
+    assert [trajectory.advantages for trajectory in found.trajectories] == [
+        pytest.approx(expected, abs=1e-6) for expected in turns
+    ]
 
 
 @pytest.mark.parametrize("name", EPISODIC)
@@ -84,13 +97,21 @@ def test_kl_costs_each_turn_its_own_reward(
 def test_the_baseline_distils_nothing_and_models_nothing(script, collected):
     script(*SCRIPT)
     method, found = collected("grpo-multiturn", grpo_multiturn__prompts_per_step=2)
-    fields = {"policy_weight", "advantages", "old_logprobs"}
+    fields = {"policy_weight", "advantages", "sampler_logprobs"}
     expected = fields | ({"kl_weight", "ref_logprobs"} if method.config.kl_in == "loss" else set())
-    assert set(method.learning.fields) == expected
+    assert {field.name for field in method.plan.objective.fields} == expected
     assert all(set(item.fields) == expected for item in found.rows)
     assert len(found.rows) == 4
     assert "distilled" not in found.metrics
     assert "critiques_learned" not in found.metrics
+
+
+def distilled(episodes, chosen, coefficient, *, sampled=False):
+    """The rows of episodes; `sampled`: with what the sampler said of them as the teacher's."""
+    gains = distillation_gains(episodes, chosen, coefficient)
+    revised = [episodes[i] for i in gains]
+    teachers = [episode.turns[-1].completion.logprobs for episode in revised]
+    return distilled_rows(revised, list(gains.values()), teachers if sampled else None)
 
 
 # --- RLTF-SD: rows -----------------------------------------------------------------------------
@@ -103,7 +124,7 @@ def test_distilled_rows_are_the_references(assembly, reference_episodes, tiny_co
         prompts_per_step=len(assembly["groups"]),
         baseline="first_turn",
     )
-    ours = distilled_rows(reference_episodes, chosen, assembly["sd_coef"])
+    ours = distilled(reference_episodes, chosen, assembly["sd_coef"], sampled=True)
     expected = [row for row in assembly["training_rows"] if row["is_distillation"]]
     expected.sort(key=lambda row: (row["group"], row["traj"]))
     assert len(ours) == len(expected) == 9
@@ -112,19 +133,19 @@ def test_distilled_rows_are_the_references(assembly, reference_episodes, tiny_co
         trajectory = assembly["groups"][wanted["group"]]["trajectories"][wanted["traj"]]
         before = np.zeros(len(item), np.float32)
         before[-len(trajectory["y1"]) :] = trajectory["y1_logprobs_given_x0"]
-        item.fields["old_logprobs"] = before
-        fields = ("distill_weight", "advantages", "old_logprobs", "teacher_logprobs")
+        item = item.with_fields({OLD_LOGPROBS: before})
+        fields = (DISTILL_WEIGHT, ADVANTAGES, OLD_LOGPROBS, TEACHER_LOGPROBS)
         batch = jax.tree.map(lambda x: x[0], pack([item], length=16, fields=fields))
         length = len(item) - 1
         for name, array in (
             ("input", batch.tokens),
             ("target", batch.targets),
-            ("mask", batch.distill_weight),
-            ("logprobs", batch.old_logprobs),
+            ("mask", batch[DISTILL_WEIGHT]),
+            ("logprobs", batch[OLD_LOGPROBS]),
             ("advantages", multiplier(batch, assembly["logprob_threshold"])),
         ):
             np.testing.assert_allclose(array[:length], wanted[name], rtol=1e-5, atol=1e-6)
-        sampled = batch.teacher_logprobs[batch.distill_weight > 0]
+        sampled = batch[TEACHER_LOGPROBS][batch[DISTILL_WEIGHT] > 0]
         np.testing.assert_allclose(sampled, trajectory["y1_logprobs"], rtol=1e-5)
         floors += int(np.sum(np.array(wanted["logprobs"]) < -5))
     assert floors > 0
@@ -135,11 +156,11 @@ def multiplier(batch, floor):
 
     def loss(logprobs):
         per_token = losses.self_distillation(
-            logprobs, batch.advantages, old_logprobs=batch.old_logprobs, logprob_floor=floor
+            logprobs, batch[ADVANTAGES], old_logprobs=batch[OLD_LOGPROBS], logprob_floor=floor
         )
-        return (per_token * batch.distill_weight).sum()
+        return (per_token * batch[DISTILL_WEIGHT]).sum()
 
-    return -jax.grad(loss)(batch.old_logprobs)
+    return -jax.grad(loss)(batch[OLD_LOGPROBS])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +175,7 @@ def multiplier(batch, floor):
 @pytest.mark.parametrize("coefficient", [0.0, 0.1, 2.0])
 def test_baseline(tiny_context, episodes_of, baseline, gains, coefficient):
     chosen = settings(tiny_context, baseline=baseline)
-    rows = distilled_rows(episodes_of(REWARDS), chosen, coefficient)
+    rows = distilled(episodes_of(REWARDS), chosen, coefficient)
     found = [item.fields["advantages"][-1] for item in rows]
     np.testing.assert_allclose(found, coefficient * np.array(gains), rtol=1e-6)
 
@@ -164,7 +185,7 @@ def test_the_baselines_differ_where_every_second_attempt_is_right(tiny_context, 
     episodes = episodes_of([[0, 1]] * 4)
     signal = {}
     for baseline in ("first_turn", "second_turn"):
-        rows = distilled_rows(episodes, settings(tiny_context, baseline=baseline), 0.1)
+        rows = distilled(episodes, settings(tiny_context, baseline=baseline), 0.1)
         signal[baseline] = [item.fields["advantages"][-1] for item in rows]
     assert signal["second_turn"] == [0] * 4
     assert min(signal["first_turn"]) > 0
@@ -176,16 +197,16 @@ def test_a_turn_is_compared_with_the_same_turn_of_the_others(tiny_context, episo
     chosen = settings(
         tiny_context, turns=3, group_size=4, prompts_per_step=1, baseline="second_turn"
     )
-    found = [item.fields["advantages"][-1] for item in distilled_rows(episodes, chosen, 1.0)]
+    found = [item.fields["advantages"][-1] for item in distilled(episodes, chosen, 1.0)]
     np.testing.assert_allclose(found, [1 - 1 / 3, 1 / 2, -1 / 2], rtol=1e-6)
     chosen = dataclasses.replace(chosen, baseline="first_turn")  # mean of 0, 0, 0 and 1
-    found = [item.fields["advantages"][-1] for item in distilled_rows(episodes, chosen, 1.0)]
+    found = [item.fields["advantages"][-1] for item in distilled(episodes, chosen, 1.0)]
     np.testing.assert_allclose(found, [0.75, 0.75, -0.25], rtol=1e-6)
 
 
 def test_the_last_of_three_turns_is_distilled(tiny_context, episodes_of):
     chosen = settings(tiny_context, turns=3, group_size=2)
-    rows = distilled_rows(episodes_of([[0, 0, 1], [0, 0, 0]]), chosen, 0.1)
+    rows = distilled(episodes_of([[0, 0, 1], [0, 0, 0]]), chosen, 0.1)
     assert rows[0].tokens.tolist() == [5, 5, 6, 7]
     assert rows[0].fields["advantages"][-1] == pytest.approx(0.1)
     assert not any("cutoffs" in item.fields for item in rows)  # not so sampled from x₀
@@ -199,11 +220,12 @@ def distilled_part(found):
 
 
 def test_collected_rows_know_what_the_first_prompt_made_of_them(collected):
-    _, found = collected("rltf-sd")
-    distilled = distilled_part(found)
-    assert distilled
-    assert len(found.rows) == 8 + len(distilled)
-    for item in distilled:
+    values = {"minibatches": 2, "correction": "importance"}  # else nobody asks
+    _, found = collected("rltf-sd", **{f"rltf_sd__{k}": v for k, v in values.items()})
+    rows = distilled_part(found)
+    assert rows
+    assert len(found.rows) == 8 + len(rows)
+    for item in rows:
         learned = item.fields["distill_weight"] > 0
         before, teacher = (
             item.fields[name][learned] for name in ("old_logprobs", "teacher_logprobs")
@@ -273,6 +295,7 @@ def test_the_loss_of_a_collected_step(
     script(*SCRIPT)
     values = {"baseline": baseline, "correction": correction, "logprob_floor": floor}
     values |= {"distill_coefficient": COEFFICIENT, "gamma": GAMMA, "prompts_per_step": 2}
+    values |= {"epochs": 2}  # with one update ratios are 1
     context = tiny.changed(
         tiny_context,
         sampling__temperature=TEMPERATURE,
@@ -280,12 +303,12 @@ def test_the_loss_of_a_collected_step(
     )
     method = RLTFSelfDistillation(context)
     found = method.collect(state_of(method), 0)
-    start, settings = method.params, method.learning.objective
+    start, objective = method.params, method.plan.objective
     length = max(len(item) for item in found.rows)
-    batch = pack(found.rows, length=2 * length, fields=method.learning.fields)
+    batch = pack(found.rows, length=2 * length, fields=objective.fields)
     loss = jax.jit(
         lambda params, batch: objective(
-            params, batch, totals(batch, settings), model=context.model, settings=settings
+            params, batch, objective.denominators(batch), model=context.model
         )[0]
     )(moved_policy, batch)
 
@@ -307,12 +330,12 @@ def test_the_loss_of_a_collected_step(
     terms, dropped = [], 0
     for item, values in zip(policy_part(found), advantages, strict=True):
         for (where, now, _), advantage in zip(parts(item, "policy_weight"), values, strict=False):
-            sampled = item.fields["old_logprobs"][where]
-            terms.append(oracle.surrogate("ppo", now, sampled, np.full(len(now), advantage)))
+            old = item.fields["old_logprobs"][where]
+            terms.append(oracle.surrogate("ppo", now, old, np.full(len(now), advantage)))
     gains = {"first_turn": [1, 0, 0.5], "second_turn": [0.5, -0.5, 0]}[baseline]
     for item, gain in zip(distilled_part(found), gains, strict=True):
         ((where, now, before),) = parts(item, "distill_weight")
-        teacher = item.fields["teacher_logprobs"][where]
+        teacher = item.fields["teacher_logprobs"][where] if correction != "none" else now
         weights = np.full(len(now), COEFFICIENT * gain)
         term = oracle.surrogate(correction, now, teacher, weights)
         if floor is not None:
@@ -398,8 +421,8 @@ def test_nobody_asks_about_right_answers_nor_about_the_last(script, collected, f
 def test_feedback_coefficient(tiny_context, coefficient):
     context = tiny.changed(tiny_context, rltf_fm__feedback_coefficient=coefficient)
     method = make_method("rltf-fm", context)
-    assert method.learning.objective.nll_coefficient == coefficient
-    assert "nll_weight" in method.learning.fields
+    (term,) = (term for term in method.plan.objective.terms if isinstance(term, NLL))
+    assert term.coefficient == coefficient
 
 
 @pytest.mark.parametrize(("when", "failures", "learned"), [("right", 1, 3), ("all", 4, 0)])

@@ -17,8 +17,23 @@ from t2g_jax.config import (
     to_yaml,
 )
 from t2g_jax.methods import make_method
-from t2g_jax.methods.base import divergence
 from t2g_jax.reductions import Reduction
+from t2g_jax.training.forward import CUTOFFS
+from t2g_jax.training.terms import (
+    KL_WEIGHT,
+    REF_LOGPROBS,
+    RETURNS,
+    KLToReference,
+    PolicyGradient,
+    SelfDistillation,
+    Value,
+)
+
+
+def term_of(plan, kind):
+    (term,) = (term for term in plan.objective.terms if isinstance(term, kind))
+    return term
+
 
 SECTIONS = {name: name.replace("-", "_") for name in METHODS}
 
@@ -27,7 +42,7 @@ def names_of(section: type) -> set[str]:
     return {field.name for field in dataclasses.fields(section)}
 
 
-# A value that is not the default, and where it ends up in `Learning`.
+# A value that is not the default, and where it ends up in `UpdatePlan`, or the term that reads it.
 ROLLOUT = {
     "steps": (9, "steps"),
     "token_budget": (999, "token_budget"),
@@ -36,35 +51,36 @@ ROLLOUT = {
     "micro_batches": (2, "micro_batches"),
 }
 POLICY = {
-    "surrogate": ("cispo", "objective.surrogate"),
-    "epsilon_low": (0.1, "objective.epsilon_low"),
-    "epsilon_high": (0.3, "objective.epsilon_high"),
+    "surrogate": ("cispo", PolicyGradient),
+    "epsilon_low": (0.1, PolicyGradient),
+    "epsilon_high": (0.3, PolicyGradient),
     "reduction": ("sequence_mean_token_sum", "objective.reduction"),
-    "kl": ("k2", "objective.kl"),
 }
 CRITIC = {
-    "value_coefficient": (0.7, "objective.value_coefficient"),
-    "value_clip": (0.7, "objective.value_clip"),
+    "value_coefficient": (0.7, Value),
+    "value_clip": (0.7, Value),
 }
 OWN = {
     "text2grad": CRITIC,
     "ppo": CRITIC,
     "rltf-sd": {
-        "correction": ("cispo", "objective.correction"),
-        "logprob_floor": (-2.0, "objective.logprob_floor"),
+        "correction": ("cispo", SelfDistillation),
+        "logprob_floor": (-2.0, SelfDistillation),
     },
-    "rltf-fm": {"feedback_coefficient": (0.7, "objective.nll_coefficient")},
 }
 # Those that shape what is collected, each with a test of its own in this folder or in phases/.
 ELSEWHERE = {
     # test_base, test_policy
     *"optimizer eval_every prompts_per_step group_size rows_at_once".split(),
     # test_reference, and below
-    *"kl_in kl_coefficient adaptive_kl_target_per_sequence adaptive_kl_horizon".split(),
+    *"kl kl_in kl_coefficient adaptive_kl_target_per_sequence adaptive_kl_horizon".split(),
+    "log_kl",  # test_needs
     *"gamma gae_lambda whiten".split(),  # test_ppo
     *"span_source fade_after reward reward_threshold".split(),  # test_text2grad
     *"advantage resample_rounds overlong_tokens turns".split(),  # test_grpo, test_episodes
-    *"distill_coefficient distill_schedule baseline critique_correct".split(),  # test_rltf
+    # test_rltf
+    *"distill_coefficient distill_schedule baseline critique_correct".split(),
+    "feedback_coefficient",
 }
 
 
@@ -76,12 +92,18 @@ def settings_of(name):
 @pytest.mark.parametrize(
     ("name", "field"), [(name, field) for name in METHODS for field in settings_of(name)]
 )
-def test_fields_reach_the_learning(tiny_context, name, field):
+def test_fields_reach_the_plan_or_their_term(tiny_context, name, field):
     value, where = settings_of(name)[field]
     section = SECTIONS[name]
     assert getattr(getattr(tiny_context.config, section), field) != value
     context = tiny.changed(tiny_context, **{f"{section}__{field}": value})
-    found = make_method(name, context).learning
+    plan = make_method(name, context).plan
+    if not isinstance(where, str):  # a term, which reads the section itself
+        settings = term_of(plan, where).settings
+        assert settings is getattr(context.config, section)
+        assert getattr(settings, field) == value
+        return
+    found = plan
     for part in where.split("."):
         found = getattr(found, part)
     assert found == (Reduction(value) if field == "reduction" else value)
@@ -99,11 +121,11 @@ def test_no_field_is_forgotten_here(tiny_context, name):
 def test_what_the_sampler_does_reaches_the_objective(tiny_context, name):
     changes = {"sampling__temperature": 0.7, "sampling__top_k": 3, "sampling__max_new_tokens": 20}
     method = make_method(name, tiny.changed(tiny_context, **changes))
-    learning, policy = method.learning, name != "rejection-sampling"
-    assert learning.objective.temperature == (0.7 if policy else 1.0)
-    assert ("cutoffs" in learning.fields) == policy
-    assert not policy or learning.objective.longest == 20
-    assert ("returns" in learning.fields) == ("value_clip" in settings_of(name))
+    objective, policy = method.plan.objective, name != "rejection-sampling"
+    assert objective.temperature == (0.7 if policy else 1.0)
+    assert (CUTOFFS in objective.fields) == policy
+    assert not policy or objective.longest == 20
+    assert (RETURNS in objective.fields) == ("value_clip" in settings_of(name))
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "rejection-sampling"])
@@ -112,10 +134,12 @@ def test_a_term_for_the_divergence_is_learned_if_it_is_in_the_loss(tiny_context,
     for where in ("reward", "loss"):
         values = {"kl": None, "kl_in": where, "kl_coefficient": 0.3}
         context = tiny.changed(tiny_context, **{f"{section}__{k}": v for k, v in values.items()})
-        learning = make_method(name, context).learning
-        assert learning.objective.kl == {"reward": "k1", "loss": "k3"}[where]
-        assert ({"kl_weight", "ref_logprobs"} <= set(learning.fields)) == (where == "loss")
-        assert learning.carry == {"kl_coefficient": 0.3}
+        plan, section_of = make_method(name, context).plan, getattr(context.config, section)
+        assert section_of.divergence == ({"reward": "k1", "loss": "k3"}[where], where)
+        assert ({KL_WEIGHT, REF_LOGPROBS} <= set(plan.objective.fields)) == (where == "loss")
+        if where == "loss":
+            assert term_of(plan, KLToReference).settings is section_of
+        assert plan.carry == {"kl_coefficient": 0.3}
 
 
 # --- Which divergence, and where it is charged -------------------------------------------------
@@ -145,7 +169,7 @@ def test_what_is_left_out_follows_what_is_given_and_the_kind_of_method(name, giv
     section = dataclasses.replace(getattr(Config(name="x"), SECTIONS[name]), kl_coefficient=0.1)
     section = dataclasses.replace(section, **given)
     default = ("k1", "reward") if with_critic(name) else ("k3", "loss")
-    assert divergence(section) == (expected or default)
+    assert section.divergence == (expected or default)
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -154,7 +178,10 @@ def test_a_coefficient_of_0_charges_nothing_anywhere(tiny_context, name):
     context = tiny.changed(
         tiny_context, **{f"{section}__kl_coefficient": 0.0, f"{section}__kl_in": None}
     )
-    assert "kl_weight" not in make_method(name, context).learning.fields
+    method = make_method(name, context)
+    assert KL_WEIGHT not in method.plan.objective.fields
+    assert method.reference is None
+    assert method.plan.carry == {}
 
 
 @pytest.mark.parametrize("section", sorted(SECTIONS.values()))
@@ -182,7 +209,7 @@ def test_defaults_survive_being_written_and_read(loaded):
         config = loaded(text)
         assert loaded(to_yaml(config)) == config
     changed = dataclasses.replace(loaded("grpo: {kl_coefficient: 0.1}").grpo, kl="k1")
-    assert divergence(changed) == ("k1", "reward")
+    assert changed.divergence == ("k1", "reward")
 
 
 # --- Settings that would have no effect --------------------------------------------------------
@@ -304,8 +331,9 @@ def test_the_variants_of_grpo_learn_what_they_say(page, loaded, tiny_context, va
     context = dataclasses.replace(
         tiny_context, config=dataclasses.replace(tiny_context.config, grpo=config.grpo)
     )
-    objective = make_method("grpo", context).learning.objective
-    assert (objective.surrogate, objective.reduction) == {
+    objective = make_method("grpo", context).plan.objective
+    settings = term_of(make_method("grpo", context).plan, PolicyGradient).settings
+    assert (settings.surrogate, objective.reduction) == {
         "Dr. GRPO": ("ppo", Reduction.SEQUENCE_MEAN_TOKEN_SUM),
         "RLOO": ("reinforce", Reduction.SEQUENCE_MEAN_TOKEN_SUM),
         "GSPO": ("gspo", Reduction.SEQUENCE_MEAN_TOKEN_MEAN),

@@ -8,6 +8,7 @@ import tiny
 
 from t2g_jax.feedback.judgment import judge, token_labels
 from t2g_jax.methods.text2grad import Text2Grad, fade, faded
+from t2g_jax.phases import samples
 
 BETA, GAMMA, LAMBDA = 0.3, 0.9, 0.8
 SETTINGS = {
@@ -81,7 +82,7 @@ def test_advantages(collect, moved, read, kind, sampling, whiten):
             ("advantages", advantages),
             ("returns", returns),
             ("old_values", values),
-            ("old_logprobs", turn.completion.logprobs),
+            ("sampler_logprobs", turn.completion.logprobs),
         ):
             np.testing.assert_allclose(item.fields[name][learned], wanted, rtol=2e-4, atol=2e-4)
             assert not item.fields[name][~learned].any()
@@ -232,8 +233,12 @@ def ones(answer):
 
 def test_samples_at_the_first_the_middle_and_the_last_step(tiny_context, state_of):
     method = Text2Grad(tiny.changed(tiny_context, text2grad__steps=5, text2grad__kl="k1"))
-    kept = [method.collect(state_of(method), step).samples for step in range(5)]
-    assert [len(samples) for samples in kept] == [4, 0, 4, 0, 4]  # one of each prompt
+    kept = []
+    for step in range(5):
+        played = method.collect(state_of(method), step).trajectories
+        shown = [played[i] for i in samples.chosen(method.config, step, len(played))]
+        kept.append(samples.samples_of(method.context, method, step, shown))
+    assert [len(made) for made in kept] == [4, 0, 4, 0, 4]  # one of each prompt
     assert kept[0][0].predicted_critique is not None
     assert any(cell.predicted for cell in kept[0][0].tokens)
 

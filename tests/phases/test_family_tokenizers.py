@@ -16,6 +16,7 @@ from t2g_jax.run import pretrained
 from t2g_jax.run.context import Context
 from t2g_jax.tasks.base import Critique
 from t2g_jax.training.batch import pack
+from t2g_jax.training.terms import NLL_WEIGHT
 
 TOKENIZERS = {name: family.make() for name, family in FAMILIES.items()}
 CRITIQUE = Critique("Row 2 is wrong.")
@@ -55,8 +56,8 @@ def test_the_end_of_every_answer_is_learned_even_where_padding_is_the_same_token
 
     # Padding changes nothing of that, whatever token it is.
     length = len(row) + 7
-    batch = pack([row], length=length, fields=("nll_weight",))
-    learned = np.asarray(batch.nll_weight)[0] > 0
+    batch = pack([row], length=length, fields=(NLL_WEIGHT,))
+    learned = np.asarray(batch[NLL_WEIGHT])[0] > 0
     targets = np.asarray(batch.targets)[0][learned].tolist()
     assert targets == [*first, *second]
     assert not learned[len(row) - 1 :].any()

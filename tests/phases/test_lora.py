@@ -1,6 +1,7 @@
 """A run with adapters: what is trained, saved and loaded, and that it resumes exactly."""
 
 import dataclasses
+import functools
 import io
 import shutil
 
@@ -16,10 +17,11 @@ from t2g_jax.phases import evaluate, generate, policy, reward_model
 from t2g_jax.rollouts.turns import complete
 from t2g_jax.run.context import Context
 from t2g_jax.run.pretrained import decoder_config
-from t2g_jax.run.trainer import about_rows
-from t2g_jax.training.batch import row
+from t2g_jax.run.trainer import map_rows
 from t2g_jax.training.checkpoint import Checkpoints
+from t2g_jax.training.forward import Need
 from t2g_jax.training.metrics import read_metrics
+from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.step import score
 
 HEADS = {"reward_model": "span_head", "text2grad": "value_head"}
@@ -86,17 +88,18 @@ def test_the_sampler_reports_what_the_trainer_computes(context):
     prompts = [context.prompts.render(example.prompt) for example in context.task.split("test")]
     completed = complete(context, policy, prompts, jax.random.key(0), batch_size=4)
     rows = [
-        row((prompt, {}), (completion.tokens, {}))
+        TokenSequence.from_parts((prompt, {}), (completion.tokens, {}))
         for prompt, completion in zip(prompts, completed, strict=True)
     ]
     settings = {"model": context.model, "mesh": context.mesh}
 
     def logprobs(params):
-        return about_rows(context, rows, lambda batch: score(params, batch, **settings)["logprobs"])
+        compute = functools.partial(score, params, needs=Need.LOGPROBS, **settings)
+        return [about["logprobs"] for about in map_rows(compute, rows, context.mesh)]
 
     found = zip(prompts, completed, logprobs(policy), logprobs(context.weights.load()), strict=True)
     for prompt, completion, ours, reference in found:
-        of = slice(len(prompt) - 1, len(prompt) - 1 + len(completion.tokens))
+        of = slice(len(prompt), len(prompt) + len(completion.tokens))
         np.testing.assert_allclose(np.exp(ours[of] - completion.logprobs), 1, rtol=1e-4)
         assert np.abs(ours[of] - reference[of]).max() > 1e-3
 

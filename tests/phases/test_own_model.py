@@ -19,10 +19,11 @@ from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.models import heads
 from t2g_jax.phases.export import HEADS_FILE, unweighted
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import about_rows
+from t2g_jax.run.trainer import map_rows
 from t2g_jax.run.workspace import REWARD_MODEL
-from t2g_jax.training.batch import row
-from t2g_jax.training.step import span_probabilities
+from t2g_jax.training.forward import Need
+from t2g_jax.training.sequences import TokenSequence
+from t2g_jax.training.step import score
 
 CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "own_model.yaml"
 
@@ -165,9 +166,12 @@ def test_the_model_card_says_how_to_use_the_span_head(own, tmp_path, monkeypatch
     np.testing.assert_array_equal(found["span_head.out.kernel"], kernel)
     text = context.prompts.render("1 1\n0 1")
     settings = {"model": context.model, "mesh": context.mesh}
-    (ours,) = about_rows(
-        context, [row((text, {}))], lambda batch: span_probabilities(params, batch, **settings)
+    (found_here,) = map_rows(
+        lambda batch: score(params, batch, Need.SPAN_LOGITS, **settings),
+        [TokenSequence(text)],
+        context.mesh,
     )
+    ours = found_here["span_probabilities"]
     code = re.search(r"```python\n(.*?)```", (tmp_path / "x" / "README.md").read_text(), re.S)[1]
     monkeypatch.chdir(tmp_path / "x")
     model = transformers.AutoModelForCausalLM.from_pretrained(".").eval()

@@ -6,27 +6,27 @@ import jax
 import pytest
 import tiny
 
+from t2g_jax.methods.base import MethodExperience, Trajectory
 from t2g_jax.phases import policy
-from t2g_jax.phases.samples import read_samples
-from t2g_jax.report.contents import Sample
+from t2g_jax.rollouts.episodes import Episode
 from t2g_jax.run.context import Context
-from t2g_jax.run.trainer import Collected
+from t2g_jax.run.samples import read_samples
 from t2g_jax.run.workspace import accept_changes
 from t2g_jax.training.state import TrainState
 
-SAMPLE = Sample("title", "prompt", "critique", None, 0.0, ())
-
 
 class Fake:
-    """A method that does nothing and shows a sample at its first step."""
+    """A method that learns nothing from an attempt a step."""
 
-    learning = None
+    plan = reward_model = None
 
     def __init__(self, name, context):
+        self.name, self.context = name, context
         self.config, self.params = context.config.grpo, None
 
     def collect(self, state, step):
-        return Collected([], {"reward": 1.0}, samples=() if step else (SAMPLE,))
+        played = Episode((tiny.turn(self.context, f"{step}", reward=1.0),))
+        return MethodExperience([], {"reward": 1.0}, trajectories=[Trajectory(played, [step])])
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def collect(tiny_context, tmp_path, monkeypatch):
         context = tiny.changed(tiny_context, grpo__eval_every=every)
         found = []
 
-        def training(context, phase, params, collect, learning, **_):
+        def training(context, phase, params, collect, plan, **_):
             found.extend(collect(TrainState(0, {}, None), step) for step in range(6))
             return params, {}
 
@@ -61,7 +61,8 @@ def test_eval_every(collect, every, tested):
     assert all(line["reward"] == 1 for line in metrics)
 
 
-@pytest.mark.parametrize(("method", "frozen"), [("grpo", 1), ("text2grad", 2)])
+# Of the reference, which grpo has none of, and of the reward model.
+@pytest.mark.parametrize(("method", "frozen"), [("grpo", 0), ("text2grad", 2)])
 def test_what_learns_is_in_memory_once(tiny_run, tmp_path, monkeypatch, method, frozen):
     """Embeddings in float32: the policy's and two moments; in bfloat16: of what does not learn."""
     shutil.copytree(tiny_run.workdir, tmp_path, dirs_exist_ok=True)
@@ -90,13 +91,19 @@ def test_what_learns_is_in_memory_once(tiny_run, tmp_path, monkeypatch, method, 
 
     monkeypatch.setattr(policy, "make_method", watched)
     policy.train(context, method)
-    assert found[0] == {"float32": 3, "bfloat16": frozen}  # later a checkpoint may be on its way
+    expected = collections.Counter(float32=3, bfloat16=frozen)
+    assert found[0] == +expected  # later a checkpoint may be on its way
 
 
 def test_samples_are_kept_by_step(collect, tmp_path):
+    """Of the first, the middle and the last of three."""
     collect(0)
-    assert [path.name for path in (tmp_path / "samples").iterdir()] == ["00000000.json"]
-    assert read_samples(tmp_path) == [SAMPLE]
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == [f"0000000{step}.json" for step in (0, 1, 2)]
+    for step, sample in enumerate(read_samples(tmp_path)):
+        assert (sample.method, sample.step, sample.reward) == ("grpo", step + 1, 1.0)
+        assert sample.tokens[0].text == f"{step}"
+        assert {cell.advantage for cell in sample.tokens} == {step}
 
 
 def test_testing_is_not_counted_as_sampling(tiny_context):

@@ -303,13 +303,14 @@ def test_settings_of_training(tiny_context, monkeypatch):
     changes = {f"reward_model__{name}": value for name, value in changes.items()}
     with pytest.raises(T2GError, match="enough"):
         reward_model.train(tiny.changed(tiny_context, **changes))
-    (_, phase, _, collect, learning) = given[0]
+    (_, phase, _, collect, plan) = given[0]
     assert phase == "reward_model"
-    assert (learning.steps, learning.micro_batches) == (2 * (12 // 3), 3)
-    assert learning.objective.nll_coefficient == 0.25
-    assert learning.objective.span_coefficient == 2.0
-    assert learning.objective.class_weights == (3.0, 1.0, 2.0)
-    assert learning.optimizer == optimizer
+    assert (plan.steps, plan.micro_batches) == (2 * (12 // 3), 3)
+    critiques, spans = plan.objective.terms
+    assert (critiques.name, critiques.coefficient) == ("nll_loss", 0.25)
+    assert (spans.name, spans.coefficient) == ("span_loss", 2.0)
+    assert spans.settings.class_weights == (3.0, 1.0, 2.0)
+    assert plan.optimizer == optimizer
     first, second = (collect(None, step).rows for step in (0, 1))
     assert len(first) == len(second) == 3
     again = collect(None, 0).rows  # whatever was asked for in between

@@ -11,6 +11,7 @@ from t2g_jax.phases import evaluate, sft
 from t2g_jax.phases.sft import demonstrations
 from t2g_jax.run.weights import Weights
 from t2g_jax.tasks.base import CritiqueLevel, JudgeError
+from t2g_jax.training.terms import NLL
 
 
 def conversations(context, step=0):
@@ -151,6 +152,6 @@ def test_settings_of_training(tiny_context, monkeypatch):
     optimizer = tiny.with_values(tiny_context.config, sft__optimizer__b1=0.5).sft.optimizer
     changes = {"sft__steps": 7, "sft__micro_batches": 2, "sft__optimizer": optimizer}
     sft.train(tiny.changed(tiny_context, **changes))
-    (learning,) = given
-    assert (learning.steps, learning.micro_batches, learning.optimizer) == (7, 2, optimizer)
-    assert (learning.epochs, learning.minibatches, learning.fields) == (1, 1, ("nll_weight",))
+    (plan,) = given
+    assert (plan.steps, plan.micro_batches, plan.optimizer) == (7, 2, optimizer)
+    assert (plan.epochs, plan.minibatches, plan.objective.terms) == (1, 1, (NLL(),))

@@ -61,13 +61,11 @@ def test_every_function_of_every_phase(plan):
         ("reward_model", "update"),
         ("reward_model", "span scoring"),
         ("text2grad", "sample"),
-        ("text2grad", "full KL"),
         ("text2grad", "score (policy)"),
         ("text2grad", "span scoring"),
         ("text2grad", "update"),
         ("rltf-sd", "sample"),
         ("rltf-sd", "score (reference)"),
-        ("rltf-sd", "score (policy)"),
         ("rltf-sd", "update"),
         ("evaluate", "sample"),
     ]
@@ -97,7 +95,9 @@ def test_memory_of_what_is_kept(config):
     assert sft.shape == "2 × [8, 128]"
     # The reference, with a value head of its own, and the reward model.
     assert text2grad.resident["kept beside"] == pytest.approx(2 * weights, rel=0.02)
-    assert found["text2grad", "full KL"].inputs["reference"] == pytest.approx(weights, rel=0.02)
+    assert found["text2grad", "score (policy)"].inputs["reference"] == pytest.approx(
+        weights, rel=0.02
+    )
     # While it samples, the optimizer's state waits.
     waiting = found["text2grad", "sample"].resident["kept beside"]
     assert waiting == pytest.approx(4 * weights, rel=0.02)
@@ -146,7 +146,7 @@ def test_what_to_change(plan):
     )
     assert any("rltf_sd.rows_at_once: 64" in line for line in advice("sample"))
     assert any("evaluate.batch_size: 100" in line for line in advice("sample", phase="evaluate"))
-    assert any("rltf_sd.rows_at_once: 64" in line for line in advice("score (policy)"))
+    assert any("rltf_sd.rows_at_once: 64" in line for line in advice("score (reference)"))
     fitting = from_json(plan["programs"][0])
     assert advised(fitting, config, where, plan["mesh"]) is fitting
     assert from_json(to_json(fitting)) == fitting
@@ -265,7 +265,7 @@ def test_the_page(tmp_path):
     )
     section = page.section(config)
     assert section.startswith("### small-l4-8\n\nA small one.\n\n`t2g plan ")
-    assert section.count("\n|") == 2 + 14
+    assert section.count("\n|") == 2 + 12
     unnamed = tmp_path / "small.yaml"
     unnamed.write_text(SMALL)
     assert page.main([str(file), str(unnamed)]) == 2

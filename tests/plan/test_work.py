@@ -12,7 +12,8 @@ from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.parallel.sharding import make_mesh
 from t2g_jax.plan import work
 from t2g_jax.training.batch import Batch
-from t2g_jax.training.objective import Objective, objective, totals
+from t2g_jax.training.objective import Objective
+from t2g_jax.training.terms import NLL, NLL_WEIGHT
 
 ROWS, LENGTH = 4, 64
 MODEL = DecoderConfig(
@@ -46,12 +47,12 @@ def compiler_count(model, params, *, gradient):
     structure = ("tokens", "targets", "positions", "segment_ids")
     ints = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32)
     weights = jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.float32)
-    batch = Batch(**dict.fromkeys(structure, ints), nll_weight=weights)
+    batch = Batch(**dict.fromkeys(structure, ints), fields={NLL_WEIGHT.name: weights})
     trained, frozen = lora.split(params)
 
     def loss(trained, frozen, batch):
-        whole, settings = lora.join(trained, frozen), Objective()
-        return objective(whole, batch, totals(batch, settings), model=model, settings=settings)[0]
+        whole, objective = lora.join(trained, frozen), Objective((NLL(),))
+        return objective(whole, batch, objective.denominators(batch), model=model)[0]
 
     function = jax.grad(loss) if gradient else loss
     compiled = jax.jit(function).lower(trained, frozen, batch).compile()

@@ -6,16 +6,17 @@ import jax
 import numpy as np
 import pytest
 import tiny
+from cases import row
 
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.parallel.shapes import bucket
 from t2g_jax.run import trainer
-from t2g_jax.run.trainer import Collected, Learning, minibatches, run_training
+from t2g_jax.run.trainer import Experience, UpdatePlan, minibatches, run_training
 from t2g_jax.run.workspace import Workspace
 from t2g_jax.tasks.base import Floor
-from t2g_jax.training.batch import Row, row
 from t2g_jax.training.metrics import read_metrics
 from t2g_jax.training.objective import Objective
+from t2g_jax.training.terms import NLL, NLL_WEIGHT
 
 
 def rows(count, length=10):
@@ -23,11 +24,10 @@ def rows(count, length=10):
 
 
 @pytest.fixture
-def learning(tiny_context):
-    return Learning(
+def plan(tiny_context):
+    return UpdatePlan(
         optimizer=tiny_context.config.sft.optimizer,
-        objective=Objective(),
-        fields=("nll_weight",),
+        objective=Objective((NLL(),)),
         steps=2,
         epochs=2,
         minibatches=3,
@@ -35,8 +35,8 @@ def learning(tiny_context):
     )
 
 
-def test_each_epoch_has_each_row_once_in_an_order_of_its_own(tiny_context, learning):
-    batches = list(minibatches(tiny_context, "sft", learning, rows(12), 0))
+def test_each_epoch_has_each_row_once_in_an_order_of_its_own(tiny_context, plan):
+    batches = list(minibatches(tiny_context, "sft", plan, rows(12), 0))
     assert len(batches) == 2 * 3
     assert {batch.tokens.shape for batch in batches} == {(2, 8, 16)}  # 8 devices
     contents = [sorted(set(np.unique(batch.tokens)) - {0, 1}) for batch in batches]
@@ -44,7 +44,7 @@ def test_each_epoch_has_each_row_once_in_an_order_of_its_own(tiny_context, learn
         assert sorted(itertools.chain(*epoch)) == list(range(2, 12))
     assert contents[:3] != contents[3:]
     for step, same in ((0, True), (1, False)):
-        again = list(minibatches(tiny_context, "sft", learning, rows(12), step))
+        again = list(minibatches(tiny_context, "sft", plan, rows(12), step))
         pairs = zip(batches, again, strict=True)
         assert all((a.tokens == b.tokens).all() for a, b in pairs) == same
 
@@ -52,18 +52,6 @@ def test_each_epoch_has_each_row_once_in_an_order_of_its_own(tiny_context, learn
 def test_lengths_are_few():
     lengths = {bucket(rows(1, n)) for n in range(1, 512)}
     assert lengths == {16, 32, 48, 64, 96, 128, 192, 256, 384, 512}
-
-
-def test_tokens_that_count_in_any_term_are_counted_once():
-    item = Row(
-        np.arange(5),
-        {
-            "nll_weight": np.array([0, 0, 1, 1, 0]),
-            "span_weight": np.array([0, 1, 1, 0, 0]),
-            "advantages": np.array([1, 1, 1, 1, 1]),
-        },
-    )
-    assert trainer.weighed(item) == 3
 
 
 def test_metrics_of_a_step():
@@ -115,9 +103,9 @@ def test_speed_by_stage():
 
 
 @pytest.fixture
-def train(tiny_context, learning, tmp_path):
+def train(tiny_context, plan, tmp_path):
     """train(collect, …): trains a phase of its own from the warm start, with changes to the
-    learning and, named with "__", to the config."""
+    plan and, named with "__", to the config."""
     start = tiny_context.weights.load()
     elsewhere = Workspace(tmp_path, tiny_context.config)
 
@@ -126,7 +114,7 @@ def train(tiny_context, learning, tmp_path):
         context = tiny.changed(tiny_context, **values)
         context = dataclasses.replace(context, workspace=elsewhere)
         floor = changes.pop("floor", None)
-        chosen = dataclasses.replace(learning, **changes)
+        chosen = dataclasses.replace(plan, **changes)
         result = run_training(context, "own", start, collect, chosen, floor=floor)
         return result, read_metrics(tmp_path / "own")
 
@@ -138,7 +126,7 @@ def test_the_carry_goes_from_step_to_step(train):
 
     def collect(state, step):
         seen.append(float(state.carry["beta"]))
-        return Collected(rows(12), {"tokens_generated": 5}, {"beta": seen[-1] * 2})
+        return Experience(rows(12), {"tokens_generated": 5}, {"beta": seen[-1] * 2})
 
     (params, summary), lines = train(collect, carry={"beta": 0.5})
     assert seen == [0.5, 1.0]
@@ -152,7 +140,7 @@ def test_the_carry_goes_from_step_to_step(train):
 def test_the_log_has_the_learning_rate_that_the_step_began_with(train):
     schedule = {"schedule": "linear", "learning_rate": 0.6, "warmup_steps": 0}
     optimizer = dataclasses.replace(OptimizerConfig(), **schedule)
-    _, lines = train(lambda state, step: Collected(rows(12)), optimizer=optimizer, steps=2)
+    _, lines = train(lambda state, step: Experience(rows(12)), optimizer=optimizer, steps=2)
     # Two epochs of three minibatches a step: 12 updates in all.
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.6, 0.3])
 
@@ -165,7 +153,7 @@ def test_with_a_budget_the_learning_rate_follows_it(train):
     def collect(state, step):
         if step == stop:
             raise KeyboardInterrupt
-        return Collected(rows(12), {"tokens_generated": 10})
+        return Experience(rows(12), {"tokens_generated": 10})
 
     stop = 2
     with pytest.raises(KeyboardInterrupt):
@@ -181,7 +169,7 @@ def test_a_budget_of_as_many_tokens_as_steps_generate_learns_the_same(train, tmp
 
     def learned(**by):
         shutil.rmtree(tmp_path / "own", ignore_errors=True)
-        collect = lambda state, step: Collected(rows(12), {"tokens_generated": 10})  # noqa: E731
+        collect = lambda state, step: Experience(rows(12), {"tokens_generated": 10})  # noqa: E731
         (params, _), _ = train(collect, optimizer=optimizer, **by)
         return jax.device_get(params)
 
@@ -198,7 +186,7 @@ def test_trackers_get_the_log(train, tmp_path):
     def collect(state, step):
         if step == 2 and not again:
             raise KeyboardInterrupt
-        return Collected(rows(12), {"reward": step + 10.0 * again, "tokens_generated": 5})
+        return Experience(rows(12), {"reward": step + 10.0 * again, "tokens_generated": 5})
 
     values = {"tracking__tensorboard": True, "checkpoint__every_steps": 1, "steps": 3}
     again = False
@@ -217,7 +205,7 @@ def test_a_collapse_is_told_once_also_by_a_run_that_goes_on(train, capsys):
     def collect(state, step):
         if step == stop:
             raise KeyboardInterrupt
-        return Collected(rows(1, 2), {"accuracy": 0.5 if step < 5 else 0.1})
+        return Experience(rows(1, 2), {"accuracy": 0.5 if step < 5 else 0.1})
 
     values = {"checkpoint__every_steps": 1, "steps": 14, "epochs": 1, "minibatches": 1}
     values |= {"micro_batches": 1, "floor": Floor(0.1, "say 0")}
@@ -234,7 +222,7 @@ def test_a_collapse_is_told_once_also_by_a_run_that_goes_on(train, capsys):
 
 def test_learning_leaves_where_it_started_as_it_was(train, tiny_context):
     before = jax.device_get(tiny_context.weights.load())
-    (params, _), _ = train(lambda state, step: Collected(rows(12)), steps=1)
+    (params, _), _ = train(lambda state, step: Experience(rows(12)), steps=1)
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(tiny_context.weights.load()))
     assert any(
         (a != b).any()
@@ -249,13 +237,13 @@ def test_learning_leaves_where_it_started_as_it_was(train, tiny_context):
 )
 def test_checkpoints_are_made_and_kept(train, tmp_path, every, keep, kept):
     values = {"checkpoint__every_steps": every, "checkpoint__keep_last": keep}
-    train(lambda state, step: Collected(rows(12)), steps=3, **values)
+    train(lambda state, step: Experience(rows(12)), steps=3, **values)
     folder = tmp_path / "own" / "checkpoints"
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == kept
 
 
-def test_minibatches_are_never_empty(tiny_context, learning):
-    few = list(minibatches(tiny_context, "sft", learning, rows(2), 0))
+def test_minibatches_are_never_empty(tiny_context, plan):
+    few = list(minibatches(tiny_context, "sft", plan, rows(2), 0))
     assert len(few) == 2 * 2  # epochs × rows
-    assert all(batch.nll_weight.any() for batch in few)
-    assert not list(minibatches(tiny_context, "sft", learning, [], 0))
+    assert all(batch[NLL_WEIGHT].any() for batch in few)
+    assert not list(minibatches(tiny_context, "sft", plan, [], 0))

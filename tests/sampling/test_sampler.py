@@ -14,8 +14,11 @@ from t2g_jax.models.decoder import Decoder
 from t2g_jax.sampling import distribution, sampler
 from t2g_jax.sampling.distribution import Sampling, log_distribution
 from t2g_jax.sampling.sampler import pad_prompts, sample
-from t2g_jax.training.batch import pack, row
+from t2g_jax.training.batch import pack
+from t2g_jax.training.forward import CUTOFFS, Need
+from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.step import score
+from t2g_jax.training.terms import POLICY_WEIGHT, SAMPLER_LOGPROBS
 
 NEW = 6
 FREE = Sampling(max_new_tokens=NEW, stop_ids=())
@@ -71,15 +74,15 @@ def test_logprobs_are_those_the_trainer_computes(
     rows = []
     for i, prompt in enumerate(prompts):
         n = out.lengths[i]
-        fields = {"policy_weight": 1.0, "old_logprobs": out.logprobs[i, :n]}
-        fields["cutoffs"] = out.cutoffs[i, :n]
-        rows.append(row((prompt, {}), (out.tokens[i, :n], fields)))
-    batch = pack(rows, length=64, fields=("policy_weight", "old_logprobs", "cutoffs"))
-    scored = score(params, batch, model=model, temperature=temperature)
-    sampled = batch.policy_weight > 0
+        about = {POLICY_WEIGHT: 1.0, SAMPLER_LOGPROBS: out.logprobs[i, :n]}
+        about[CUTOFFS] = out.cutoffs[i, :n]
+        rows.append(TokenSequence.from_parts((prompt, {}), (out.tokens[i, :n], about)))
+    batch = pack(rows, length=64, fields=(POLICY_WEIGHT, SAMPLER_LOGPROBS, CUTOFFS))
+    scored = score(params, batch, Need.LOGPROBS, model=model, temperature=temperature)
+    sampled = batch[POLICY_WEIGHT] > 0
     assert sampled.sum() == out.lengths.sum()
-    assert np.isneginf(batch.cutoffs[sampled]).all() == (not sampling.truncates)
-    trained, old = scored["logprobs"][sampled], batch.old_logprobs[sampled]
+    assert np.isneginf(batch[CUTOFFS][sampled]).all() == (not sampling.truncates)
+    trained, old = scored["logprobs"][sampled], batch[SAMPLER_LOGPROBS][sampled]
     np.testing.assert_allclose(trained, old, rtol=0, atol=1e-5)
     np.testing.assert_allclose(np.exp(trained - old), 1, rtol=1e-5)
 

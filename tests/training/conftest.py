@@ -7,25 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import FIELDS, Case, pad, row
 
 from t2g_jax.config import MeshConfig, OptimizerConfig
 from t2g_jax.models import heads
 from t2g_jax.models.decoder import DecoderConfig
 from t2g_jax.parallel.sharding import make_mesh
-from t2g_jax.training.batch import (
-    PREDICTION_FIELDS,
-    TOKEN_FIELDS,
-    Batch,
-    micro_batches,
-    pad,
-    row,
-)
-from t2g_jax.training.objective import Objective, objective, totals
+from t2g_jax.training.batch import Batch, micro_batches
+from t2g_jax.training.objective import Objective
+from t2g_jax.training.sequences import Field
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
 
 LENGTH = 32
-DEFAULT = Objective()
+DEFAULT = Case().objective()
 MODEL = DecoderConfig(
     vocab_size=16, width=16, layers=2, heads=4, kv_heads=2, head_width=4, mlp_width=24
 )
@@ -48,8 +43,8 @@ def params():
 
 
 @pytest.fixture(scope="session")
-def fields() -> tuple[str, ...]:
-    return (*PREDICTION_FIELDS, *TOKEN_FIELDS)
+def fields() -> tuple[Field, ...]:
+    return FIELDS
 
 
 @pytest.fixture(scope="session")
@@ -66,6 +61,7 @@ def rows():
             "policy_weight": rng.choice([0.5, 1.0, 2.0], count),
             "advantages": rng.normal(size=count),
             "old_logprobs": rng.uniform(-3.5, -1.5, count),
+            "sampler_logprobs": np.linspace(-3.0, -1.0, count),
             "cutoffs": cutoffs,
             "ref_logprobs": rng.uniform(-4, -1, count),
             "kl_weight": rng.uniform(0.1, 0.5, count),
@@ -109,14 +105,15 @@ def hidden_of():
 
 @pytest.fixture(scope="session")
 def loss_of():
-    """loss_of(params, batch, settings) → (loss, metrics)."""
+    """loss_of(params, batch, objective) → (loss, metrics)."""
 
-    @functools.partial(jax.jit, static_argnames="settings")
-    def compiled(params, batch, denominators, settings):
-        return objective(params, batch, denominators, model=MODEL, settings=settings)
+    @functools.partial(jax.jit, static_argnames="objective")
+    def compiled(params, batch, denominators, objective):
+        return objective(params, batch, denominators, model=MODEL)
 
-    def loss_of(params, batch, settings=DEFAULT):
-        loss, metrics = jax.device_get(compiled(params, batch, totals(batch, settings), settings))
+    def loss_of(params, batch, objective=DEFAULT):
+        found = compiled(params, batch, objective.denominators(batch), objective)
+        loss, metrics = jax.device_get(found)
         return loss, metrics["sum"] | metrics["max"] | metrics["min"]
 
     return loss_of
@@ -124,18 +121,19 @@ def loss_of():
 
 @pytest.fixture(scope="session")
 def gradient_of_loss():
-    """gradient_of_loss(params, batch, settings, denominators=…) → (loss, gradients)."""
+    """gradient_of_loss(params, batch, objective, denominators=…) → (loss, gradients)."""
 
-    @functools.partial(jax.jit, static_argnames="settings")
-    def compiled(params, batch, denominators, settings):
+    @functools.partial(jax.jit, static_argnames="objective")
+    def compiled(params, batch, denominators, objective):
         def loss(params):
-            return objective(params, batch, denominators, model=MODEL, settings=settings)[0]
+            return objective(params, batch, denominators, model=MODEL)[0]
 
         return jax.value_and_grad(loss)(params)
 
-    def gradient_of_loss(params, batch, settings=DEFAULT, denominators=None):
-        denominators = totals(batch, settings) if denominators is None else denominators
-        return jax.device_get(compiled(params, batch, denominators, settings))
+    def gradient_of_loss(params, batch, objective=DEFAULT, denominators=None):
+        if denominators is None:
+            denominators = objective.denominators(batch)
+        return jax.device_get(compiled(params, batch, denominators, objective))
 
     return gradient_of_loss
 
@@ -153,7 +151,8 @@ def mesh_of():
 @pytest.fixture(scope="session")
 def settings() -> Objective:
     """An objective in which every field of a batch counts."""
-    return Objective(temperature=0.7, kl="abs", correction="ppo", logprob_floor=-5.0)
+    case = Case(temperature=0.7, divergence=("abs", "loss"), correction="ppo", logprob_floor=-5.0)
+    return case.objective()
 
 
 @pytest.fixture(scope="session")

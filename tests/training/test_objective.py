@@ -6,22 +6,24 @@ import functools
 import jax
 import numpy as np
 import pytest
+from cases import BY_NAME, FIELDS, Case, only, pad, row
 
 from t2g_jax import kl, losses
 from t2g_jax.models import heads
 from t2g_jax.reductions import Reduction
-from t2g_jax.training.batch import (
-    PREDICTION_FIELDS,
-    TOKEN_FIELDS,
-    Batch,
-    Row,
-    micro_batches,
-    pack,
-    pad,
-    row,
-)
-from t2g_jax.training.objective import Objective, totals
+from t2g_jax.training.batch import Batch, micro_batches, pack
+from t2g_jax.training.forward import Need, forward
+from t2g_jax.training.objective import SHARED, Objective
+from t2g_jax.training.sequences import Field, Weight
 from t2g_jax.training.step import score
+from t2g_jax.training.terms import (
+    NLL,
+    POLICY_WEIGHT,
+    KLToReference,
+    PolicyGradient,
+    SelfDistillation,
+    SpanLabels,
+)
 
 LENGTH = 32
 
@@ -53,7 +55,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
         name: np.concatenate(
             [item.fields.get(name, np.full(len(item), default)) for item in rows]
         ).astype(np.float32)
-        for name, default in (PREDICTION_FIELDS | TOKEN_FIELDS).items()
+        for name, default in ((field.name, field.padding) for field in FIELDS)
     }
     policy, distill, nll, span = (
         f[f"{kind}_weight"] for kind in ("policy", "distill", "nll", "span")
@@ -102,7 +104,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
         "k2": 0.5 * to_reference**2,
         "k3": np.exp(to_reference) - 1 - to_reference,
         "abs": np.abs(to_reference),
-    }[settings.kl]
+    }[settings.divergence[0]]
     epsilons = {"epsilon_low": settings.epsilon_low, "epsilon_high": settings.epsilon_high}
     row_of_token = np.repeat(np.arange(len(rows)), [len(item) for item in rows])
     distilled = losses.self_distillation(
@@ -131,7 +133,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
     kept = np.clip(
         values, f["old_values"] - settings.value_clip, f["old_values"] + settings.value_clip
     )
-    likelihood = np.exp(span_logits) / (settings.class_weights or (1, 1, 1))
+    likelihood = np.exp(span_logits) / settings.class_weights
     metrics = {
         "policy_loss": reduced(surrogate, policy),
         "kl_loss": reduced(f["kl_weight"] * divergence, policy),
@@ -151,7 +153,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
         "log_ratio_min": log_ratio[policy > 0].min(),
         "log_ratio_max": log_ratio[policy > 0].max(),
         "clip_fraction": mean(clips[settings.surrogate], policy, policy.sum()),
-        "kl_sampler_trainer": mean(kl.k3(f["old_logprobs"], logprobs), policy, policy.sum()),
+        "kl_sampler_trainer": mean(kl.k3(f["sampler_logprobs"], logprobs), policy, policy.sum()),
         "distill_logprob": mean(logprobs, distill, distill.sum()),
         "span_accuracy": mean(likelihood.argmax(-1) - 1 == f["span_labels"], span, span.sum()),
     }
@@ -167,31 +169,34 @@ def oracle(params, rows, hidden_of_tokens, settings):
     loss = metrics["policy_loss"] + metrics["kl_loss"] + metrics["distill_loss"]
     loss += settings.value_coefficient * metrics["value_loss"]
     loss += settings.nll_coefficient * metrics["nll_loss"]
-    loss += settings.span_coefficient * metrics["span_loss"]
+    loss += settings.span_weight * metrics["span_loss"]
     return loss, metrics | {"loss": loss}
 
 
 CASES = {
-    "default": Objective(),
-    "cispo": Objective(surrogate="cispo", epsilon_low=0.1, epsilon_high=0.4, correction="cispo"),
-    "gspo": Objective(
-        surrogate="gspo", epsilon_high=0.3, reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN, kl="abs"
+    "default": Case(),
+    "cispo": Case(surrogate="cispo", epsilon_low=0.1, epsilon_high=0.4, correction="cispo"),
+    "gspo": Case(
+        surrogate="gspo",
+        epsilon_high=0.3,
+        reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN,
+        divergence=("abs", "loss"),
     ),
-    "reinforce": Objective(surrogate="reinforce", value_coefficient=0.7, value_clip=0.05),
-    "cool": Objective(temperature=0.6, kl="k2", correction="importance"),
-    "hot": Objective(temperature=1.4, correction="ppo", logprob_floor=-4.0),
-    "sums": Objective(
+    "reinforce": Case(surrogate="reinforce", value_coefficient=0.7, value_clip=0.05),
+    "cool": Case(temperature=0.6, divergence=("k2", "loss"), correction="importance"),
+    "hot": Case(temperature=1.4, correction="ppo", logprob_floor=-4.0),
+    "sums": Case(
         reduction=Reduction.SEQUENCE_MEAN_TOKEN_SUM, longest=7, correction="sequence_importance"
     ),
-    "sequences": Objective(reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN, temperature=0.8),
-    "weighted": Objective(nll_coefficient=0.2, span_coefficient=3.0, class_weights=(2.0, 0.5, 1.5)),
+    "sequences": Case(reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN, temperature=0.8),
+    "weighted": Case(nll_coefficient=0.2, span_weight=3.0, class_weights=(2.0, 0.5, 1.5)),
 }
 
 
 @pytest.mark.parametrize("settings", CASES.values(), ids=CASES)
 def test_terms_equal_the_oracle(params, rows, batch, hidden_of_tokens, loss_of, settings):
     expected_loss, expected = oracle(params, rows, hidden_of_tokens, settings)
-    loss, metrics = loss_of(params, batch, settings)
+    loss, metrics = loss_of(params, batch, settings.objective())
     assert set(metrics) == set(expected)
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
@@ -199,16 +204,20 @@ def test_terms_equal_the_oracle(params, rows, batch, hidden_of_tokens, loss_of, 
 
 
 def test_the_cases_vary_every_setting():
-    for field in dataclasses.fields(Objective):
+    for field in dataclasses.fields(Case):
+        if field.name == "updates_per_step":  # with one of them ratios are 1, see below
+            continue
         assert len({getattr(case, field.name) for case in CASES.values()}) > 1, field.name
 
 
 def test_kl_weight_is_the_weight_of_the_divergence(params, batch, loss_of):
     loss, metrics = loss_of(params, batch)
-    twice, more = loss_of(params, batch.replace(kl_weight=2 * batch.kl_weight))
+    twice, more = loss_of(params, batch.with_fields(kl_weight=2 * batch.fields["kl_weight"]))
     np.testing.assert_allclose(more["kl_loss"], 2 * metrics["kl_loss"], rtol=1e-6)
     np.testing.assert_allclose(twice, loss + metrics["kl_loss"], rtol=1e-6)
-    without, less = loss_of(params, batch.replace(kl_weight=None, ref_logprobs=None))
+    objective = Case().objective()
+    others = tuple(term for term in objective.terms if not isinstance(term, KLToReference))
+    without, less = loss_of(params, batch, dataclasses.replace(objective, terms=others))
     assert "kl_loss" not in less
     np.testing.assert_allclose(without, loss - metrics["kl_loss"], rtol=1e-5)
 
@@ -218,19 +227,22 @@ def test_kl_weight_is_the_weight_of_the_divergence(params, batch, loss_of):
 def test_a_critiques_token_weighs_lambda_however_many_there_are(params, rows, loss_of, copies, how):
     """RL + λ · NLL over one denominator: a sum by hand over the tokens of both."""
     critique = row(([1, 2, 3], {}), ([4, 5, 6, 7, 8] * copies, {"nll_weight": 1.0}))
-    fields = ("policy_weight", "advantages", "old_logprobs", "nll_weight")
+    case = Case(surrogate="reinforce", nll_coefficient=0.1, reduction=how, longest=9)
+    both, rl_alone, nll_alone = (
+        case.objective(*kinds, truncated=False)
+        for kinds in ((PolicyGradient, NLL), (PolicyGradient,), (NLL,))
+    )
     policy = [
-        Row(item.tokens, {k: v for k, v in item.fields.items() if k in fields}) for item in rows[:3]
+        only(item, "policy_weight", "advantages", "sampler_logprobs", "old_logprobs")
+        for item in rows[:3]
     ]
-    settings = Objective(surrogate="reinforce", nll_coefficient=0.1, reduction=how, longest=9)
-    together = pad([*policy, critique], length=64, fields=fields)
-    loss, _ = loss_of(params, together, settings)
-    alone = pad([critique], length=64, fields=("nll_weight",))
-    nll = loss_of(params, alone, Objective())[1]["nll"]
-    (policy_alone,) = [pad(policy, length=64, fields=fields[:3])]
-    rl, _ = loss_of(params, policy_alone, settings)
+    together = pad([*policy, critique], length=64, fields=both.fields)
+    loss, _ = loss_of(params, together, both)
+    nll = loss_of(params, pad([critique], length=64, fields=nll_alone.fields), nll_alone)[1]["nll"]
+    policy_alone = pad(policy, length=64, fields=rl_alone.fields)
+    rl, _ = loss_of(params, policy_alone, rl_alone)
     if how is Reduction.TOKEN_MEAN:
-        mine, theirs = policy_alone.policy_weight.sum(), len(critique) - 3
+        mine, theirs = policy_alone[POLICY_WEIGHT].sum(), len(critique) - 3
         expected = (rl * mine + 0.1 * nll * theirs) / (mine + theirs)
     else:  # three sequences and one
         share = nll if how is Reduction.SEQUENCE_MEAN_TOKEN_MEAN else nll * 5 * copies / 9
@@ -241,16 +253,15 @@ def test_a_critiques_token_weighs_lambda_however_many_there_are(params, rows, lo
 def test_severities_are_learned_as_they_are(params, rows, loss_of):
     """Half a label is half of its class, and half neutral."""
     (item,) = [item for item in rows if "span_weight" in item.fields][:1]
-    fields = ("span_weight", "span_labels")
-    signs, halves = (
-        Row(item.tokens, {k: item.fields[k] * (f if k == "span_labels" else 1) for k in fields})
-        for f in (1.0, 0.5)
-    )
-    neutral = Row(item.tokens, signs.fields | {"span_labels": 0 * signs.fields["span_labels"]})
-    whole, half, none = (
-        loss_of(params, pad([r], length=LENGTH, fields=fields))[1] for r in (signs, halves, neutral)
-    )
-    assert signs.fields["span_labels"].any()
+    objective = Case().objective(SpanLabels)
+    labels = item.fields["span_labels"]
+    assert labels.any()
+
+    def learned(labels):
+        marked = only(item, "span_weight").with_fields({BY_NAME["span_labels"]: labels})
+        return loss_of(params, pad([marked], length=LENGTH, fields=objective.fields), objective)[1]
+
+    whole, half, none = learned(labels), learned(labels / 2), learned(0 * labels)
     np.testing.assert_allclose(
         half["span_loss"], (whole["span_loss"] + none["span_loss"]) / 2, rtol=1e-5
     )
@@ -259,23 +270,90 @@ def test_severities_are_learned_as_they_are(params, rows, loss_of):
 
 def test_distilled_tokens_are_scored_as_the_sampler_does(params, rows, loss_of):
     """At its temperature, though nothing in the batch is learned by policy gradient."""
-    fields = ("distill_weight", "policy_weight", "advantages", "old_logprobs", "teacher_logprobs")
-    batch = pack(rows[3:5], length=LENGTH, fields=fields)
-    cool, hot = (
-        loss_of(params, batch, Objective(temperature=t))[1]["distill_logprob"] for t in (0.6, 1.4)
+    found = []
+    for temperature in (0.6, 1.4):
+        objective = Case(temperature=temperature).objective(SelfDistillation, truncated=False)
+        items = [only(item, "distill_weight", "advantages") for item in rows[3:5]]
+        batch = pack(items, length=LENGTH, fields=objective.fields)
+        found.append(loss_of(params, batch, objective)[1]["distill_logprob"])
+    assert abs(found[0] - found[1]) > 0.01
+
+
+def test_the_samplers_temperature_is_for_sampled_tokens(params, rows, loss_of):
+    """None are where only likelihood is learned."""
+    items, found = [only(item, "nll_weight") for item in rows[5:]], []
+    for temperature in (0.5, 1.0):
+        case = Case(temperature=temperature, nll_coefficient=0.5)
+        objective = case.objective(NLL, truncated=False)
+        batch = pack(items, length=LENGTH, fields=objective.fields)
+        loss, metrics = loss_of(params, batch, objective)
+        assert set(metrics) == {"loss", "nll", "nll_loss"}
+        assert loss == metrics["loss"] == 0.5 * metrics["nll"]
+        found.append(loss)
+    assert found[0] == found[1]
+
+
+# ------------------------------------------------------------------ what follows from the terms
+
+
+def test_a_round_of_one_update_compares_with_itself(params, model, batch, loss_of):
+    """Whatever stands in the rows: its ratios are 1, and the floor looks at its own pass."""
+    case = Case(updates_per_step=1, correction="ppo", logprob_floor=-3.0)
+    objective = case.objective()
+    assert "old_logprobs" not in {field.name for field in objective.fields}
+    _, metrics = loss_of(params, batch, objective)
+    assert [metrics[name] for name in ("ratio", "ratio_min", "ratio_max")] == [1, 1, 1]
+    assert 0 < metrics["distill_dropped"] < 1
+    several = dataclasses.replace(case, updates_per_step=2).objective()
+    temperature_one = score(params, batch, Need.LOGPROBS, model=model)
+    before = batch.with_fields(old_logprobs=np.asarray(temperature_one["logprobs"]))
+    _, as_before = loss_of(params, before, several)
+    for name, value in metrics.items():
+        np.testing.assert_allclose(as_before[name], value, rtol=1e-6, atol=1e-6, err_msg=name)
+
+
+def test_needs_and_fields_are_those_of_the_terms():
+    everything = Case(correction="ppo", logprob_floor=-5.0).objective()
+    assert set(everything.fields) == set(FIELDS)
+    assert everything.needs == (
+        Need.LOGPROBS | Need.ENTROPY | Need.UNTRUNCATED | Need.VALUES | Need.SPAN_LOGITS
     )
-    assert abs(cool - hot) > 0.01
+    assert [weight.name for weight in everything.weights] == [
+        *("policy_weight", "distill_weight", "nll_weight", "span_weight")
+    ]
+    likelihood = Case().objective(NLL, truncated=False)
+    assert [field.name for field in likelihood.fields] == ["nll_weight"]
+    assert likelihood.needs == Need.LOGPROBS
+    assert Case().objective(SpanLabels).needs == Need.SPAN_LOGITS
+    reads = {field.name for field in Case().objective(SelfDistillation, truncated=False).fields}
+    assert reads == {"distill_weight", "advantages"}  # neither corrected nor with a floor
 
 
-def test_only_what_a_batch_holds_is_learned(params, rows, loss_of):
-    """The sampler's temperature is for policy tokens: none here."""
-    rows = [Row(item.tokens, {"nll_weight": item.fields["nll_weight"]}) for item in rows[5:]]
-    batch = pack(rows, length=LENGTH, fields=("nll_weight",))
-    loss, metrics = loss_of(params, batch, Objective(temperature=0.5, nll_coefficient=0.5))
-    assert set(metrics) == {"loss", "nll"}
-    assert loss == metrics["loss"] == 0.5 * metrics["nll"]
-    at_one, _ = loss_of(params, batch, Objective(temperature=1.0, nll_coefficient=0.5))
-    assert loss == at_one
+def test_tokens_that_count_in_any_term_are_counted_once():
+    item = row(
+        (range(2), {"span_weight": [0, 1]}),
+        ([2], {"span_weight": 1, "nll_weight": 1, "advantages": 1}),
+        ([3], {"nll_weight": 1, "advantages": 1}),
+        ([4], {"advantages": 1}),
+    )
+    assert Case().objective().loss_token_count(item) == 3
+    assert Case().objective().loss_token_count(row(([1, 2], {}))) == 0
+    with pytest.raises(ValueError, match="no term of the objective reads advantages"):
+        Case().objective(NLL, SpanLabels).loss_token_count(item)
+
+
+def test_terms_that_do_not_go_together():
+    with pytest.raises(ValueError, match="terms of different names"):
+        Objective((NLL(), NLL(0.5)))
+    with pytest.raises(ValueError, match="terms of different names"):
+        Objective(())
+
+    class Other(NLL):
+        name = "other"
+        reads = (Field("advantages", padding=1.0),)
+
+    with pytest.raises(ValueError, match="advantages is declared twice, and differently"):
+        Objective((Other(), PolicyGradient(Case())))
 
 
 # ------------------------------------------------------------------ invariances
@@ -287,10 +365,15 @@ def assert_close(a, b, tolerance=4e-6):  # float32 sums of hundreds of tokens in
 
 
 REDUCTIONS = {
-    "tokens": Objective(temperature=0.7, kl="abs", correction="ppo", logprob_floor=-5.0),
-    "sequences": Objective(surrogate="gspo", reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN),
-    "sums": Objective(
-        surrogate="cispo", reduction=Reduction.SEQUENCE_MEAN_TOKEN_SUM, longest=5, kl="k2"
+    "tokens": Case(
+        temperature=0.7, divergence=("abs", "loss"), correction="ppo", logprob_floor=-5.0
+    ),
+    "sequences": Case(surrogate="gspo", reduction=Reduction.SEQUENCE_MEAN_TOKEN_MEAN),
+    "sums": Case(
+        surrogate="cispo",
+        reduction=Reduction.SEQUENCE_MEAN_TOKEN_SUM,
+        longest=5,
+        divergence=("k2", "loss"),
     ),
 }
 
@@ -299,19 +382,23 @@ REDUCTIONS = {
 def whole(request, params, rows, fields, gradient_of_loss):
     """For each reduction: the settings, rows one to a batch row, their loss and gradients."""
     batch = pad(rows, length=LENGTH, fields=fields)
-    return request.param, batch, gradient_of_loss(params, batch, request.param)
+    return (
+        request.param.objective(),
+        batch,
+        gradient_of_loss(params, batch, request.param.objective()),
+    )
 
 
 def test_micro_batches_add_up(params, whole, gradient_of_loss):
     """Though they hold different numbers of tokens, and some hold none of a kind."""
     settings, batch, expected = whole
-    parts, denominators = micro_batches(batch, 4), totals(batch, settings)
+    parts, denominators = micro_batches(batch, 4), settings.denominators(batch)
     results = [
         gradient_of_loss(params, jax.tree.map(lambda x, i=i: x[i], parts), settings, denominators)
         for i in range(4)
     ]
-    assert len({part.sum() for part in parts.policy_weight}) > 2
-    assert any(part.sum() == 0 for part in parts.policy_weight)
+    assert len({part.sum() for part in parts[POLICY_WEIGHT]}) > 2
+    assert any(part.sum() == 0 for part in parts[POLICY_WEIGHT])
     assert_close(functools.reduce(lambda a, b: jax.tree.map(np.add, a, b), results), expected)
 
 
@@ -324,11 +411,15 @@ def test_packed_rows_are_learned_as_unpacked_ones(params, whole, batch, gradient
 
 def test_uniform_weights_are_the_plain_policy_gradient(params, batch, loss_of):
     """Token weights that are all alike give the mean over tokens, whatever they are."""
-    nothing = np.zeros_like(batch.policy_weight)
-    alone = batch.replace(distill_weight=nothing, nll_weight=nothing, span_weight=nothing)
-    sampled = batch.policy_weight > 0
+    nothing = np.zeros_like(batch.fields["policy_weight"])
+    alone = batch.with_fields(distill_weight=nothing, nll_weight=nothing, span_weight=nothing)
+    sampled = batch.fields["policy_weight"] > 0
     results = [
-        loss_of(params, alone.replace(policy_weight=np.float32(weight * sampled)), CASES["cool"])
+        loss_of(
+            params,
+            alone.with_fields(policy_weight=np.float32(weight * sampled)),
+            CASES["cool"].objective(),
+        )
         for weight in (1.0, 0.25)
     ]
     assert_close(*results)
@@ -338,24 +429,31 @@ def test_uniform_weights_are_the_plain_policy_gradient(params, batch, loss_of):
 
 
 def test_the_ratio_is_one_before_the_first_update(params, model, batch, loss_of):
-    settings = CASES["cool"]
-    old = score(params, batch, model=model, temperature=settings.temperature)["logprobs"]
-    _, metrics = loss_of(params, batch.replace(old_logprobs=np.asarray(old)), settings)
+    objective = CASES["cool"].objective()
+
+    @jax.jit
+    def logprobs(batch):
+        options = {"model": model, "temperature": objective.temperatures(batch)}
+        return forward(params, batch, Need.LOGPROBS, **options).logprobs
+
+    old = np.asarray(logprobs(batch))
+    same = batch.with_fields(old_logprobs=old, sampler_logprobs=old)
+    _, metrics = loss_of(params, same, objective)
     for name in ("ratio", "ratio_min", "ratio_max"):
         np.testing.assert_allclose(metrics[name], 1, rtol=1e-6)
     assert metrics["clip_fraction"] == 0
     for name in ("log_ratio", "log_ratio_min", "log_ratio_max", "kl_sampler_trainer"):
         np.testing.assert_allclose(metrics[name], 0, atol=1e-6)
-    weights = batch.policy_weight, batch.distill_weight, batch.nll_weight
+    weights = [batch.fields[f"{kind}_weight"] for kind in ("policy", "distill", "nll")]
     total = sum(weight.sum() for weight in weights)
-    expected = -(batch.policy_weight * batch.advantages).sum() / total
+    expected = -(batch.fields["policy_weight"] * batch.fields["advantages"]).sum() / total
     np.testing.assert_allclose(metrics["policy_loss"], expected, rtol=1e-5)
 
 
 def test_weights_of_zero_teach_nothing(params, batch, gradient_of_loss, fields, settings):
-    nothing = np.zeros_like(batch.policy_weight)
-    weights = {name: nothing for name in fields if name.endswith("_weight")}
-    loss, gradients = gradient_of_loss(params, batch.replace(**weights), settings)
+    nothing = np.zeros_like(batch.fields["policy_weight"])
+    weights = {f.name: nothing for f in fields if isinstance(f, Weight)}
+    loss, gradients = gradient_of_loss(params, batch.with_fields(**weights), settings)
     assert loss == 0
     assert not any(leaf.any() for leaf in jax.tree.leaves(gradients))
 
@@ -370,14 +468,14 @@ def test_empty_rows_change_nothing(params, rows, fields, gradient_of_loss, setti
 
 @pytest.mark.parametrize("how", Reduction)
 def test_denominators_are_of_weights_or_sequences(batch, how):
-    settings = Objective(reduction=how, longest=7)
-    total = {name: float(value) for name, value in totals(batch, settings).items()}
-    sums = {name: getattr(batch, f"{name}_weight").sum() for name in ("distill", "nll", "span")}
-    tokens = batch.policy_weight.sum() + sums["distill"] + sums["nll"]
-    policy = {
+    objective = Case(reduction=how, longest=7).objective()
+    total = {name: float(value) for name, value in objective.denominators(batch).items()}
+    kinds = ("policy", "distill", "nll", "span")
+    sums = {f"{kind}_weight": batch.fields[f"{kind}_weight"].sum() for kind in kinds}
+    tokens = sums["policy_weight"] + sums["distill_weight"] + sums["nll_weight"]
+    shared = {
         Reduction.TOKEN_MEAN: tokens,
         Reduction.SEQUENCE_MEAN_TOKEN_MEAN: 8,  # rows, the one with two turns is one of them
         Reduction.SEQUENCE_MEAN_TOKEN_SUM: 8 * 7,
     }[how]
-    assert total == pytest.approx(sums | {"value": batch.policy_weight.sum(), "policy": policy})
-    assert float(totals(batch.replace(nll_weight=None), settings)["nll"]) == 0
+    assert total == pytest.approx(sums | {SHARED: shared})

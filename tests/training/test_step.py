@@ -9,14 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import Case, pad, row
 
 from t2g_jax import kl
 from t2g_jax.models import heads, lora
 from t2g_jax.parallel.sharding import batch_sharding, path_name, state_shardings
-from t2g_jax.training.batch import Batch, micro_batches, pack, pad, row
-from t2g_jax.training.objective import Objective, objective, totals
+from t2g_jax.training.batch import micro_batches, pack
+from t2g_jax.training.forward import CUTOFFS, Need
 from t2g_jax.training.state import TrainState
-from t2g_jax.training.step import full_kl, make_update, score, span_probabilities
+from t2g_jax.training.step import make_update, score
+from t2g_jax.training.terms import NLL
 
 MESHES = {
     "1": (1, 1, 1, 1),
@@ -162,8 +164,9 @@ def test_activations_stay_in_stretches_of_rows(model, params, rows, optimizer, m
     params = jax.eval_shape(lambda: heads.init_params(wide, jax.random.key(0)))
     state = jax.eval_shape(lambda p: TrainState.create(p, optimizer), params)
     learned = [row((item.tokens[:1], {}), (item.tokens[1:], {"nll_weight": 1.0})) for item in rows]
-    batch = micro_batches(pad(learned, length=32, fields=["nll_weight"]), 1)
-    update = make_update(wide, Objective(), optimizer, mesh, state)
+    objective = Case().objective(NLL, truncated=False)
+    batch = micro_batches(pad(learned, length=32, fields=objective.fields), 1)
+    update = make_update(wide, objective, optimizer, mesh, state)
     text = update.lower(state, batch).compile().as_text()
     assert "[4,8,40]" in text
     assert not re.search(r"\[4,32,40\]|\[128,40\]|\[8,8,40\]|\[64,40\]", text)
@@ -241,7 +244,7 @@ def test_an_update_of_adapters_follows_their_gradient(
     def gradient(trained):
         whole = lora.join(trained, frozen)
         batch = batches[0]
-        return objective(whole, batch, totals(batch, settings), model=model, settings=settings)[0]
+        return settings(whole, batch, settings.denominators(batch), model=model)[0]
 
     loss, gradients = gradient(trained)
     change, _ = jax.jit(optimizer.update)(gradients, optimizer.init(trained), trained)
@@ -298,46 +301,76 @@ def log_probs(params, batches, hidden_of):
     return log_probs
 
 
-def test_scores(params, model, batches, placed, log_probs):
-    batch = batches[0].replace(cutoffs=None)
-    scored = score(params, batch, model=model, temperature=0.7)
+@pytest.fixture(scope="module")
+def plain(batches):
+    """The batch without fields: as rows are scored that a sampler did not truncate."""
+    return batches[0].replace(fields={})
+
+
+OF_TARGETS = Need.LOGPROBS | Need.ENTROPY | Need.VALUES
+
+
+def test_scores(params, model, plain, placed, log_probs):
+    scored = score(params, plain, OF_TARGETS, model=model, temperature=0.7)
     assert set(scored) == {"logprobs", "entropy", "values"}
-    sampled = ((batch.policy_weight > 0) | (batch.distill_weight > 0))[..., None]
-    expected = np.where(sampled, log_probs(0.7), log_probs(1.0))
-    own = np.take_along_axis(expected, batch.targets[..., None], -1)[..., 0]
+    expected = log_probs(0.7)
+    own = np.take_along_axis(expected, plain.targets[..., None], -1)[..., 0]
     close(scored["logprobs"], own, atol=1e-5)
     close(scored["entropy"], -(np.exp(expected) * expected).sum(-1), atol=1e-5)
 
     sharded_params, sharded, mesh = placed
-    sharded = score(
-        sharded_params, sharded.replace(cutoffs=None), model=model, temperature=0.7, mesh=mesh
-    )
+    options = {"model": model, "temperature": 0.7, "mesh": mesh}
+    sharded = score(sharded_params, sharded.replace(fields={}), OF_TARGETS, **options)
     close(sharded, scored, atol=1e-5)
 
 
-def test_without_policy_tokens_all_are_scored_at_the_temperature(params, model, batches, log_probs):
-    structure = ("tokens", "targets", "positions", "segment_ids")
-    batch = Batch(**{name: getattr(batches[0], name) for name in structure})
-    scored = score(params, batch, model=model, temperature=1.3)
-    own = np.take_along_axis(log_probs(1.3), batch.targets[..., None], -1)[..., 0]
-    close(scored["logprobs"], own, atol=1e-5)
+def test_truncated_scores_and_what_they_were_before(params, model, batches, log_probs):
+    batch = batches[0].replace(fields={CUTOFFS.name: batches[0][CUTOFFS]})
+    found = score(params, batch, Need.LOGPROBS | Need.UNTRUNCATED, model=model, temperature=0.7)
+    whole = log_probs(0.7)
+    mine = np.arange(whole.shape[-1]) == batch.targets[..., None]
+    kept = np.where(mine | (whole >= batch[CUTOFFS][..., None]), whole, -np.inf)
+    expected = whole[mine] - np.log(np.exp(kept).sum(-1)).ravel()
+    close(np.ravel(found["logprobs"]), expected, atol=1e-5)
+    close(np.ravel(found["untruncated"]), whole[mine], atol=1e-5)
+    assert (np.ravel(found["logprobs"]) - whole[mine]).max() > 0.1
 
 
-def test_no_value_head_no_values(params, model, batches):
-    alone = {"decoder": params["decoder"]}
-    shapes = jax.eval_shape(lambda: score(alone, batches[0], model=model))
-    assert set(shapes) == {"logprobs", "entropy"}
+@pytest.mark.parametrize(
+    ("needs", "names", "products"),
+    [
+        (Need.LOGPROBS, {"logprobs"}, 1),
+        (Need.UNTRUNCATED, {"untruncated"}, 1),
+        (Need.LOGPROBS | Need.UNTRUNCATED, {"logprobs", "untruncated"}, 1),
+        (Need.VALUES, {"values"}, 0),
+        (Need.SPAN_LOGITS, {"span_probabilities"}, 0),
+        (Need.VALUES | Need.LOGPROBS, {"values", "logprobs"}, 1),
+    ],
+)
+def test_only_what_is_asked_for_is_computed(params, model, plain, needs, names, products):
+    """One pass of the decoder, and of the LM head as often as it has to be."""
+    wide = dataclasses.replace(model, vocab_size=48)  # a width that nothing else has
+    shapes = jax.eval_shape(
+        lambda key: heads.init_params(wide, key, heads=("value_head", "span_head")),
+        jax.random.key(0),
+    )
+    lowered = score.lower(shapes, plain, needs, model=wide)
+    assert set(lowered.out_info) == names
+    text = lowered.as_text()
+    assert text.count("-> tensor<256x48xf32>") == products
+    assert text.count("stablehlo.while") == 1
 
 
-def test_scores_of_packed_rows(params, model, rows, fields, mesh_of):
+def test_scores_of_packed_rows(params, model, rows, mesh_of):
     """Several to a batch row, each batch row over four devices."""
     mesh = mesh_of(2, 1, 4, 1)
-    batch = pack(rows, length=32, fields=fields, multiple=2)
+    batch = pack([item.only([]) for item in rows], length=32, multiple=2)
     assert len(batch.tokens) < len(rows)
-    scored = score(params, batch, model=model, temperature=0.7)
+    scored = score(params, batch, OF_TARGETS, model=model, temperature=0.7)
     sharded = score(
         jax.device_put(params, state_shardings(params, mesh)),
         jax.device_put(batch, batch_sharding(mesh)),
+        OF_TARGETS,
         model=model,
         temperature=0.7,
         mesh=mesh,
@@ -346,25 +379,35 @@ def test_scores_of_packed_rows(params, model, rows, fields, mesh_of):
     close(sharded, scored, atol=1e-5)
 
 
-def test_full_kl(params, model, batches, placed, log_probs):
+def test_full_kl(params, model, plain, placed, log_probs):
+    """With what else is asked of the policy, in the same pass."""
     reference = jax.tree.map(lambda x: 0.8 * x, params)
-    divergence = full_kl(params, reference, batches[0], model=model, temperature=0.7)
+    needs, options = Need.REFERENCE_KL | Need.VALUES, {"model": model, "temperature": 0.7}
+    scored = score(params, plain, needs, reference=reference, **options)
+    assert set(scored) == {"reference_kl", "values"}
+    divergence = scored["reference_kl"]
     close(divergence, kl.full(log_probs(0.7), log_probs(0.7, reference)), atol=1e-5)
-    assert np.asarray(divergence)[batches[0].policy_weight > 0].min() > 1e-4
+    assert np.asarray(divergence)[plain.segment_ids > 0].min() > 1e-4
 
     sharded_params, batch, mesh = placed
     reference = jax.device_put(reference, state_shardings(reference, mesh))
-    sharded = full_kl(sharded_params, reference, batch, model=model, temperature=0.7, mesh=mesh)
-    close(sharded, divergence, atol=1e-5)
+    options |= {"mesh": mesh, "reference": reference}
+    sharded = score(sharded_params, batch.replace(fields={}), needs, **options)
+    close(sharded, scored, atol=1e-5)
+    with pytest.raises(ValueError, match="no reference is given"):
+        score(params, plain, needs, model=model)
 
 
-def test_span_probabilities(params, model, batches, placed, hidden_of):
-    batch = batches[0]
-    probabilities = span_probabilities(params, batch, model=model)
-    logits = heads.span_logits(params, hidden_of(params, batch))
-    close(probabilities, jax.nn.softmax(logits), atol=1e-5)
+def test_span_probabilities(params, model, plain, placed, hidden_of):
+    found = score(params, plain, Need.SPAN_LOGITS, model=model)
+    logits = heads.span_logits(params, hidden_of(params, plain))
+    close(found["span_probabilities"], jax.nn.softmax(logits), atol=1e-5)
+    weights = (2.0, 0.5, 1.5)
+    divided = score(params, plain, Need.SPAN_LOGITS, model=model, class_weights=weights)
+    close(divided["span_probabilities"], jax.nn.softmax(logits - np.log(weights)), atol=1e-5)
     sharded_params, sharded, mesh = placed
-    close(span_probabilities(sharded_params, sharded, model=model, mesh=mesh), probabilities)
+    options = {"model": model, "mesh": mesh}
+    close(score(sharded_params, sharded.replace(fields={}), Need.SPAN_LOGITS, **options), found)
 
 
 def test_the_embedding_and_the_lm_head_are_never_whole(
@@ -385,7 +428,9 @@ def test_the_embedding_and_the_lm_head_are_never_whole(
     batch = pad([row(([1, 2, 3], {}))] * 4, length=32)
     for compiled in (
         update.lower(state, micro_batches(batches[0], 2)).compile(),
-        score.lower(state.params, batch, model=large, mesh=mesh).compile(),
+        score.lower(
+            state.params, batch, Need.LOGPROBS | Need.ENTROPY, model=large, mesh=mesh
+        ).compile(),
     ):
         text = compiled.as_text()
         assert "[8,4608]" in text  # the head as it lies
