@@ -15,13 +15,16 @@ from benchmarks.measure import Section, compared, in_turns
 from benchmarks.twins import Llama, generate, llama
 from t2g_jax.config import Config, load_config
 from t2g_jax.methods import make_method
+from t2g_jax.methods.scores import score_rows
 from t2g_jax.parallel.sharding import batch_sharding, state_shardings
 from t2g_jax.phases import sft
 from t2g_jax.run.context import Context
 from t2g_jax.run.trainer import minibatches
 from t2g_jax.tasks.base import Critique
+from t2g_jax.training.forward import Need
 from t2g_jax.training.state import TrainState, make_optimizer
 from t2g_jax.training.step import make_update
+from t2g_jax.training.terms import DISTILL_WEIGHT
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 METHOD = "rltf-sd"
@@ -29,11 +32,12 @@ METHOD = "rltf-sd"
 
 def measure(*, small: bool = False) -> Section:
     turns = 1 if small else 7
-    # A short warm start: nearly all attempts are wrong, so that every row has two turns.
+    # A short warm start: most attempts are wrong, so that most rows have two turns, but not all
+    # earn the same, so that there is something to learn.
     config = (
-        load_config(ROOT / "tests/configs/tiny.yaml", ["--sft.steps", "1"])
+        load_config(ROOT / "tests/configs/tiny.yaml")
         if small
-        else load_config(ROOT / "configs/quickstart.yaml", ["--sft.steps", "20"])
+        else load_config(ROOT / "configs/quickstart.yaml", ["--sft.steps", "100"])
     )
     with tempfile.TemporaryDirectory() as folder:
         sft.run(config, folder)
@@ -41,9 +45,10 @@ def measure(*, small: bool = False) -> Section:
         group = config.rltf_sd.group_size
         batches = {"all prompts at once": None, "one prompt after another": group}
         generated: dict[str, list[int]] = {"ours": [], "theirs": []}
+        norms: list[float] = []
         taken = {}
         for words, size in batches.items():
-            ours = our_step(context)
+            ours = our_step(context, norms)
             theirs = plain_step(context, llama(context.model, context.weights.load()), batch=size)
             taken[words] = in_turns(
                 lambda step=ours: generated["ours"].append(step()),
@@ -51,34 +56,49 @@ def measure(*, small: bool = False) -> Section:
                 turns=turns,
                 warm_up=2,
             )
+        sparing, lavish = our_step(context, norms), our_step(context, [], scores_all=True)
+        scored = in_turns(sparing, lavish, turns=turns, warm_up=2)
+    if not any(norms):
+        raise ValueError("all gradients were 0: no attempt earned more than another")
     settings, model = config.rltf_sd, context.model
     text = f"""
 {settings.prompts_per_step} prompts × {settings.group_size} attempts of up to
 {config.sampling.max_new_tokens} tokens at 4 × 4 puzzles, {model.layers} layers × {model.width}.
 Both start from the same weights and have the same tokenizer, task and programmatic judge; each step
 draws other prompts. Tokens generated in a step, on average: {np.mean(generated["ours"]):.0f} by
-t2g_jax, {np.mean(generated["theirs"]):.0f} by the loop. t2g_jax also compares with the reference
-policy, for the log; the loop does not. The loop calls `generate` for all prompts at once, padded on
-the left, or for one after another, {group} attempts each.
+t2g_jax, {np.mean(generated["theirs"]):.0f} by the loop; norm of t2g_jax's gradient, on average:
+{np.mean(norms):.2g}. The loop calls `generate` for all prompts at once, padded on the left, or for
+one after another, {group} attempts each. Nothing is computed that nobody reads: the last row is the
+same step with all rows scored first, under the warm start for the log, and the distilled ones under
+the policy, as a round of several updates or a KL would need it.
 """
     return compared(
         "A whole step of RLTF-SD",
         text,
         *(in_turn.row(f"step; the loop: {words}", "≥ 3 ×") for words, in_turn in taken.items()),
+        scored.row("step; against itself, all rows scored first", "> 1 ×"),
         theirs="`generate` + torch update",
     )
 
 
-def our_step(context: Context) -> Callable[[], int]:
-    """step() → tokens generated; as `run_training` makes one, without log and checkpoints."""
+def our_step(
+    context: Context, norms: list[float], *, scores_all: bool = False
+) -> Callable[[], int]:
+    """step() → tokens generated; as `run_training` makes one, without log and checkpoints.
+
+    Args:
+      norms: gets the norm of the gradient of each step.
+      scores_all: also compute what nobody reads: see `measure`.
+    """
     method = make_method(METHOD, context)
-    learning, mesh = method.learning, context.mesh
-    optimizer = make_optimizer(learning.optimizer, learning.steps)
+    plan, mesh = method.plan, context.mesh
+    optimizer = make_optimizer(plan.optimizer, plan.steps)
     params = jax.tree.map(jax.numpy.copy, method.params)
-    carry = {name: np.float32(value) for name, value in learning.carry.items()}
+    reference = context.weights.frozen(method.params)
+    carry = {name: np.float32(value) for name, value in plan.carry.items()}
     state = TrainState.create(params, optimizer, jax.device_put(carry))
     state = jax.device_put(state, state_shardings(state, mesh))
-    update = make_update(context.model, learning.objective, optimizer, mesh, state)
+    update = make_update(context.model, plan.objective, optimizer, mesh, state)
     sharding = batch_sharding(mesh, micro_batched=True)
     sharding_of_carry = NamedSharding(mesh, PartitionSpec())
     number = 0
@@ -86,12 +106,17 @@ def our_step(context: Context) -> Callable[[], int]:
     def step() -> int:
         nonlocal state, number
         collected = method.collect(state, number)
+        if scores_all:
+            needs = Need.LOGPROBS | Need.ENTROPY
+            distilled = [row for row in collected.rows if DISTILL_WEIGHT in row.values]
+            score_rows(context, reference, collected.rows[: -len(distilled) or None], needs)
+            score_rows(context, state.params, distilled, needs)
         if collected.carry is not None:
             new = {name: np.float32(value) for name, value in collected.carry.items()}
             state = state.replace(carry=jax.device_put(new, sharding_of_carry))
-        for batch in minibatches(context, METHOD, learning, collected.rows, number):
+        for batch in minibatches(context, METHOD, plan, collected.rows, number):
             state, report = update(state, jax.device_put(batch, sharding))
-            jax.device_get(report)
+            norms.append(float(report["grad_norm"]))
         number += 1
         return int(collected.metrics["tokens_generated"])
 
