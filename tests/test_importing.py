@@ -83,6 +83,13 @@ def _imports(block):
     return {module.partition(".")[0] for module in modules}
 
 
+def test_what_an_installation_brings_was_measured(page):
+    block = re.search(r"<!-- installation -->\n(.*)<!-- end of installation -->", page, re.S)[1]
+    packages = dict(re.findall(r'^\| `pip install "([^"]+)"` \| (\d+) \|', block, re.M))
+    assert 0 < 3 * int(packages["t2g_jax"]) < int(packages["t2g_jax[train]"])
+    assert re.search(r"^`python -m benchmarks installation` on ", block, re.M)
+
+
 def test_recipes_use_names_that_exist(recipes):
     """Those, too, that only run where Tunix is."""
     import t2g_jax
