@@ -8,6 +8,7 @@ file and overrides against these classes, so this page is also the list of optio
 """
 
 import dataclasses
+import difflib
 import os
 import re
 import typing
@@ -15,6 +16,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import annotated_types
+import pydantic
 from pydantic import AfterValidator
 
 from t2g_jax import sections, user_code
@@ -84,6 +86,9 @@ NonNegativeFloat = typing.Annotated[Float, annotated_types.Ge(0.0)]
 Fraction = typing.Annotated[Float, annotated_types.Interval(ge=0.0, le=1.0)]
 Temperature = typing.Annotated[float, annotated_types.Interval(ge=1e-3, le=1e3)]
 Decay = typing.Annotated[float, annotated_types.Interval(ge=0.0, le=1.0 - 1e-6)]
+PUZZLES = ("binary_matrix", "knights_knaves", "shortest_path")
+DATA = "data"
+"""Names of tasks; any other is of a function of the user's."""
 Method = Literal[
     "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
 ]
@@ -106,6 +111,7 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
       ConfigError: the file is missing or not YAML, or a key is unknown, of the wrong type, out of
         range or at odds with another; the message names file, key, and the nearest known name.
     """
+    user_code.look_in(os.path.dirname(os.path.abspath(path)))
     stem = os.path.splitext(os.path.basename(path))[0]
     name = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
     config = sections.read(Config(name=name), path)
@@ -117,22 +123,51 @@ def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> 
 
 @dataclasses.dataclass(frozen=True)
 class TaskConfig(Section):
-    """The puzzle, its difficulty, and how many there are."""
+    """A puzzle, its difficulty, and how many there are; or a task of your own."""
 
-    name: Literal["binary_matrix", "knights_knaves", "shortest_path"] = "binary_matrix"
-    """Which puzzle."""
+    name: str = "binary_matrix"
+    """A puzzle; `data`, rows of your own; or a task of yours, `package.module:function`."""
     preset: Literal["paper", "tiny"] = "tiny"
-    """Difficulty: the RLTF paper's, or one that a small model learns in minutes."""
-    settings: dict[str, int | float] = dataclasses.field(default_factory=dict)
-    """Puzzle settings that replace the preset's; here `--task.settings.max_n 4`, and so on."""
+    """Of a puzzle: the RLTF paper's difficulty, or one that a small model learns in minutes."""
+    settings: dict[str, pydantic.JsonValue] = dataclasses.field(default_factory=dict)
+    """What it takes; of a puzzle, in place of the preset's: `--task.settings.max_n 4` and so on."""
     prompt_style: Literal["full", "short"] = "short"
-    """The paper's full instructions, or a few words for a model that reads few tokens."""
+    """Of a puzzle: the paper's full instructions, or a few words for a model that reads few."""
     seed: Seed = 0
     """Seed of the puzzles. Examples with the same seed and settings are always the same."""
     train_size: PositiveInt = 19800
-    """Examples to train on."""
+    """Puzzles to train on."""
     test_size: PositiveInt = 200
-    """Examples to evaluate on; they follow the training examples and are never trained on."""
+    """Puzzles to evaluate on; they follow the training examples and are never trained on."""
+
+    @property
+    def is_puzzle(self) -> bool:
+        """Whether it is one of the puzzles, of which there are as many as one likes."""
+        return self.name in PUZZLES
+
+    def __post_init__(self) -> None:
+        if self.is_puzzle:
+            for name, value in self.settings.items():
+                require(
+                    isinstance(value, int | float) and not isinstance(value, bool),
+                    f"settings.{name} is {value!r}; must be a number: it is of a puzzle",
+                )
+            return
+        near = difflib.get_close_matches(self.name, [*PUZZLES, DATA], n=1)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        require(
+            self.name == DATA or user_code.is_name(self.name),
+            f"name is {self.name!r}; must be one of {', '.join(PUZZLES)}, {DATA!r} for rows of "
+            f"your own, or 'package.module:function' for your own task{guess}",
+        )
+        of_puzzles = ("preset", "prompt_style", "seed", "train_size", "test_size")
+        fields = {field.name: field.default for field in dataclasses.fields(self)}
+        given = [name for name in of_puzzles if getattr(self, name) != fields[name]]
+        require(
+            not given,
+            f"{', '.join(given)} of the puzzles; leave it out: what the task {self.name} takes is "
+            "in task.settings",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -358,7 +393,7 @@ class SFTConfig(Section):
 
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, schedule="cosine")
     examples: PositiveInt = 4000
-    """Training examples that are demonstrated, the first ones; later phases use all of them."""
+    """Training examples that are demonstrated, the first ones; later phases use all there are."""
     steps: NonNegativeInt = 400
     """Optimizer steps. 0: the pretrained model is the warm start as it is."""
     batch_size: PositiveInt = 64
@@ -455,7 +490,7 @@ class RolloutConfig(Section):
     rows_at_once: PositiveInt | None = None
     """Completions sampled, scored and marked at once, likewise; None: all of a round."""
     eval_every: NonNegativeInt = 20
-    """Rounds between looks at the test accuracy, the first before any learning. 0: none."""
+    """Rounds between looks at the test examples, the first before any learning. 0: none."""
 
     def __post_init__(self) -> None:
         require_multiple(
@@ -478,7 +513,8 @@ class RolloutConfig(Section):
         each step, are not among them.
         """
         measured = {
-            *("test_accuracy", "accuracy", "reward", "formatted", "loss", "grad_norm", "rows"),
+            *("test_accuracy", "test_reward", "accuracy", "reward", "formatted"),
+            *("loss", "grad_norm", "rows"),
             *("completion_tokens", "completion_tokens_max", "cut_off", "broken_completions"),
             "tokens_trained",
         }
@@ -705,7 +741,9 @@ class GRPOConfig(GroupConfig):
 
 def measured_of_turns(turns: int) -> set[str]:
     """What methods measure that may try again after feedback, of so many attempts at most."""
-    again = {f"accuracy_turn_{turn}" for turn in range(2, turns + 1)}
+    again = {
+        f"{name}_turn_{turn}" for name in ("accuracy", "reward") for turn in range(2, turns + 1)
+    }
     return again | {"judge_failures", "no_room"} | ({"judge_calls"} if again else set())
 
 
@@ -787,6 +825,8 @@ class RejectionSamplingConfig(RolloutConfig):
 
     turns: typing.Annotated[int, annotated_types.Interval(ge=1, le=MOST_TURNS)] = 2
     """Attempts a conversation may have: 1, or more with feedback between them."""
+    least_reward: Float | None = None
+    """Answers are learned from that earn so much. None: those that are right."""
 
     @property
     def measures(self) -> frozenset[str]:
@@ -795,7 +835,7 @@ class RejectionSamplingConfig(RolloutConfig):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Section):
-    """Single-turn accuracy on the test examples, without feedback."""
+    """Single-turn accuracy (or reward) on the test examples, without feedback."""
 
     samples_per_prompt: PositiveInt = 4
     """Completions for each test prompt."""
@@ -816,7 +856,7 @@ class CheckpointConfig(Section):
     keep_last: PositiveInt = 2
     """Checkpoints kept of each phase."""
     keep_best: str | None = None
-    """Metric, e.g. test_accuracy: a method keeps its best checkpoint by it too. None: the last."""
+    """Metric, e.g. test_accuracy or test_reward, of which the best is kept too. None: the last."""
     best_is: Literal["max", "min"] = "max"
     """Whether the best value is the largest or the smallest."""
 
@@ -933,7 +973,9 @@ class Config(Section):
             f"sampling.max_new_tokens ({self.sampling.max_new_tokens}): it counts the last of them",
         )
         require(
-            self.sft.steps == 0 or self.sft.examples <= self.task.train_size,
+            self.sft.steps == 0
+            or not self.task.is_puzzle
+            or self.sft.examples <= self.task.train_size,
             f"sft.examples ({self.sft.examples}) must not exceed task.train_size "
             f"({self.task.train_size})",
         )
@@ -949,7 +991,7 @@ class Config(Section):
             f"one of {', '.join(sorted(measured))}",
         )
         require(
-            self.annotate.prompts <= self.task.train_size,
+            not self.task.is_puzzle or self.annotate.prompts <= self.task.train_size,
             f"annotate.prompts ({self.annotate.prompts}) must not exceed task.train_size "
             f"({self.task.train_size})",
         )

@@ -97,7 +97,7 @@ def load(name: str, *, key: str, takes: str) -> Callable[..., Any]:
     return found
 
 
-def call(function: Callable[..., Any], *args: Any, what: str, **keywords: Any) -> Any:
+def call(what: str, function: Callable[..., Any], /, *args: Any, **keywords: Any) -> Any:
     """What a user's function returns; an `async` one is awaited.
 
     Args:

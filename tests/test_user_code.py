@@ -72,7 +72,7 @@ def test_a_failure_names_the_users_own_line(folders):
     path = folders[1] / "calls_library.py"
     path.write_text("import json\n\ndef make(text):\n    return json.loads(text)\n")
     with pytest.raises(T2GError) as caught:
-        user_code.call(load("calls_library:make"), "{", what="make failed")
+        user_code.call("make failed", load("calls_library:make"), "{")
     assert "make failed: JSONDecodeError: " in str(caught.value)
     assert f"({path}, line 4)" in str(caught.value)
 
@@ -85,9 +85,9 @@ def test_errors_of_ours_and_an_interrupt_pass():
         raise KeyboardInterrupt
 
     with pytest.raises(T2GError, match=r"^as it is$"):
-        user_code.call(ours, what="x")
+        user_code.call("x", ours)
     with pytest.raises(KeyboardInterrupt):
-        user_code.call(interrupted, what="x")
+        user_code.call("x", interrupted)
 
 
 def test_an_async_function_is_awaited_even_within_a_loop():
@@ -98,9 +98,9 @@ def test_an_async_function_is_awaited_even_within_a_loop():
         return x + 1
 
     async def within():
-        return user_code.call(function, 1, what="x")
+        return user_code.call("x", function, 1)
 
-    assert user_code.call(function, 1, what="x") == 2
+    assert user_code.call("x", function, 1) == 2
     assert asyncio.run(within()) == 2
 
 

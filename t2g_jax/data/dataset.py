@@ -190,7 +190,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
                 {name: tfds.features.Text() for name in TEXTS}
                 | {name: array(np.int32) for name in INTEGERS}
                 | {name: array(np.float32) for name in FLOATS}
-                | {"reward": np.float32, "correct": np.bool_}
+                | {"reward": np.float32, "correct": np.int8}
                 | {"unaligned": tfds.features.Sequence(tfds.features.Text())}
             ),
         )

@@ -30,7 +30,7 @@ class AnnotationRecord:
     critique: the judge's text feedback, without its reasoning.
     judge: the name of the judge.
     reward: the task's scalar reward (rounded to float32).
-    correct: whether the task's check passed.
+    correct: whether the completion is right; None: the task only grades.
     span_starts, span_ends, span_rewards: [S] half-open token ranges into the completion, and δ.
     unaligned: quotes of the judge that were not found in the completion, as "quote: reason".
     """
@@ -45,7 +45,7 @@ class AnnotationRecord:
     critique: str
     judge: str
     reward: float
-    correct: bool
+    correct: bool | None
     span_starts: np.ndarray
     span_ends: np.ndarray
     span_rewards: np.ndarray
@@ -58,9 +58,12 @@ class AnnotationRecord:
             object.__setattr__(self, name, _floats(self.id, name, getattr(self, name)))
         (reward,) = _floats(self.id, "reward", [self.reward])
         object.__setattr__(self, "reward", float(reward))
-        if not isinstance(self.correct, bool | np.bool_):
-            raise T2GError(f"record {self.id!r}: correct is {self.correct!r}; pass true or false")
-        object.__setattr__(self, "correct", bool(self.correct))
+        if self.correct is not None:
+            if not isinstance(self.correct, bool | np.bool_):
+                raise T2GError(
+                    f"record {self.id!r}: correct is {self.correct!r}; pass true, false or None"
+                )
+            object.__setattr__(self, "correct", bool(self.correct))
         object.__setattr__(self, "unaligned", tuple(self.unaligned))
 
     def __eq__(self, other: object) -> bool:
@@ -72,9 +75,11 @@ class AnnotationRecord:
     __hash__ = None
 
     def to_example(self) -> dict[str, Any]:
-        """The fields by name: str, int32 and float32 arrays, float, bool, list of str."""
+        """The fields by name: str, int32 and float32 arrays, float, list of str; `correct` is 1, 0,
+        or −1 where it is not known."""
         example = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return example | {"unaligned": list(self.unaligned)}
+        correct = -1 if self.correct is None else int(self.correct)
+        return example | {"unaligned": list(self.unaligned), "correct": correct}
 
     @classmethod
     def from_example(cls, example: Mapping[str, Any]) -> AnnotationRecord:
@@ -92,7 +97,8 @@ class AnnotationRecord:
             )
         texts = {name: _text(example[name]) for name in TEXTS}
         unaligned = tuple(_text(item) for item in _sequence(example["unaligned"]))
-        return cls(**{**example, **texts, "unaligned": unaligned})
+        correct = {-1: None, 0: False, 1: True}.get(example["correct"], example["correct"])
+        return cls(**{**example, **texts, "unaligned": unaligned, "correct": correct})
 
     def to_json(self) -> dict[str, Any]:
         """As `to_example`, with lists for arrays: fits a line of a journal, and nothing is lost."""

@@ -8,7 +8,7 @@ from typing import Any
 from t2g_jax import factories, user_code
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.batches import AnyJudge
-from t2g_jax.tasks.base import CritiqueLevel, Task, shown
+from t2g_jax.tasks.base import CritiqueLevel, Task, require_capability, shown
 
 OWN_JUDGE = "task"
 """Name of the task's own program: it costs nothing."""
@@ -33,7 +33,7 @@ def make_judge(
         what it returns cannot judge.
     """
     if name == OWN_JUDGE:
-        return task.judge(level)
+        return require_capability(task, "judge", needed_by="judge.name: task")(level)
     if name == POLICY:
         from t2g_jax.judges.policy import make as factory  # only who has one needs the models
     else:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from t2g_jax.config import Method as MethodName
+from t2g_jax.errors import T2GError
 from t2g_jax.feedback.reward_model import RewardModel
 from t2g_jax.methods.base import MethodExperience, Trajectory, update_plan
 from t2g_jax.methods.reference import Reference
 from t2g_jax.rollouts.episodes import play
+from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
+from t2g_jax.run.needs import grades_only
 from t2g_jax.training.forward import Need
 from t2g_jax.training.objective import Objective
 from t2g_jax.training.sequences import TokenSequence
@@ -44,10 +47,22 @@ class RejectionSampling:
                 (episode.turns[0].prompt, {}), (last.tokens, {NLL_WEIGHT: 1.0})
             )
             for episode in episodes
-            if (last := episode.turns[-1]).score.correct
+            if self.accepts(last := episode.turns[-1])
         ]
         return MethodExperience(
             rows,
             metrics | {"accepted": len(rows)},
             trajectories=[Trajectory(episode) for episode in episodes],
         )
+
+    def accepts(self, turn: Turn) -> bool:
+        """Whether an answer is learned from.
+
+        Raises:
+          T2GError: right ones are to be, but the task only grades.
+        """
+        if (least := self.config.least_reward) is not None:
+            return turn.score.reward >= least
+        if turn.score.correct is None:
+            raise T2GError(grades_only(self.context.task))
+        return turn.score.correct

@@ -35,7 +35,7 @@ from t2g_jax.run.claim import require_claims
 from t2g_jax.run.context import Context, once, say
 from t2g_jax.run.workspace import ANNOTATE, SFT, read_json, write_json
 from t2g_jax.runtime import files, hosts
-from t2g_jax.tasks.base import Critique, Example, JudgeError
+from t2g_jax.tasks.base import Critique, Example, JudgeError, prompt_text
 
 EXAMPLES = 5
 """Quotes that were not found and are shown in the report."""
@@ -122,6 +122,7 @@ def written(
             f"{ANNOTATE}: {len(unaligned)} of {quotes} quotes not found in the completion, the "
             f"first: {one_line(unaligned[0], 200)}"
         )
+    right = sum(record.correct is True for record in records)
     failed = {name[7:]: n for name, n in quarantined.items() if name.startswith("judge: ")}
     return {
         "fingerprint": fingerprint,
@@ -129,7 +130,7 @@ def written(
         "tokens_trained": 0,
         "tokens_generated": sum(record.completion_tokens.size for record in records),
         "records": {name: len(items) for name, items in splits.items()},
-        "accuracy": sum(record.correct for record in records) / len(records),
+        "accuracy": None if records[0].correct is None else right / len(records),
         "quotes": quotes,
         "unaligned": len(unaligned),
         "unaligned_examples": list(dict.fromkeys(unaligned))[:EXAMPLES],
@@ -337,7 +338,7 @@ def annotated(context: Context, id: str, turn: Turn, judgment: Judgment) -> Anno
     return AnnotationRecord(
         id=id,
         prompt_id=turn.example.id,
-        prompt=turn.example.prompt,
+        prompt=prompt_text(turn.example.prompt),
         prompt_tokens=np.array(turn.prompt),
         completion=turn.text,
         completion_tokens=turn.completion.tokens,

@@ -15,8 +15,8 @@ from t2g_jax.config import METHODS, Config
 from t2g_jax.judges.counts import judge_columns
 from t2g_jax.models.heads import Params
 from t2g_jax.report import learnability
-from t2g_jax.report.statistics import clustered_interval
-from t2g_jax.rollouts.turns import Turn, attempt, unbroken
+from t2g_jax.report.statistics import clustered_interval, reward_interval
+from t2g_jax.rollouts.turns import UNSCORED, Turn, attempt, only_grades, unbroken
 from t2g_jax.run import provenance
 from t2g_jax.run.claim import claimed
 from t2g_jax.run.context import READING, Context, say
@@ -24,6 +24,7 @@ from t2g_jax.run.workspace import SFT, Workspace, read_json, write_json
 from t2g_jax.runtime import hosts
 from t2g_jax.sections import differences
 from t2g_jax.tasks.base import JudgeError
+from t2g_jax.tasks.scoring import floor_of, score_metrics
 
 FEW = 16
 """Test prompts of a first look."""
@@ -114,16 +115,19 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     """Scores a phase's policy on the test split.
 
     Returns:
-      "accuracy" of first attempts with its 95 % "interval" (samples of a prompt are a cluster),
-      "formatted" and "cut_off": shares of them in the form that is scored, and of those that reach
-      sampling.max_new_tokens, "equal_groups": share of prompts whose samples all have the same
-      reward (None with one sample),
-      "second_turn": share solved after at most one critique (None without `evaluate.second_turn`),
+      "accuracy" and mean "reward" of first attempts; accuracy is None where the task only grades,
+      and then the mean reward stands for it in "interval", 95 % (samples of a prompt are a
+      cluster), and "second_turn": after at most one critique (None without `evaluate.second_turn`,
+      or without a judge),
+      "formatted" and "cut_off": shares of them in the form that is scored (None: there is none),
+      and of those that reach sampling.max_new_tokens, "equal_groups": share of prompts whose
+      samples all have the same reward (None with one sample),
       "judge": calls, cached and failed, as in the log, "judge_failures": first attempts that got
       none, "no_room": those with no room in the context for a second, "broken": completions that
       end where the model gave no distribution, which count as wrong, "prompts_too_long": test
-      prompts with no room for a first, which count for nothing, "floor" and "floor_policy",
-      "correct": [prompts][samples], "seconds".
+      prompts with no room for a first, which count for nothing, "floor" (None: it is not known)
+      and "floor_policy", "correct" (None where "accuracy" is) and "rewards": [prompts][samples],
+      "seconds".
 
     Raises:
       T2GError: all completions are broken.
@@ -140,12 +144,17 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     prompts = [context.prompts.render(example.prompt) for example in examples]
     first = attempt(context, params, examples, prompts, key, batch_size=rows)
     unbroken(first)
-    correct = np.array([turn.score.correct for turn in first])
+    graded = only_grades(first)
 
+    def worth(turns: Sequence[Turn]) -> list[float]:
+        return [turn.score.reward if graded else float(turn.correct) for turn in turns]
+
+    values = np.array(worth(first))
     again: dict[int, list[int]] = {}
     failures = no_room = 0
-    wrong = np.flatnonzero(~correct).tolist() if settings.second_turn else []
-    wrong = [index for index in wrong if not first[index].completion.broken]
+    second_turn = settings.second_turn and context.judge is not None
+    wrong = [i for i, turn in enumerate(first) if not turn.correct and not turn.unusable]
+    wrong = wrong if second_turn else []
     said = context.judges.critiques(
         [first[index].example for index in wrong], [first[index].text for index in wrong]
     )
@@ -158,7 +167,7 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
             again[index] = prompt
         else:
             no_room += 1
-    solved = correct.copy()
+    improved = values.copy()
     second = attempt(
         context,
         params,
@@ -167,25 +176,29 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
         jax.random.fold_in(key, 1),
         batch_size=rows,
     )
-    solved[list(again)] = [turn.score.correct for turn in second]
-    by_prompt = correct.reshape(len(tests), -1)
-    floor = context.task.floor(tests)
+    improved[list(again)] = worth(second)
+    by_prompt = values.reshape(len(tests), -1)
+    rewards = np.array([turn.score.reward for turn in first]).reshape(len(tests), -1)
+    usable = [turn.score for turn in first if not turn.unusable]
+    floor = None if graded else floor_of(context.task, tests)
     return {
         "phase": phase,
-        "accuracy": float(correct.mean()),
-        "interval": list(clustered_interval(by_prompt)),
-        "formatted": float(np.mean([turn.score.formatted for turn in first])),
+        "accuracy": None if graded else float(values.mean()),
+        "reward": float(rewards.mean()),
+        "interval": list(reward_interval(by_prompt) if graded else clustered_interval(by_prompt)),
+        "formatted": score_metrics(usable).get("formatted"),
         "cut_off": float(np.mean([not turn.completion.ended for turn in first])),
         "equal_groups": _equal(first, settings.samples_per_prompt),
-        "second_turn": float(solved.mean()) if settings.second_turn else None,
+        "second_turn": float(improved.mean()) if second_turn else None,
         "judge": judge_columns(context.tally - before),
         "judge_failures": failures,
         "no_room": no_room,
         "broken": sum(turn.completion.broken for turn in (*first, *second)),
-        "prompts_too_long": context.config.task.test_size - len(tests),
-        "floor": floor.accuracy,
-        "floor_policy": floor.policy,
-        "correct": by_prompt.astype(int).tolist(),
+        "prompts_too_long": len(context.task.split("test")) - len(tests),
+        "floor": None if floor is None else floor.accuracy,
+        "floor_policy": "" if floor is None else floor.policy,
+        "correct": None if graded else by_prompt.astype(int).tolist(),
+        "rewards": rewards.tolist(),
         "seconds": time.monotonic() - began,
     }
 
@@ -194,17 +207,20 @@ def first_look(context: Context, params: Params) -> dict[str, Any]:
     """How a policy answers a few test prompts, once each: in seconds, before anything is trained.
 
     Returns:
-      "accuracy", "formatted" and "cut_off", as of `evaluate`, and "count".
+      "accuracy", "reward", "formatted" and "cut_off", as of `evaluate`, and "count".
     """
     examples = context.prompts.test_examples()[:FEW]
     prompts = [context.prompts.render(example.prompt) for example in examples]
     turns = attempt(
         context, params, examples, prompts, context.keys.key("first look"), batch_size=len(examples)
     )
+    usable = [turn.score for turn in turns if not turn.unusable] or [UNSCORED]
+    found = score_metrics(usable)
     return {
         "count": len(turns),
-        "accuracy": float(np.mean([turn.score.correct for turn in turns])),
-        "formatted": float(np.mean([turn.score.formatted for turn in turns])),
+        "accuracy": None if only_grades(turns) else float(np.mean([t.correct for t in turns])),
+        "reward": found["reward"],
+        "formatted": found.get("formatted"),
         "cut_off": float(np.mean([not turn.completion.ended for turn in turns])),
     }
 
@@ -213,10 +229,16 @@ def line(score: dict[str, Any]) -> str:
     """The scores of a phase in words."""
     low, high = score["interval"]
     second = score["second_turn"]
+    if score["accuracy"] is None:
+        after = "" if second is None else f", {second:.3g} after one critique"
+        reward = f"{score['reward']:.3g} for first attempts ({low:.3g} to {high:.3g})"
+        return f"{score['phase']}: mean reward {reward}{after}"
     after = "" if second is None else f", {second:.1%} after one critique"
+    floor = score["floor"]
+    at_least = "" if floor is None else f"; floor {floor:.1%}, {score['floor_policy']}"
     return (
         f"{score['phase']}: {score['accuracy']:.1%} of first attempts right ({low:.1%} to "
-        f"{high:.1%}){after}; floor {score['floor']:.1%}, {score['floor_policy']}"
+        f"{high:.1%}){after}{at_least}"
     )
 
 

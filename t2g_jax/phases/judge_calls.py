@@ -16,26 +16,30 @@ from t2g_jax.run.workspace import ANNOTATE, SFT
 EVALUATE = "evaluate"
 
 
-def judge_calls(config: Config) -> dict[str, int]:
+def judge_calls(config: Config, tests: int | None = None) -> dict[str, int]:
     """Questions to the run's judge by phase, of `t2g run`; phases that ask nothing are left out.
 
     As many as there are if every attempt is wrong: right ones are criticized by few methods. With a
     cache (see `judges.cache`) equal completions of a prompt are asked about once, so that calls may
     be fewer. With a token budget, what `steps` ask.
+
+    Args:
+      tests: test examples; None: as many as there are puzzles.
     """
     calls = {SFT: _warm_start(config)}
     if "text2grad" in config.methods and config.text2grad.span_source == "reward_model":
         calls[ANNOTATE] = config.annotate.prompts * config.annotate.samples_per_prompt
     calls |= {method: _method(config.of_method(method)) for method in config.methods}
     if config.evaluate.second_turn:
-        samples = config.task.test_size * config.evaluate.samples_per_prompt
+        tests = config.task.test_size if tests is None else tests
+        samples = tests * config.evaluate.samples_per_prompt
         calls[EVALUATE] = (1 + len(config.methods)) * samples
     return {phase: count for phase, count in calls.items() if count}
 
 
-def announcement(config: Config) -> str:
+def announcement(config: Config, tests: int | None = None) -> str:
     """The numbers in a line."""
-    calls = judge_calls(config)
+    calls = judge_calls(config, tests)
     each = ", ".join(f"{phase} {count:,}" for phase, count in calls.items())
     total = sum(calls.values())
     said = f"this run asks the judge ({config.judge.name}) about {total:,} times"

@@ -45,8 +45,12 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
     require_measured(config, [name for name in config.methods if not workspace.is_complete(name)])
     with claimed(workdir):
         if not all(workspace.is_complete(name) for name in todo):
-            Context.open(config, workdir)  # of a run that cannot begin, no costs are announced
-            say(judge_calls.announcement(config))
+            context = Context.open(config, workdir)  # of one that cannot begin, no costs are told
+            if context.judge is None:
+                say("the task has no judge, and none is named: nothing is tried after a critique")
+            else:
+                say(judge_calls.announcement(config, len(context.task.split("test"))))
+            del context
         evaluation = 0.0
         for name, phase in todo.items():
             announce(name)

@@ -40,8 +40,10 @@ from t2g_jax.training.metrics import FILE, checksum, read_metrics
 SECOND = "accuracy_turn_2"
 CURVES = {
     "test_accuracy": "Single-turn accuracy, test prompts",
+    "test_reward": "Reward of first attempts, test prompts",
     "accuracy": "Single-turn accuracy, training prompts",
     SECOND: "Accuracy of second attempts, after wrong first ones",
+    "reward_turn_2": "Reward of second attempts",
     "reward": "Reward",
     "span_reward": "Span reward (mean of a token)",
     "equal_groups": "Groups with equal rewards (share)",
@@ -55,6 +57,8 @@ CURVES = {
 
 COUNTS = ("step", "tokens_generated", "tokens_generated_total")
 BY_TOKENS = ("test_accuracy", "accuracy")
+ONLY_GRADED = ("test_reward", "reward_turn_2")
+"""Drawn where there is no accuracy, which says more."""
 """Those that are drawn a second time, against the tokens generated before: what a step costs
 differs from method to method."""
 
@@ -113,8 +117,7 @@ def contents(workspace: Workspace) -> Report:
         after = evaluations[name]
         # Of another warm start nobody knows here what it was before.
         began_here = not any(f" {SFT}/" in problem for problem in _of(made, name).misfits)
-        nothing: dict[str, Any] = {"accuracy": math.nan, "interval": (math.nan, math.nan)}
-        start = before if began_here else nothing
+        unknown = (math.nan, math.nan)
         if before["settings"] != after["settings"]:
             warnings.append(
                 f"{name} was not measured as the warm start was: "
@@ -124,11 +127,12 @@ def contents(workspace: Workspace) -> Report:
             ResultRow(
                 method=name,
                 task=config.task.name,
-                before=start["accuracy"],
-                before_interval=tuple(start["interval"]),
-                after=after["accuracy"],
+                before=headline(before) if began_here else math.nan,
+                before_interval=tuple(before["interval"]) if began_here else unknown,
+                after=headline(after),
                 after_interval=tuple(after["interval"]),
-                floor=after["floor"],
+                graded=after["accuracy"] is None,
+                floor=_floor(after),
                 floor_policy=after["floor_policy"],
                 tokens_trained=summaries[name]["tokens_trained"],
                 tokens_generated=summaries[name]["tokens_generated"],
@@ -150,20 +154,17 @@ def contents(workspace: Workspace) -> Report:
         )
         warnings += [
             f"{name}, step {sign.step}: {sign.text}"
-            for sign in collapses(lines, floor=after["floor"], floor_policy=after["floor_policy"])
+            for sign in collapses(lines, floor=_floor(after), floor_policy=after["floor_policy"])
         ]
         samples += read_samples(workspace.phase(name))
     about_spans = summaries.get(REWARD_MODEL, {})
     scores = about_spans.get("class_scores", ())
     begins = [f"{SFT}: {text}" for text in learnability.of_warm_start(before)]
     begins += [f"{REWARD_MODEL}: {text}" for text in learnability.of_reward_model(scores)]
-    second = before.get("second_turn")
-    after_critique = "" if second is None else f", {percent(second)} after one critique"
     return Report(
         title=f"t2g_jax: {config.name}",
         subtitle=(
-            f"{config.task.name}, seed {config.seed}. After the warm start "
-            f"{percent(before['accuracy'])} of first attempts are right{after_critique}."
+            f"{config.task.name}, seed {config.seed}. After the warm start {_warm_start(before)}."
         ),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         warnings=(*begins, *warnings),
@@ -239,7 +240,9 @@ def drawn(
         was looked at already or another step's checkpoint was evaluated.
     """
     curves = []
-    tested = ["test_accuracy" in line for line in lines]
+    graded = not any("accuracy" in line or "test_accuracy" in line for line in lines)
+    tested_by = "test_reward" if graded else "test_accuracy"
+    tested = [tested_by in line for line in lines]
     at_the_end = (
         evaluation is not None and any(tested) and evaluation.get("step") == lines[-1]["step"]
     )
@@ -247,8 +250,10 @@ def drawn(
         last = {name: lines[-1][name] for name in COUNTS if name in lines[-1]}
         if "tokens_generated" in last:
             last["tokens_generated"] = 0  # after them all
-        lines = [*lines, last | {"test_accuracy": evaluation["accuracy"]}]
+        lines = [*lines, last | {tested_by: headline(evaluation)}]
     for metric, title in CURVES.items():
+        if metric in ONLY_GRADED and not graded:
+            continue
         points = [line for line in lines if line.get(metric) is not None]
         counted = [line for line in points if all(line.get(name) is not None for name in COUNTS)]
         values = tuple(line[metric] for line in points)
@@ -289,9 +294,29 @@ def _measured_as_trained(workspace: Workspace, phase: str, evaluation: Mapping[s
     return all(inputs.get(key, value) == value for key, value in evaluation["settings"].items())
 
 
+def headline(evaluation: Mapping[str, Any]) -> float:
+    """What a policy is measured by: its accuracy, or its mean reward where the task only grades."""
+    accuracy = evaluation["accuracy"]
+    return evaluation["reward"] if accuracy is None else accuracy
+
+
+def _floor(evaluation: Mapping[str, Any]) -> float:
+    return math.nan if evaluation["floor"] is None else evaluation["floor"]
+
+
+def _warm_start(evaluation: Mapping[str, Any]) -> str:
+    """What the warm start does, in words."""
+    second = evaluation.get("second_turn")
+    if evaluation["accuracy"] is None:
+        after = "" if second is None else f", {second:.3g} after one critique"
+        return f"first attempts earn {evaluation['reward']:.3g} on average{after}"
+    after = "" if second is None else f", {percent(second)} after one critique"
+    return f"{percent(evaluation['accuracy'])} of first attempts are right{after}"
+
+
 def _measured(evaluation: Mapping[str, Any]) -> str:
     """The settings of an evaluation in words."""
-    settings, tests = evaluation["settings"], len(evaluation["correct"])
+    settings, tests = evaluation["settings"], len(evaluation["rewards"])
     parts = [
         f"{settings['evaluate.samples_per_prompt']} samples of each of {tests} test prompts",
         f"seed {settings['seed']}",

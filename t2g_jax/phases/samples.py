@@ -13,7 +13,7 @@ from t2g_jax.methods.base import Method, Trajectory
 from t2g_jax.report.contents import Retry, Sample, TokenCell
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
-from t2g_jax.tasks.base import Critique, JudgeError
+from t2g_jax.tasks.base import Critique, JudgeError, prompt_text
 
 SAMPLES = 6
 """Completions shown in the report of a step whose completions are shown."""
@@ -97,7 +97,7 @@ def sample_of(
     critique, true = _said(judge(context, turn), len(turn.tokens))
     return Sample(
         title=f"{method}, step {step + 1}" if method else "",
-        prompt=turn.example.prompt,
+        prompt=prompt_text(turn.example.prompt),
         critique=critique,
         predicted_critique=predicted_critique,
         reward=turn.score.reward,
@@ -158,7 +158,7 @@ def episode_sample(
     first, *retries = attempts
     return Sample(
         title=f"{method}, step {step + 1}",
-        prompt=turns[0].example.prompt,
+        prompt=prompt_text(turns[0].example.prompt),
         critique=first.critique,
         predicted_critique=None,
         reward=first.reward,

@@ -1,15 +1,16 @@
-"""Warm start: a careless solver's attempts teach the format, repaired ones the use of feedback.
+"""Warm start: demonstrations teach the format, repaired ones the use of feedback.
 
 Reads the task; writes the initial policy. Each row is a conversation x₀, y₀ or x₀, y₀, critique, y₁
-with y₀ from the careless solver, a critique by the task's own program (see `sft.critiques`) and y₁
-right; the policy learns the assistant's turns. In some, if the config says so, it is asked for the
-critique and learns that.
+with y₀ a demonstration, such as a careless solver's, a critique by the task's own program (see
+`sft.critiques`) and y₁ right, as far as the task has them; the policy learns the assistant's turns.
+In some, if the config says so, it is asked for the critique and learns that.
 """
 
 from __future__ import annotations
 
 import os
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from t2g_jax.config import Config
@@ -22,7 +23,7 @@ from t2g_jax.run.context import Context, once, say
 from t2g_jax.run.trainer import Experience, UpdatePlan, run_training
 from t2g_jax.run.workspace import SFT
 from t2g_jax.runtime import hosts
-from t2g_jax.tasks.base import Critique, Example, JudgeError
+from t2g_jax.tasks.base import Critique, Example, JudgeError, capability, require_capability
 from t2g_jax.training.objective import Objective
 from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.terms import NLL, NLL_WEIGHT
@@ -63,12 +64,20 @@ def train(context: Context) -> dict[str, Any]:
 def tell_first_look(found: dict[str, Any], *, trains: bool) -> None:
     """What the pretrained model is like; with nothing to train, what is amiss with it, too."""
     say(
-        f"{SFT}: the pretrained model answers {found['accuracy']:.0%} of {found['count']} test "
-        f"prompts rightly; {found['formatted']:.0%} have the form that is scored, "
-        f"{found['cut_off']:.0%} are cut off"
+        f"{SFT}: the pretrained model {first_impression(found)}, {found['cut_off']:.0%} are cut off"
     )
     for warning in () if trains else learnability.of_warm_start(found):
         say(f"Warning: {SFT}: {warning}")
+
+
+def first_impression(found: dict[str, Any]) -> str:
+    """What its answers are worth, in words."""
+    if found["accuracy"] is None:
+        return f"earns {found['reward']:.3g} on average for {found['count']} test prompts"
+    said = f"answers {found['accuracy']:.0%} of {found['count']} test prompts rightly"
+    if found["formatted"] is None:
+        return said
+    return f"{said}; {found['formatted']:.0%} have the form that is scored"
 
 
 def update_plan(config: Config) -> UpdatePlan:
@@ -83,28 +92,53 @@ def update_plan(config: Config) -> UpdatePlan:
 
 def demonstrations(context: Context, step: int) -> list[TokenSequence]:
     """The rows of a step."""
-    sft, task = context.config.sft, context.task
+    sft = context.config.sft
     rng = random.Random(context.keys.seed(f"sft/{step}"))
-    examples = context.prompts.train_examples(SFT, step, sft.batch_size, among=sft.examples)
+    demonstrate = require_capability(context.task, "demonstrate", needed_by="sft.steps")
+    examples = context.prompts.train_examples(
+        SFT,
+        step,
+        sft.batch_size,
+        among=sft.examples,
+        usable=lambda example: demonstrate(example, random.Random(0)) is not None,
+    )
     critics: set[int] = set()
     if sft.critique_fraction:
         critics = {i for i in range(len(examples)) if rng.random() < sft.critique_fraction}
     drafts = [
-        (example, task.demonstrate(example, rng), rng.random() < sft.repair_fraction)
+        (example, demonstrate(example, rng) or "", rng.random() < sft.repair_fraction)
         for example in examples
     ]
-    asked = [
-        i
-        for i, (example, first, repair) in enumerate(drafts)
-        if i in critics or (repair and not task.score(example, first).correct)
-    ]
-    critic = context.judges if sft.critiques == "judge" else context.own_judges
-    said = critic.critiques([drafts[i][0] for i in asked], [drafts[i][1] for i in asked])
-    feedback = dict(zip(asked, said, strict=True))
+    repairs = [i for i, (_, _, repair) in enumerate(drafts) if repair and i not in critics]
+    wrong = poor(context, [drafts[i][:2] for i in repairs]) if repairable(context) else []
+    asked = sorted(critics | {i for i, is_wrong in zip(repairs, wrong, strict=False) if is_wrong})
+    feedback: dict[int, Critique | JudgeError] = {}
+    if asked:
+        critic = context.judges if sft.critiques == "judge" else context.own_judges
+        said = critic.critiques([drafts[i][0] for i in asked], [drafts[i][1] for i in asked])
+        feedback = dict(zip(asked, said, strict=True))
     return [
         demonstration(context, example, first, feedback.get(i), as_critic=i in critics)
         for i, (example, first, _) in enumerate(drafts)
     ]
+
+
+def repairable(context: Context) -> bool:
+    """Whether second attempts can be shown: after a critique, and right ones."""
+    own = context.config.sft.critiques == "task"
+    judge = capability(context.task, "judge") if own else context.judge
+    return judge is not None and capability(context.task, "solve") is not None
+
+
+def poor(context: Context, attempts: Sequence[tuple[Example, str]]) -> list[bool]:
+    """Which attempts may be improved on: all that are not known to be right."""
+    texts = [text for _, text in attempts]
+    scores = context.scorer.scores(
+        [example for example, _ in attempts],
+        texts,
+        completion_ids=[context.tokenizer.encode(text) for text in texts],
+    )
+    return [score is None or score.correct is not True for score in scores]
 
 
 def demonstration(
@@ -132,7 +166,8 @@ def demonstration(
             answer = feedback.text
         else:
             asked = [*parts, (tokenizer.next_turn(feedback.text, ended=True), given)]
-            answer = context.task.solve(example)
+            solve = require_capability(context.task, "solve", needed_by="sft.repair_fraction")
+            answer = solve(example)
         whole = [*asked, (tokenizer.answer(answer), learn)]
         if context.prompts.has_room([], sum(len(tokens) for tokens, _ in whole)):
             parts = whole

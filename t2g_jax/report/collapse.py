@@ -54,9 +54,10 @@ def collapses(
       floor, floor_policy: the accuracy of the best policy that solves nothing, and that policy.
 
     Returns:
-      Signs of the kinds "entropy", "length", "cut off", "ratio", "sampler" and "floor"; "equal"
-      and "nothing right", where there is nothing to compare or to reinforce; and, from the first
-      steps, "unformatted" and "cut off", where no reward can be earned.
+      Signs of the kinds "entropy", "length", "cut off", "ratio", "sampler" and "floor", or, of a
+      task that only grades, "reward"; "equal" and "nothing right", where there is nothing to
+      compare or to reinforce; and, from the first steps, "unformatted" and "cut off", where no
+      reward can be earned.
     """
     watch = Watch(floor=floor, floor_policy=floor_policy)
     return tuple(sign for line in lines for sign in watch.look(line))
@@ -97,6 +98,13 @@ class Watch:
             return _median(self._first, name), _median(recent, name)
 
         at_first, accuracy = medians("accuracy")
+        if math.isnan(accuracy) and self._reward_fell():
+            before, now = medians("reward")
+            yield (
+                "reward",
+                f"the reward fell from {before:.3g} to {now:.3g}: the policy has become worse than "
+                "it was at first",
+            )
         before, now = medians("entropy")
         if now < ENTROPY * before and not accuracy >= SOLVED:
             yield (
@@ -149,6 +157,11 @@ class Watch:
             abs(_mean(part, "accuracy") - self._floor) <= NEAR for part in halves
         )
 
+    def _reward_fell(self) -> bool:
+        """Whether a whole window, of a task without accuracy, is below the worst of the first."""
+        first, last = _values(self._first, "reward"), _values(self._last, "reward")
+        return len(last) == PLATEAU and len(first) == WINDOW and max(last) < min(first)
+
     def _at(self) -> str:
         policy = f" ({self._policy})" if self._policy else ""
         return f"where the floor is: {self._floor:.1%}{policy}"
@@ -183,7 +196,7 @@ def _never(first: Sequence[Line]) -> Iterator[tuple[str, str]]:
             "unformatted",
             f"no completion of the first {WINDOW} steps has the form that is scored (\\boxed{{}}): "
             "no reward can be earned. Teach the form with more sft.steps, or let the prompt ask "
-            "for it (task.prompt_style: full)",
+            "for it (of a puzzle, task.prompt_style: full)",
         )
     if _always(first, "cut_off", lambda share: share >= ALL):
         yield (

@@ -56,12 +56,14 @@ class Curve(_Strict):
 
 @dataclasses.dataclass(frozen=True)
 class ResultRow(_Strict):
-    """One method on one task: single-turn accuracy without feedback, before and after training.
+    """One method on one task: single-turn accuracy without feedback, before and after training; or
+    mean reward, where the task only grades.
 
     Attributes:
       method, task: names.
       before, after: accuracy in [0, 1] (or a score on another scale, if the whole task uses it).
       before_interval, after_interval: (low, high), 95 %; see `statistics.clustered_interval`.
+      graded: whether these are rewards.
       floor: the accuracy of the best policy that solves nothing, NaN if unknown.
       floor_policy: that policy in words: "copies the input".
       tokens_trained, tokens_generated: tokens with a loss, tokens sampled.
@@ -79,6 +81,7 @@ class ResultRow(_Strict):
     tokens_trained: int
     tokens_generated: int
     seconds: float
+    graded: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _tasks(results) -> list[_Task]:
         numbers = [rows[0].floor]
         for row in rows:
             numbers += [row.before, row.after, *row.before_interval, *row.after_interval]
-        unit = formatting.unit_scale(numbers)
+        unit = not any(row.graded for row in rows) and formatting.unit_scale(numbers)
         largest = max((n for n in numbers if math.isfinite(n)), default=1.0)
         top = 1.0 if unit else max(largest * 1.05, 1e-9)
         tasks.append(_Task(name, rows[0].floor, policy, tuple(rows), unit, top))

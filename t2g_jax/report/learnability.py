@@ -50,9 +50,9 @@ def _of_warm_start(score: Mapping[str, Any]) -> Iterator[str]:
         )
     if share("formatted") == 0:
         yield (
-            "no first attempt has the form that is scored (\\boxed{}): every reward is the same, "
-            "so there is nothing to compare. Teach the form with more sft.steps, or let the prompt "
-            "ask for it (task.prompt_style: full)"
+            "no first attempt has the form that is scored (\\boxed{} in a puzzle): every reward is "
+            "the same, so there is nothing to compare. Teach the form with more sft.steps, or let "
+            "the prompt ask for it (of a puzzle, task.prompt_style: full)"
         )
     if share("accuracy") == 0:
         second = share("second_turn")

@@ -95,16 +95,65 @@ def crossed_interval(correct, *, confidence: float = 0.95) -> tuple[float, float
         return clustered_interval(by_prompt, confidence=confidence)
     tail = _upper_tail(confidence)
     clustered_interval(by_prompt, confidence=confidence)  # raises if a value is outside [0, 1]
-    of_seed, of_prompt = means.mean(axis=1), means.mean(axis=0)
-    rest = means - of_seed[:, None] - of_prompt + mean
-    v_seeds, v_prompts = of_seed.var(ddof=1) / seeds, of_prompt.var(ddof=1) / prompts
-    v_both = (rest**2).sum() / (seeds * prompts * (seeds - 1) * (prompts - 1))
-    variance = max(v_seeds + v_prompts - v_both, v_seeds, v_prompts)
+    variance, freedom = _crossed_variance(correct)
     if not variance > 0:
         return clustered_interval(by_prompt, confidence=confidence)
-    freedom = variance**2 / (v_seeds**2 / (seeds - 1) + v_prompts**2 / (prompts - 1))
     effective = min(spread / variance, correct.size)
     return _score_interval(mean, float(effective), _student_quantile(tail, freedom))
+
+
+def reward_interval(rewards, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for a mean reward, on whatever scale, over prompts that were sampled several times.
+
+    r̄ ± t √v, with v = Σₚ (r̄ₚ − r̄)² / (P (P−1)) and Student's t of P−1 degrees of freedom: the
+    cluster-robust variance, as in `clustered_interval`. Of several trainings v is that of
+    `crossed_interval`, with its degrees of freedom.
+
+    Args:
+      rewards: [P, S] floats: prompt by sample; or [K, P, S]: training by prompt by sample.
+      confidence: probability that the interval covers the truth, in (0, 1).
+
+    Returns:
+      (low, high), containing the mean; (−inf, inf) for one prompt alone.
+
+    Raises:
+      ValueError: rewards are not [P, S] or [K, P, S], none of them 0, or not finite.
+    """
+    tail = _upper_tail(confidence)
+    rewards = np.asarray(rewards, dtype=np.float64)
+    if rewards.ndim not in (2, 3) or rewards.size == 0:
+        raise ValueError(
+            f"rewards has shape {rewards.shape}; expected [prompts, samples] or [trainings, "
+            "prompts, samples], none 0"
+        )
+    if not np.isfinite(rewards).all():
+        raise ValueError("rewards has values that are not finite")
+    mean = float(rewards.mean())
+    by_training = rewards.reshape(-1, *rewards.shape[-2:])
+    if by_training.shape[1] == 1:
+        return -math.inf, math.inf
+    variance, freedom = _crossed_variance(by_training)
+    half = _student_quantile(tail, freedom) * math.sqrt(variance)
+    return mean - half, mean + half
+
+
+def _crossed_variance(values: np.ndarray) -> tuple[float, float]:
+    """Of the mean of [K, P, S] values, and its degrees of freedom; see `crossed_interval`."""
+    trainings, prompts = values.shape[:2]
+    means = values.mean(axis=2)
+    of_prompt = means.mean(axis=0)
+    v_prompts = float(of_prompt.var(ddof=1)) / prompts
+    if trainings == 1:
+        return v_prompts, prompts - 1
+    of_training = means.mean(axis=1)
+    rest = means - of_training[:, None] - of_prompt + means.mean()
+    v_trainings = float(of_training.var(ddof=1)) / trainings
+    v_both = float((rest**2).sum()) / (trainings * prompts * (trainings - 1) * (prompts - 1))
+    variance = max(v_trainings + v_prompts - v_both, v_trainings, v_prompts)
+    if not variance > 0:
+        return 0.0, prompts - 1
+    squares = v_trainings**2 / (trainings - 1) + v_prompts**2 / (prompts - 1)
+    return variance, variance**2 / squares
 
 
 def _score_interval(mean: float, trials: float, quantile: float) -> tuple[float, float]:

@@ -46,8 +46,8 @@ _VISIBLE = 0.2
 
 
 def result_table(report: Report) -> Table:
-    """Accuracy before and after, with intervals, floor and cost, one row a method and task. It fits
-    80 columns. A task that is the only one is named below the table."""
+    """Accuracy or mean reward before and after, with intervals, floor and cost, one row a method
+    and task. It fits 80 columns. A task that is the only one is named below the table."""
     table = Table(title=_title(report.title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     several = len({row.task for row in report.results}) > 1
     table.add_column("Method", no_wrap=True, overflow="fold")
@@ -55,7 +55,7 @@ def result_table(report: Report) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     previous = None
     for row in report.results:
-        unit = formatting.unit_scale(
+        unit = not row.graded and formatting.unit_scale(
             (row.before, row.after, row.floor, *row.before_interval, *row.after_interval)
         )
         if previous not in (None, row.task):
@@ -76,8 +76,11 @@ def result_table(report: Report) -> Table:
     policies = dict.fromkeys(
         f"floor of {row.task}: {row.floor_policy}" for row in report.results if row.floor_policy
     )
-    if policies:
-        table.caption = safe_text("\n".join(policies))
+    notes = [*policies]
+    if graded := dict.fromkeys(row.task for row in report.results if row.graded):
+        notes.append(f"{', '.join(graded)} only grades: these are mean rewards of first attempts")
+    if notes:
+        table.caption = safe_text("\n".join(notes))
         table.caption_justify = "left"
     return table
 

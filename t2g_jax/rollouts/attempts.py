@@ -11,6 +11,7 @@ from t2g_jax.models.heads import Params
 from t2g_jax.rollouts.turns import Turn, attempt, unbroken
 from t2g_jax.run.context import Context
 from t2g_jax.sampling.generate import Completion
+from t2g_jax.tasks.scoring import score_metrics
 from t2g_jax.training.forward import CUTOFFS
 from t2g_jax.training.sequences import Field, TokenSequence, Values
 from t2g_jax.training.terms import SAMPLER_LOGPROBS
@@ -31,7 +32,16 @@ def first_attempts(
     prompts = [context.prompts.render(example.prompt) for example in examples]
     key = context.keys.at_step(purpose, step)
     at_once = config.rows_at_once or len(examples)
-    turns = attempt(context, params, examples, prompts, key, batch_size=at_once)
+    turns = attempt(
+        context,
+        params,
+        examples,
+        prompts,
+        key,
+        batch_size=at_once,
+        step=step,
+        steps=config.steps,
+    )
     return unbroken(turns, config.group_size)
 
 
@@ -42,9 +52,7 @@ def attempt_metrics(turns: Sequence[Turn], group_size: int) -> dict[str, float]:
     rewards = np.array([turn.score.reward for turn in turns]).reshape(-1, group_size)
     equal = {"equal_groups": float(np.mean(np.ptp(rewards, axis=1) == 0))}
     return {
-        "accuracy": float(np.mean([turn.score.correct for turn in turns])),
-        "reward": float(rewards.mean()),
-        "formatted": float(np.mean([turn.score.formatted for turn in turns])),
+        **score_metrics([turn.score for turn in turns]),
         **(equal if group_size > 1 else {}),
         "completion_tokens": float(np.mean(lengths)),
         "completion_tokens_max": max(lengths),

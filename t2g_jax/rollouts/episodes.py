@@ -23,6 +23,7 @@ from t2g_jax.rollouts.attempts import (
 from t2g_jax.rollouts.turns import Turn, attempt
 from t2g_jax.run.context import Context
 from t2g_jax.tasks.base import Critique, JudgeError
+from t2g_jax.tasks.scoring import score_metrics
 from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.terms import POLICY_WEIGHT
 
@@ -62,7 +63,7 @@ class Episode:
 
     def ended_early(self, turns: int) -> bool:
         """Whether an attempt was right before `turns` ran out, so that nobody criticized it."""
-        return len(self.turns) < turns and self.turns[-1].score.correct
+        return len(self.turns) < turns and self.turns[-1].correct
 
     def completions(self) -> list[slice]:
         """Where the completion of each turn stands in the row."""
@@ -75,13 +76,14 @@ def play(
     """P × G episodes: attempts until one is right, turns run out, or the next cannot be had.
 
     That is where the judge fails, the context has no room for another attempt, or it is broken.
+    Where the task only grades, no attempt is right, and each may be improved on.
     """
     firsts = first_attempts(context, params, config, name, step)
     metrics = attempt_metrics(firsts, config.group_size) | {"judge_failures": 0, "no_room": 0}
     episodes = [Episode((turn,)) for turn in firsts]
     under_way: Sequence[int] = range(len(episodes))
     for h in range(1, turns):
-        wrong = [i for i in under_way if not episodes[i].turns[-1].score.correct]
+        wrong = [i for i in under_way if not episodes[i].turns[-1].correct]
         again: dict[int, list[int]] = {}  # prompts, by episode
         said = criticized(context, [episodes[i] for i in wrong])
         for i, feedback in zip(wrong, said, strict=True):
@@ -103,13 +105,16 @@ def play(
             list(again.values()),
             context.keys.at_step(name, step, h),
             batch_size=config.rows_at_once or len(episodes),
+            step=step,
+            steps=config.steps,
         )
-        made = {i: t for i, t in zip(again, retries, strict=True) if not t.completion.broken}
+        made = {i: t for i, t in zip(again, retries, strict=True) if not t.unusable}
         for i, turn in made.items():
             episodes[i] = episodes[i].followed_by(turn)
         if made:
-            scores = [turn.score.correct for turn in made.values()]
-            metrics[f"accuracy_turn_{h + 1}"] = float(np.mean(scores))
+            found = score_metrics([turn.score for turn in made.values()])
+            names = ("accuracy", "reward")
+            metrics |= {f"{name}_turn_{h + 1}": found[name] for name in names if name in found}
         under_way = list(made)
     metrics["tokens_generated"] = sum(tokens_generated(e.turns) for e in episodes)
     return episodes, metrics

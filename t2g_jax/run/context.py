@@ -30,14 +30,25 @@ from t2g_jax.printing import one_line, tell
 from t2g_jax.run import capacity, pretrained, provenance
 from t2g_jax.run.claim import claimed, is_claimed
 from t2g_jax.run.keys import Keys
+from t2g_jax.run.needs import require_needed
 from t2g_jax.run.panel import JudgePanel
 from t2g_jax.run.prompts import Prompts
+from t2g_jax.run.rows import QUARANTINE, require_rows
+from t2g_jax.run.scorer import Scorer
 from t2g_jax.run.weights import Weights
 from t2g_jax.run.workspace import Workspace
 from t2g_jax.runtime import durable, hosts, preemption
 from t2g_jax.sampling.distribution import Sampling
-from t2g_jax.tasks import make_task
-from t2g_jax.tasks.base import CritiqueLevel, Judge, JudgeError, Task
+from t2g_jax.tasks import find_task
+from t2g_jax.tasks.base import (
+    CritiqueLevel,
+    Judge,
+    JudgeError,
+    Task,
+    capability,
+    prompt_text,
+    require_capability,
+)
 from t2g_jax.training import trackers
 from t2g_jax.training.metrics import Stopwatch
 
@@ -56,6 +67,7 @@ def _nothing_amiss() -> collections.Counter[str]:
 class Context:
     """A run's config and work directory, and the task, judge, tokenizer, model and mesh.
 
+    `judge`: None where the task has none of its own, and no other is named.
     `read_only`: whether nothing is trained, see `open`.
     `watch` times the stages of a step: "sample", "judge", "score" (log-probabilities, predicted
     span rewards), "update" and "evaluate". `tally` counts what could not be used: critiques that
@@ -66,7 +78,7 @@ class Context:
     config: Config
     workspace: Workspace
     task: Task
-    judge: AnyJudge
+    judge: AnyJudge | None
     tokenizer: ChatTokenizer
     model: DecoderConfig
     mesh: Mesh
@@ -105,11 +117,16 @@ class Context:
                 if new and config.model.pretrained is not None
                 else None
             )
+            if new:
+                for note in notes_of(task, workspace.root):
+                    say(note)
             workspace.begin()
             pretrained.pin(config, workspace.root, record=True)
+            hosts.broadcast_from_primary(lambda: require_rows(workspace.root, task, record=True))
             hosts.broadcast_from_primary(
                 lambda: _make_tokenizer(workspace, task, pretrained_tokenizer)
             )
+        hosts.broadcast_from_primary(lambda: require_rows(workspace.root, task))
         provenance.require_loadable(workspace)  # what is not ours is never loaded
         return cls.assembled(workspace, mesh, task, judge, read_only=read_only)
 
@@ -119,7 +136,7 @@ class Context:
         workspace: Workspace,
         mesh: Mesh,
         task: Task,
-        judge: AnyJudge,
+        judge: AnyJudge | None,
         *,
         read_only: bool = False,
     ) -> Context:
@@ -195,30 +212,53 @@ class Context:
         """The task's own program, where that is not the run's judge; it is not tallied."""
         if self.config.judge.name == OWN_JUDGE:
             return self.judges
-        return self.judges.replaced_by(self.task.judge(CritiqueLevel(self.config.judge.level)))
+        judge = require_capability(self.task, "judge", needed_by="sft.critiques: task")
+        return self.judges.replaced_by(judge(CritiqueLevel(self.config.judge.level)))
+
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """What completions earn."""
+        return Scorer(self.task, self.judges)
 
 
-def parts(config: Config) -> tuple[Mesh, Task, AnyJudge]:
+def parts(config: Config) -> tuple[Mesh, Task, AnyJudge | None]:
     """What a config names that need not be there, made without a work directory.
 
     Raises:
-      T2GError: there are not enough devices, or no such judge.
+      T2GError: there are not enough devices, no such task or judge, or the task lacks what the
+        config needs.
     """
-    task = make_task(
+    task = find_task(
         config.task.name,
+        config.task.settings,
         preset=config.task.preset,
-        settings=config.task.settings,
         seed=config.task.seed,
         train_size=config.task.train_size,
         test_size=config.task.test_size,
         prompt_style=config.task.prompt_style,
     )
+    require_needed(config, task)
+    return make_mesh(config.mesh), task, judge_of(config, task)
+
+
+def judge_of(config: Config, task: Task) -> AnyJudge | None:
+    """The judge that a config names; None: the task's own, and it has none."""
+    if config.judge.name == OWN_JUDGE and capability(task, "judge") is None:
+        return None
     level = CritiqueLevel(config.judge.level)
-    judge = make_judge(config.judge.name, task, level, config.judge.settings)
-    return make_mesh(config.mesh), task, judge
+    return make_judge(config.judge.name, task, level, config.judge.settings)
 
 
-def checked_parts(config: Config, root: Path) -> tuple[Mesh, Task, AnyJudge]:
+def notes_of(task: Task, workdir: Path) -> list[str]:
+    """What a task has to say of its examples before a run begins."""
+    notes = getattr(task, "notes", None)
+    if not callable(notes):
+        return []
+    bad = getattr(task, "quarantine", ())
+    return [*notes(), *([f"task: {workdir / QUARANTINE} has them all"] if bad else [])]
+
+
+def checked_parts(config: Config, root: Path) -> tuple[Mesh, Task, AnyJudge | None]:
     """`parts`, after all that can be known of a config before anything of it is trained.
 
     Args:
@@ -279,7 +319,7 @@ def say(line: str) -> None:
         tell(one_line(line))
 
 
-def _cache(workspace: Workspace, judge: AnyJudge) -> CritiqueCache | None:
+def _cache(workspace: Workspace, judge: AnyJudge | None) -> CritiqueCache | None:
     """Of a judge that is paid or waited for; the task's own program answers at once."""
     config = workspace.config.judge
     if config.name == OWN_JUDGE:
@@ -301,10 +341,7 @@ def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | No
         if source is not None:
             source.save(building)
         else:
-            count = min(config.tokenizer.texts, config.task.train_size)
-            # Of the puzzle's own judge: one that must be paid or waited for is not asked for this.
-            judge = task.judge(CritiqueLevel(config.judge.level))
-            texts = _texts(task, judge, count)
+            texts = _texts(task, CritiqueLevel(config.judge.level), config.tokenizer.texts)
             train_tokenizer(texts, config.tokenizer.vocabulary_size, building)
         provenance.require_tokenizer(workspace, building)
         try:
@@ -318,15 +355,22 @@ def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | No
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _texts(task: Task, judge: Judge, count: int) -> Iterator[str]:
-    """What the tokenizer is trained on: prompts, careless and right answers, and critiques."""
+def _texts(task: Task, level: CritiqueLevel, count: int) -> Iterator[str]:
+    """What the tokenizer is trained on: prompts and, where there are any, careless and right
+    answers, and critiques of the task's own program: another judge is not asked for this."""
     rng = random.Random(0)
     train = task.split("train")
-    for index in range(count):
+    demonstrate, solve = capability(task, "demonstrate"), capability(task, "solve")
+    judge = capability(task, "judge")
+    judge = None if judge is None else judge(level)
+    for index in range(min(count, len(train))):
         example = train[index]
-        attempt = task.demonstrate(example, rng)
-        yield example.prompt
-        yield attempt
-        with contextlib.suppress(JudgeError):
-            yield judge.critique(example, attempt).text
-        yield task.solve(example)
+        attempt = None if demonstrate is None else demonstrate(example, rng)
+        yield prompt_text(example.prompt)
+        if attempt is not None:
+            yield attempt
+            if judge is not None:
+                with contextlib.suppress(JudgeError):
+                    yield judge.critique(example, attempt).text
+        if solve is not None:
+            yield solve(example)

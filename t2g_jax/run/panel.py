@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from t2g_jax.errors import T2GError
 from t2g_jax.judges.batches import AnyJudge
 from t2g_jax.judges.counts import failed_column
 from t2g_jax.judges.guard import Guard
@@ -22,12 +23,12 @@ class JudgePanel:
     """A judge, and what is counted of its answers.
 
     Args:
-      judge, guard: who is asked, and what stands before it.
+      judge, guard: who is asked, and what stands before it. None: there is nobody to ask.
       watch: times the stage "judge".
       tally: counts calls and failures, see `judges.counts`.
     """
 
-    judge: AnyJudge
+    judge: AnyJudge | None
     guard: Guard
     watch: Stopwatch = dataclasses.field(default_factory=Stopwatch)
     tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
@@ -43,7 +44,7 @@ class JudgePanel:
         """Yields what `critique` returns for each text, in order.
 
         Raises:
-          T2GError: the judge is down (`judge.max_failures_in_a_row`).
+          T2GError: the judge is down (`judge.max_failures_in_a_row`), or there is none.
         """
         outcomes = self._outcomes(examples, texts)
         while True:
@@ -69,6 +70,10 @@ class JudgePanel:
         self, examples: Sequence[Example], texts: Sequence[str]
     ) -> Iterator[Critique | JudgeError]:
         """What the judge said. One of several processes asks, and tells the others every second."""
+        if not texts:
+            return
+        if self.judge is None:
+            raise T2GError("there is no judge to ask for a critique: name one in judge.name")
         asked = self.guard.critiques(self.judge, examples, texts, self.tally)
         if not hosts.several():
             yield from asked

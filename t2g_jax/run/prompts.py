@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError
 from t2g_jax.run.keys import Keys
-from t2g_jax.tasks.base import Example, Task
+from t2g_jax.tasks.base import Example, Prompt, Task, messages_of, name_of_task
 
 _TRIES = 1000
 """Training examples that are looked at for one whose prompt is not too long."""
@@ -34,32 +34,44 @@ class Prompts:
     tally: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
 
     def train_examples(
-        self, purpose: str, step: int, count: int, *, among: int | None = None
+        self,
+        purpose: str,
+        step: int,
+        count: int,
+        *,
+        among: int | None = None,
+        usable: Callable[[Example], bool] | None = None,
     ) -> list[Example]:
         """Batch `step` of an endless shuffled stream of training examples, or the first `among`.
 
         One whose prompt leaves no room for a completion is replaced by what has its place in a
-        later epoch, and counted in `tally`.
+        later epoch, and counted in `tally`; one that is not `usable` is replaced likewise.
 
         Raises:
-          T2GError: no prompt leaves room for a completion.
+          T2GError: no prompt leaves room for a completion, or next to none is usable.
         """
         import grain  # takes a while, and only training needs it
 
         source = self.task.split("train")
-        size = len(source) if among is None else among
+        size = len(source) if among is None else min(among, len(source))
         order = grain.MapDataset.range(size).shuffle(self.keys.seed(purpose)).repeat()
 
         def fitting(i: int) -> Example:
             shortest = None
             for epoch in range(_TRIES):
                 example = source[order[i + epoch * size]]
+                if usable is not None and not usable(example):
+                    continue
                 prompt = self.render(example.prompt)
                 if self.has_room(prompt):
                     return example
                 self.tally["prompts_too_long"] += 1
                 shortest = min(len(prompt), shortest or len(prompt))
-            assert shortest is not None
+            if shortest is None:
+                raise T2GError(
+                    f"{purpose}: none of {_TRIES} training examples of the task "
+                    f"{name_of_task(self.task)} can be used for it"
+                )
             raise self.no_room("even the shortest training prompt", shortest)
 
         return [fitting(i) for i in range(step * count, (step + 1) * count)]
@@ -78,10 +90,9 @@ class Prompts:
         self.tally["prompts_too_long"] += len(tests) - len(fitting)
         return fitting
 
-    def render(self, text: str) -> list[int]:
+    def render(self, prompt: Prompt) -> list[int]:
         """The tokens x₀ of a prompt, ready for the assistant's turn."""
-        system = [{"role": "system", "content": self.task.system}] if self.task.system else []
-        return self.tokenizer.render([*system, {"role": "user", "content": text}])
+        return self.tokenizer.render(messages_of(prompt, getattr(self.task, "system", "")))
 
     def has_room(self, prompt: Sized, tokens: int | None = None) -> bool:
         """Whether a prompt leaves the context room for so many tokens, or for a completion."""

@@ -123,12 +123,14 @@ class Evaluation(Record):
     fingerprint: NotRequired[str]
     settings: NotRequired[_Settings]
     judge: NotRequired[dict[str, Count]]
-    formatted: NotRequired[Share]
+    formatted: NotRequired[Share | None]
     cut_off: NotRequired[Share]
     equal_groups: NotRequired[Share | None]
-    accuracy: Share
+    accuracy: Share | None
+    reward: float
     interval: Annotated[list[float], Len(2, 2)]
-    second_turn: Share | None
-    floor: float
+    second_turn: float | None
+    floor: float | None
     floor_policy: str
-    correct: Annotated[list[list[Literal[0, 1]]], Len(1), AfterValidator(_of_one_length)]
+    correct: Annotated[list[list[Literal[0, 1]]], Len(1), AfterValidator(_of_one_length)] | None
+    rewards: Annotated[list[list[float]], Len(1), AfterValidator(_of_one_length)]

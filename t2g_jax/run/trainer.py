@@ -39,7 +39,7 @@ from t2g_jax.training.sequences import Field, TokenSequence
 from t2g_jax.training.state import TrainState, learning_rate, make_optimizer
 from t2g_jax.training.step import ABOUT_TOKENS, make_update
 
-SHOWN = ("loss", "reward", "accuracy", "span_accuracy", "test_accuracy")
+SHOWN = ("loss", "reward", "accuracy", "span_accuracy", "test_accuracy", "test_reward")
 """Metrics beside the progress bar."""
 
 
@@ -205,7 +205,7 @@ def run_training(
         def tell(step: int, metrics: dict[str, float]) -> None:
             tracked.write(step, metrics)
             done = int(metrics["tokens_generated_total"]) if plan.token_budget else step
-            progress.update(done, **{name: metrics[name] for name in SHOWN if name in metrics})
+            progress.update(done, **shown(metrics))
             for sign in watch.look({"step": step} | metrics):
                 progress.note(f"step {step}: {sign.text}")
 
@@ -237,6 +237,14 @@ def run_training(
         **left,
         "made": made,
     }
+
+
+def shown(metrics: Mapping[str, float]) -> dict[str, float]:
+    """What a line of progress says; rewards of test prompts where there is no accuracy of them."""
+    names = [name for name in SHOWN if name in metrics]
+    if "test_accuracy" in names:
+        names = [name for name in names if name != "test_reward"]
+    return {name: metrics[name] for name in names}
 
 
 def made_from(workspace: Workspace, phase: str, checkpoints: Checkpoints) -> provenance.Made:

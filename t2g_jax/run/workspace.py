@@ -48,6 +48,8 @@ class Workspace:
         workdir/<phase>/metrics.jsonl
         workdir/<phase>/samples/        completions for the report, if the method keeps any
         workdir/<phase>/complete.json   there when the phase is done: its summary
+        workdir/rows.json               which rows the task `data` had, see `run.rows`
+        workdir/quarantine/rows.jsonl   those of them that cannot be used, and why
         workdir/critiques.jsonl         what a judge said that is not the task's own program
         workdir/annotate/dataset/       TFDS dataset; journal.jsonl and quarantine.jsonl beside it
         workdir/<phase>/evaluation.json

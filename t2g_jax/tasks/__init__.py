@@ -1,17 +1,39 @@
 """Tasks: prompts, a reward, and where a program can give one, a critique."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from t2g_jax import user_code
+from t2g_jax.config import DATA, PUZZLES
 from t2g_jax.installation import pip_install
 from t2g_jax.tasks.base import Example, Floor, Score, Task, TaskError
 
 if TYPE_CHECKING:
     from t2g_jax.tasks.puzzles.reasoning import ReasoningTask
 
-__all__ = ["Example", "Floor", "Score", "Task", "TaskError", "make_task"]
+__all__ = ["PUZZLES", "Example", "Floor", "Score", "Task", "TaskError", "find_task", "make_task"]
 
-NAMES = ("binary_matrix", "knights_knaves", "shortest_path")
+
+def find_task(name: str, settings: Mapping[str, Any], **puzzle: Any) -> Task:
+    """The task of a name and its settings.
+
+    Args:
+      name: a puzzle, see `make_task`; "data", rows of one's own; or "package.module:function",
+        which makes a task of the settings, see `custom`.
+      puzzle: what else `make_task` takes; for puzzles alone.
+
+    Raises:
+      T2GError: an unknown name, or settings that cannot be used.
+    """
+    if name == DATA:
+        from t2g_jax.tasks.data import make_data_task
+
+        return make_data_task(settings)
+    if user_code.is_name(name):
+        from t2g_jax.tasks.custom import make_custom_task
+
+        return make_custom_task(name, settings)
+    return make_task(name, settings=settings, **puzzle)
 
 
 def make_task(
@@ -42,8 +64,8 @@ def make_task(
     Raises:
       TaskError: an unknown name, or a value that cannot be used.
     """
-    if name not in NAMES:
-        raise TaskError(f"task: unknown name {name!r}; known: {', '.join(NAMES)}")
+    if name not in PUZZLES:
+        raise TaskError(f"task: unknown name {name!r}; known: {', '.join(PUZZLES)}")
     return _puzzle_class(name)(
         preset=preset,
         settings=settings,

@@ -7,7 +7,7 @@ import math
 import random
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 from t2g_jax.errors import T2GError
@@ -27,27 +27,41 @@ class TaskError(T2GError):
     """A task that cannot be made as asked: says which setting, and what would be right."""
 
 
+Message = dict[str, str]
+"""A message of a chat: "role" (system, user, assistant or tool) and "content"."""
+Prompt = str | list[Message]
+"""What is asked: the user's text, or the messages of a chat up to the assistant's turn."""
+
+
 @dataclass(frozen=True)
 class Example:
     """One problem.
 
-    `answer` is a right answer, as it would stand inside the box. `metadata` holds what the scorer
-    and the judge need; it can be written as JSON.
+    `answer` is a right answer, if there is one to compare with. `metadata` holds what else the
+    scorer and the judge need; it can be written as JSON.
     """
 
     id: str
-    prompt: str
-    answer: str
-    metadata: dict[str, Any]
+    prompt: Prompt
+    answer: str = ""
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a completion earned. Make it with `Score.of`."""
+    """What a completion earned.
 
-    correct: bool
-    formatted: bool
+    reward: what methods compare; finite.
+    correct: whether it is right. None: the task only grades, and then always does; such a task has
+      no accuracy, and its mean reward stands for it.
+    formatted: whether it has the form that is scored; None: there is no such form.
+    metrics: other numbers; their means are logged as `score_NAME`.
+    """
+
     reward: float
+    correct: bool | None = None
+    formatted: bool | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, *, correct: bool, formatted: bool) -> Score:
@@ -55,7 +69,7 @@ class Score:
 
         RLTF, arXiv 2602.02482.
         """
-        return cls(correct, formatted, float(correct) + 0.1 * (float(formatted) - 1.0))
+        return cls(float(correct) + 0.1 * (float(formatted) - 1.0), correct, formatted)
 
 
 @dataclass(frozen=True)
@@ -67,20 +81,30 @@ class Floor:
 
 
 class Task(Protocol):
-    """Prompts and a reward. A completion is plain text, without the prompt."""
+    """Prompts, and a reward of completions, which are plain text without the prompt.
 
-    name: str
-    system: str
-    """System prompt; empty where the prompt says it all."""
+    A task has `score`, or else its judge's critiques are the reward, see `scoring`. What it may
+    have besides is in `Capable`, and asked for only by what needs it.
+    """
 
     def split(self, split: Split) -> Sequence[Example]:
         """The examples of a split, the same in every process; no problem is in both splits."""
 
-    def extract_answer(self, completion: str) -> str | None:
-        """The final answer, tidied; None if the completion gives none."""
+
+class Capable(Task, Protocol):
+    """All that a task may have. One that has it only at times sets it to None where not."""
+
+    name: str
+    system: str
+    """System prompt, before prompts that have none of their own; empty: none."""
 
     def score(self, example: Example, completion: str) -> Score:
-        """Never raises, whatever the completion."""
+        """What a completion earns, whatever it is."""
+
+    def score_batch(
+        self, examples: Sequence[Example], completions: Sequence[str]
+    ) -> Sequence[Score]:
+        """In place of `score`, of all completions of a round."""
 
     def floor(self, examples: Sequence[Example]) -> Floor:
         """The best trivial policy on exactly these examples."""
@@ -88,11 +112,69 @@ class Task(Protocol):
     def solve(self, example: Example) -> str:
         """A completion that is right, in the shortest regular form."""
 
-    def demonstrate(self, example: Example, rng: random.Random) -> str:
-        """A careless solver's first attempt in the same form; right only now and then."""
+    def demonstrate(self, example: Example, rng: random.Random) -> str | None:
+        """A completion to begin with, such as a careless solver's first attempt, right only now
+        and then. None: there is none for this example."""
 
     def judge(self, level: CritiqueLevel) -> Judge:
         """A program that critiques completions of this task."""
+
+
+def capability(task: Task, name: str) -> Any:
+    """A method of `Capable` that a task may have; None: it has none."""
+    found = getattr(task, name, None)
+    return found if callable(found) else None
+
+
+def require_capability(task: Task, name: str, *, needed_by: str) -> Any:
+    """A method of `Capable` that a task must have.
+
+    Args:
+      needed_by: what needs it, in the words of the config.
+
+    Raises:
+      T2GError: it has none; the message says who needs it, and the ways out.
+    """
+    found = capability(task, name)
+    if found is None:
+        raise T2GError(f"the task {name_of_task(task)} {_MISSING[name].format(needed_by)}")
+    return found
+
+
+_MISSING = {
+    "demonstrate": (
+        "has no demonstrations, which {} needs: give it `demonstrate(example, rng)` (rows: a "
+        "`demonstration` column), or begin with a pretrained model (model.pretrained, sft.steps 0)"
+    ),
+    "solve": "has no right answers to show, which {} needs: give it `solve(example)`",
+    "judge": (
+        "has no judge of its own, which {} needs: name one in judge.name (docs/judges.md), give "
+        "the task `judge(level)` (rows: a `feedback` column), or choose a method that needs none, "
+        "such as grpo"
+    ),
+    "score": "has no `score(example, completion)`, which {} needs",
+}
+
+
+def name_of_task(task: Task) -> str:
+    """The task's own name, or that of its class."""
+    name = getattr(task, "name", None)
+    return plain_text(name, 100) if isinstance(name, str) and name else type(task).__name__
+
+
+def messages_of(prompt: Prompt, system: str = "") -> list[Message]:
+    """A prompt as the messages of a chat, after a system prompt unless it has its own."""
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as it is shown to people; a chat with the roles before the messages."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt)
 
 
 # --- Critiques --------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ task: {name: data, settings: {train: prompts.jsonl, reward: numeric}}
 
 from __future__ import annotations
 
+import collections
 import difflib
 import inspect
 import itertools
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,15 @@ import numpy as np
 
 from t2g_jax import user_code
 from t2g_jax.errors import T2GError
-from t2g_jax.tasks.base import Example, Split
+from t2g_jax.tasks.base import (
+    Critique,
+    CritiqueLevel,
+    Example,
+    Floor,
+    JudgeError,
+    Score,
+    Split,
+)
 from t2g_jax.tasks.rewards import Rewards, make_rewards
 from t2g_jax.tasks.rows import Quarantined, Rows, Spool, read_rows
 from t2g_jax.tasks.sources import Source
@@ -66,6 +76,7 @@ class DataTask:
         self.rewards: Rewards | None = (
             None if reward is None else make_rewards(reward, aliases=aliases)
         )
+        self.score_batch = None if self.rewards is None else self._score_batch
         self._columns = columns
         self.quarantine: list[Quarantined] = []
         """Rows that are not used, and why."""
@@ -90,10 +101,40 @@ class DataTask:
         """Changes when any row does."""
         self.columns = rows.columns
         """How many training rows have each column that is not empty."""
+        self.demonstrate = self._demonstrate if rows.columns["demonstration"] else None
+        spoken = rows.columns["feedback"] + rows.columns["privileged_context"]
+        self.judge = self._judge if spoken else None
 
     def split(self, split: Split) -> Sequence[Example]:
         """The rows of a split, read when they are asked for."""
         return self._test if split == "test" else self._train
+
+    def floor(self, examples: Sequence[Example]) -> Floor | None:
+        """A policy that always gives the most frequent answer, where built-in rewards decide."""
+        if self.rewards is None or not self.rewards.decides or not self.rewards.built_in:
+            return None
+        answers = collections.Counter(example.answer for example in examples if example.answer)
+        if not answers:
+            return None
+        ((answer, _),) = answers.most_common(1)
+        scores = self.rewards.score(examples, [answer] * len(examples))
+        right = sum(score.correct is True for score in scores)
+        return Floor(right / len(scores), "always gives the most frequent answer")
+
+    def _score_batch(
+        self, examples: Sequence[Example], completions: Sequence[str], **about: Any
+    ) -> list[Score]:
+        return self.rewards.score(examples, completions, **about)
+
+    def _demonstrate(self, example: Example, rng: random.Random) -> str | None:
+        """The row's demonstration, None where it has none."""
+        del rng
+        return example.metadata.get("demonstration")
+
+    def _judge(self, level: CritiqueLevel) -> FeedbackJudge:
+        """Says what the row has to say, whatever the level."""
+        del level
+        return FeedbackJudge()
 
     def notes(self) -> list[str]:
         """What became of the rows, in a line each."""
@@ -126,6 +167,21 @@ class DataTask:
                 f"first, line {bad[0].line}: {bad[0].reason}"
             )
         return spool
+
+
+class FeedbackJudge:
+    """Says of any attempt what its row says: the `feedback`, and then the `privileged_context`."""
+
+    name = "feedback"
+
+    def critique(self, example: Example, completion: str) -> Critique:
+        """Raises JudgeError if the row has neither."""
+        del completion
+        said = [example.metadata.get(name) for name in ("feedback", "privileged_context")]
+        text = "\n\n".join(part for part in said if part)
+        if not text:
+            raise JudgeError("no feedback", f"{example.id} has no column `feedback`")
+        return Critique(text)
 
 
 def make_data_task(settings: Mapping[str, Any]) -> DataTask:

@@ -90,7 +90,7 @@ class RewardFunction:
         if not batch.completions:
             return []
         given = self._arguments(batch)
-        returned = user_code.call(self.function, what=f"the reward {self.name} failed", **given)
+        returned = user_code.call(f"the reward {self.name} failed", self.function, **given)
         return self._checked(returned, len(batch.completions))
 
     def problem(self, example: Example) -> str | None:
@@ -138,7 +138,7 @@ class RewardFunction:
         values: list[float | None] = []
         for i, value in enumerate(returned):
             if callable(item := getattr(value, "item", None)):  # of numpy, jax or torch
-                value = user_code.call(item, what=f"{where} returned no number for completion {i}")
+                value = user_code.call(f"{where} returned no number for completion {i}", item)
             if value is not None and not isinstance(value, Real):
                 raise T2GError(
                     f"{where} returned {user_code.shown(value)} for completion {i}; {wanted}, or "

@@ -22,7 +22,7 @@ import regex
 
 from t2g_jax import user_code
 from t2g_jax.errors import T2GError
-from t2g_jax.tasks.base import Example
+from t2g_jax.tasks.base import Example, Score
 from t2g_jax.tasks.math_answers import MathAnswers
 from t2g_jax.tasks.puzzles.boxed import find_boxed
 from t2g_jax.tasks.reward_functions import Batch, RewardFunction
@@ -30,19 +30,6 @@ from t2g_jax.tasks.reward_functions import Batch, RewardFunction
 BUILT_IN = ("exact", "numeric", "contains", "regex", "math")
 REGEX_SECONDS = 1.0
 """What takes longer to match does not match: some patterns never end on some texts."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rewarded:
-    """The reward of a completion.
-
-    correct: whether it is right, or None where no reward decides that (see `Term.correct_from`).
-    metrics: the single rewards where there are several, and what functions logged.
-    """
-
-    reward: float
-    correct: bool | None
-    metrics: dict[str, float]
 
 
 class Reward(Protocol):
@@ -80,6 +67,11 @@ class Rewards:
         """Whether a completion can be right or wrong, and not only better or worse."""
         return any(term.correct_from is not None for term in self.terms)
 
+    @property
+    def built_in(self) -> bool:
+        """Whether none of them is a function of one's own."""
+        return not any(isinstance(term.reward, RewardFunction) for term in self.terms)
+
     def problem(self, example: Example) -> str | None:
         """Why no completion of this example can be rewarded, or None."""
         said = (term.reward.problem(example) for term in self.terms)
@@ -93,8 +85,9 @@ class Rewards:
         completion_ids: Sequence[Sequence[int]] | None = None,
         step: int = 0,
         steps: int = 0,
-    ) -> list[Rewarded]:
-        """Σ wᵢ rᵢ over the rewards that say something of a completion; 0 if none does.
+    ) -> list[Score]:
+        """Σ wᵢ rᵢ over the rewards that say something of a completion; 0 if none does. Where there
+        are several, `Score.metrics` has each.
 
         A completion is right if each reward that decides so reaches its `correct_from`.
 
@@ -110,7 +103,7 @@ class Rewards:
         logged = batch.logged_means()
         return [self._sum(values, logged) for values in zip(*columns, strict=True)]
 
-    def _sum(self, values: Sequence[float | None], logged: Mapping[str, float]) -> Rewarded:
+    def _sum(self, values: Sequence[float | None], logged: Mapping[str, float]) -> Score:
         pairs = list(zip(self.terms, values, strict=True))
         total = math.fsum(term.weight * value for term, value in pairs if value is not None)
         deciding = [(t.correct_from, value) for t, value in pairs if t.correct_from is not None]
@@ -121,8 +114,8 @@ class Rewards:
         )
         metrics = dict(logged)
         if len(pairs) > 1:
-            metrics |= {f"reward_{t.name}": value for t, value in pairs if value is not None}
-        return Rewarded(total, correct, metrics)
+            metrics |= {t.name: value for t, value in pairs if value is not None}
+        return Score(total, correct, metrics=metrics)
 
 
 def make_rewards(given: Any, *, aliases: Mapping[str, str] | None = None) -> Rewards:

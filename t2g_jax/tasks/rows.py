@@ -78,7 +78,7 @@ class Spool:
         """Adds an example at the end.
 
         Raises:
-          _Malformed: it cannot be written as JSON.
+          Malformed: it cannot be written as JSON.
         """
         line = _encoded(example)
         self._file.write(line)
@@ -123,16 +123,16 @@ def read_rows(
         try:
             example = to_example(row, columns)
             if (why := problem(example)) is not None:
-                raise _Malformed(why)
+                raise Malformed(why)
             if (first := seen.setdefault(_hashed(example.id), row.line)) != row.line:
-                raise _Malformed(f"id {example.id!r} is that of line {first}, too")
+                raise Malformed(f"id {example.id!r} is that of line {first}, too")
             spool.append(example)
-        except _Malformed as error:
+        except Malformed as error:
             bad.append(Quarantined(row.source, row.line, str(error)))
     return spool, bad
 
 
-class _Malformed(Exception):
+class Malformed(Exception):
     """Why a row is no example."""
 
 
@@ -140,16 +140,16 @@ def to_example(row: Row, columns: Mapping[str, str]) -> Example:
     """A row as an example.
 
     Raises:
-      _Malformed: it is none.
+      Malformed: it is none.
     """
     if row.values is None:
-        raise _Malformed(row.problem)
+        raise Malformed(row.problem)
     values = row.values
     for ours, theirs in columns.items():
         if theirs not in row.values:
-            raise _Malformed(f"there is no column `{theirs}`, which is to be `{ours}`")
+            raise Malformed(f"there is no column `{theirs}`, which is to be `{ours}`")
         if ours in row.values and ours not in columns.values():
-            raise _Malformed(f"there are both a column `{ours}` and `{theirs}`, which is to be it")
+            raise Malformed(f"there are both a column `{ours}` and `{theirs}`, which is to be it")
     if columns:
         moved = {ours: values[theirs] for ours, theirs in columns.items()}
         taken = set(columns.values())
@@ -157,7 +157,7 @@ def to_example(row: Row, columns: Mapping[str, str]) -> Example:
     values = {name: value for name, value in values.items() if value is not None}
     if "prompt" not in values:
         have = ", ".join(sorted(row.values)) or "none"
-        raise _Malformed(f"no `prompt`; columns: {have}")
+        raise Malformed(f"no `prompt`; columns: {have}")
     return Example(
         id=_id(values.pop("id", f"{row.source}:{row.line}")),
         prompt=checked_prompt(values.pop("prompt")),
@@ -170,37 +170,37 @@ def checked_prompt(prompt: Any) -> Any:
     """A prompt: text, or chat messages of `role` and `content`, the last of them not the model's.
 
     Raises:
-      _Malformed: it is neither, or empty.
+      Malformed: it is neither, or empty.
     """
     if isinstance(prompt, str):
         if not prompt.strip():
-            raise _Malformed("`prompt` is empty")
+            raise Malformed("`prompt` is empty")
         return prompt
     if not isinstance(prompt, list | tuple):
-        raise _Malformed(f"`prompt` is {user_code.shown(prompt)}; must be text or messages")
+        raise Malformed(f"`prompt` is {user_code.shown(prompt)}; must be text or messages")
     if not prompt:
-        raise _Malformed("`prompt` has no messages")
+        raise Malformed("`prompt` has no messages")
     messages = []
     for i, message in enumerate(prompt):
         if not isinstance(message, Mapping):
-            raise _Malformed(f"message {i + 1} of `prompt` is {user_code.shown(message)}")
+            raise Malformed(f"message {i + 1} of `prompt` is {user_code.shown(message)}")
         given = {key: value for key, value in message.items() if value is not None}
         if given.keys() != {"role", "content"}:
             keys = ", ".join(map(str, given)) or "nothing"
-            raise _Malformed(f"message {i + 1} of `prompt` has {keys}; must be role and content")
+            raise Malformed(f"message {i + 1} of `prompt` has {keys}; must be role and content")
         if given["role"] not in ROLES:
-            raise _Malformed(
+            raise Malformed(
                 f"message {i + 1} of `prompt` has the role {given['role']!r}; must be one of "
                 f"{', '.join(ROLES)}"
             )
         if not isinstance(given["content"], str):
             content = user_code.shown(given["content"])
-            raise _Malformed(f"the content of message {i + 1} of `prompt` is {content}, not text")
+            raise Malformed(f"the content of message {i + 1} of `prompt` is {content}, not text")
         messages.append({"role": given["role"], "content": given["content"]})
     if messages[-1]["role"] == "assistant":
-        raise _Malformed("the last message of `prompt` is the assistant's; end with the user's")
+        raise Malformed("the last message of `prompt` is the assistant's; end with the user's")
     if not any(message["content"].strip() for message in messages):
-        raise _Malformed("`prompt` is empty")
+        raise Malformed("`prompt` is empty")
     return messages
 
 
@@ -209,13 +209,13 @@ def _encoded(example: Example) -> bytes:
         fields = [example.id, example.prompt, example.answer, example.metadata]
         return _ENCODER.encode(fields).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise _Malformed("text with half of a surrogate pair; repair it as UTF-8") from error
+        raise Malformed("text with half of a surrogate pair; repair it as UTF-8") from error
     except (TypeError, ValueError, RecursionError) as error:
         for name, value in example.metadata.items():
             try:
                 _ENCODER.encode({name: value})
             except (TypeError, ValueError, RecursionError) as problem:
-                raise _Malformed(f"the column `{name}` cannot be JSON: {problem}") from error
+                raise Malformed(f"the column `{name}` cannot be JSON: {problem}") from error
         raise
 
 
@@ -224,7 +224,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
 
 def _id(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise _Malformed(f"`id` is {user_code.shown(value)}; must be text or a whole number")
+        raise Malformed(f"`id` is {user_code.shown(value)}; must be text or a whole number")
     return str(value)
 
 
@@ -233,7 +233,7 @@ def _answer(value: Any) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _Malformed(f"`answer` is {user_code.shown(value)}; must be text or a number")
+        raise Malformed(f"`answer` is {user_code.shown(value)}; must be text or a number")
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
     return str(int(value) if whole else value)
 
@@ -245,9 +245,9 @@ def _text(name: str, value: Any) -> str:
         if isinstance(message, Mapping) and message.get("role") == "assistant":
             value = message.get("content")
     if not isinstance(value, str):
-        raise _Malformed(f"`{name}` is {user_code.shown(value)}; must be text")
+        raise Malformed(f"`{name}` is {user_code.shown(value)}; must be text")
     if not value.strip():
-        raise _Malformed(f"`{name}` is empty; leave it out, or null")
+        raise Malformed(f"`{name}` is empty; leave it out, or null")
     return value
 
 

@@ -63,11 +63,12 @@ def collected(tiny_context, state_of):
 def script(tiny_context, monkeypatch, rng):
     """script(first, second, …): what the attempts of each turn will earn, whoever makes them.
 
-    With `draws`, what first attempts earn that are sampled in addition. Returns the context; the
+    With `draws`, what first attempts earn that are sampled in addition; `graded`: as of a task in
+    which nothing is right or wrong. Returns the context; the
     completions are "0", "0 0", … or, after feedback, "1", "1 1", …, of random probability.
     """
 
-    def made(word, examples, prompts, earned):
+    def made(word, examples, prompts, earned, graded):
         turns = []
         for i, (example, prompt, reward) in enumerate(zip(examples, prompts, earned, strict=True)):
             turn = tiny.turn(
@@ -79,20 +80,21 @@ def script(tiny_context, monkeypatch, rng):
             )
             logprobs = np.float32(-rng.exponential(size=len(turn.tokens)))
             completion = dataclasses.replace(turn.completion, logprobs=logprobs)
-            turns.append(dataclasses.replace(turn, completion=completion))
+            score = dataclasses.replace(turn.score, correct=None if graded else turn.score.correct)
+            turns.append(dataclasses.replace(turn, completion=completion, score=score))
         return turns
 
-    def script(first, *later, draws=()):
+    def script(first, *later, draws=(), graded=False):
         rounds, following = [first, *draws], iter(later)
 
         def first_attempts(context, params, config, name, step, *, draw=0):
             examples = list(context.task.split("train"))[draw * 8 :]
             groups = [examples[i // config.group_size] for i in range(len(rounds[draw]))]
             prompts = [context.prompts.render(example.prompt) for example in groups]
-            return made("0", groups, prompts, rounds[draw])
+            return made("0", groups, prompts, rounds[draw], graded)
 
-        def attempt(context, params, examples, prompts, key, *, batch_size):
-            return made("1", examples, prompts, next(following))
+        def attempt(context, params, examples, prompts, key, *, batch_size, **progress):
+            return made("1", examples, prompts, next(following), graded)
 
         for module in (episodes, grpo, ppo):
             monkeypatch.setattr(module, "first_attempts", first_attempts)

@@ -128,12 +128,12 @@ def test_cutoffs_are_in_the_rows_of_a_sampler_that_truncates(episodes_of):
 def played(tiny_context, script):
     """played(first, second, …): episodes whose attempts earn these rewards, and their metrics."""
 
-    def played(*rewards, turns=2, group_size=1, **values):
+    def played(*rewards, turns=2, group_size=1, graded=False, **values):
         context = tiny.changed(tiny_context, grpo__eval_every=1, **values)
         config = tiny.with_values(
             context.config, rejection_sampling__group_size=group_size
         ).rejection_sampling
-        script(*rewards)
+        script(*rewards, graded=graded)
         return play(context, {}, config, "test", 0, turns=turns)
 
     return played
@@ -153,6 +153,14 @@ def test_a_right_attempt_ends_the_episode(played):
     assert metrics["tokens_generated"] == sum(
         len(turn.tokens) for episode in episodes for turn in episode.turns
     )
+
+
+def test_where_nothing_can_be_right_each_attempt_is_improved_on(played):
+    episodes, metrics = played([1, 0.5], [0.75, 1], graded=True)
+    assert rewards_of(episodes) == [[1, 0.75], [0.5, 1]]
+    assert not any(name.startswith("accuracy") for name in metrics)
+    assert metrics["reward"] == 0.75
+    assert metrics["reward_turn_2"] == 0.875
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from t2g_jax.errors import T2GError
+
 SETTINGS = {"rejection_sampling__prompts_per_step": 2}
 
 
@@ -35,6 +37,20 @@ def test_where_nothing_is_right_nothing_is_learned(script, collected):
     assert found.metrics["accuracy_turn_2"] == 0
     assert found.carry is None
     assert method.plan.carry == {}
+
+
+def test_answers_that_earn_enough_are_learned(script, collected):
+    script([1, 0.5, 0.25, 0], [0.75, 0.1], graded=True)
+    settings = {"rejection_sampling__turns": 1, "rejection_sampling__least_reward": 0.5}
+    _, found = collected("rejection-sampling", **settings, **SETTINGS)
+    assert found.metrics["accepted"] == 2
+    assert not {"accuracy", "accuracy_turn_2"} & set(found.metrics)
+
+
+def test_where_nothing_can_be_right_a_threshold_is_asked_for(script, collected):
+    script([1, 0.5, 0.25, 0], graded=True)
+    with pytest.raises(T2GError, match=r"only grades them: set rejection_sampling\.least_reward"):
+        collected("rejection-sampling", rejection_sampling__turns=1, **SETTINGS)
 
 
 def test_one_completion_a_prompt_is_enough(collected):

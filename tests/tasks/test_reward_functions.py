@@ -118,8 +118,8 @@ def test_none_says_nothing_of_a_completion(rewards):
     both = rewards({"name": "only_math", "weight": 2.0}, {"name": "length", "weight": 0.5})
     first, second = both.score(rows, ["ab", "ab"])
     assert (first.reward, second.reward) == (3.0, 1.0)
-    assert first.metrics == {"reward_only_math": 1.0, "reward_length": 2.0}
-    assert second.metrics == {"reward_length": 2.0}
+    assert first.metrics == {"only_math": 1.0, "length": 2.0}
+    assert second.metrics == {"length": 2.0}
     assert values(rewards("only_math").score(rows, ["", ""])) == [1.0, 0.0]
 
 

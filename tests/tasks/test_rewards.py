@@ -87,7 +87,7 @@ def test_a_weighted_sum_keeps_its_parts():
     outcome = rewarded(given, "3", "<3>")
     assert outcome.reward == pytest.approx(1 + 0.25 - 0.5)
     assert outcome.correct is True  # the number decides alone
-    assert outcome.metrics == {"reward_numeric": 1.0, "reward_regex": 1.0, "reward_regex_2": 1.0}
+    assert outcome.metrics == {"numeric": 1.0, "regex": 1.0, "regex_2": 1.0}
     assert rewarded(given, "3", "<4").correct is False
 
 

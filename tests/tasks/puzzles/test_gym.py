@@ -9,8 +9,8 @@ from t2g_jax.tasks.puzzles import gym
 
 PROGRAM = """
 import sys
-from t2g_jax.tasks import NAMES, make_task
-for name in NAMES:
+from t2g_jax.tasks import PUZZLES, make_task
+for name in PUZZLES:
     assert make_task(name, preset="tiny", test_size=2).split("test")[0].prompt
 heavy = {"sympy", "matplotlib", "networkx", "PIL"} & set(sys.modules)
 assert not heavy, heavy

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from t2g_jax.judges import CritiqueLevel
 from t2g_jax.spans.align import align
-from t2g_jax.tasks import NAMES, make_task
+from t2g_jax.tasks import PUZZLES, make_task
 
 TASKS = {
     f"{name}-{preset}": make_task(name, preset=preset, train_size=200, test_size=60)
-    for name in NAMES
+    for name in PUZZLES
     for preset in ("paper", "tiny")
 }
 COMPLETIONS = st.text() | st.text("\\boxed{} \n0123,-[]&isaknveghturpdwl", max_size=60)
@@ -99,6 +99,6 @@ def test_unformatted_answers(task):
         assert [(quote.text, quote.reward) for quote in critique.quotes] == [("{ }", -1.0)]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUZZLES)
 def test_names(name):
     assert make_task(name).judge(CritiqueLevel.WHAT).name == name

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from t2g_jax.tasks import NAMES, Example, TaskError, make_task
+from t2g_jax.tasks import PUZZLES, Example, TaskError, make_task
 
 TASKS = {
     (name, preset): make_task(name, preset=preset, train_size=3_000, test_size=60)
-    for name in NAMES
+    for name in PUZZLES
     for preset in ("paper", "tiny")
 }
-TINY = [TASKS[name, "tiny"] for name in NAMES]
+TINY = [TASKS[name, "tiny"] for name in PUZZLES]
 
 
 def content(example: Example) -> str:
@@ -44,14 +44,14 @@ def test_demonstrations_are_formatted_and_sometimes_right(key):
     assert 0 < sum(score.correct for score in scores) < 0.75 * len(scores)
 
 
-@pytest.mark.parametrize("task", TINY, ids=NAMES)
+@pytest.mark.parametrize("task", TINY, ids=PUZZLES)
 def test_demonstrations_follow_the_generator_given(task):
     example = task.split("test")[0]
     first = [task.demonstrate(example, random.Random(i)) for i in range(20)]
     assert first == [task.demonstrate(example, random.Random(i)) for i in range(20)]
 
 
-@pytest.mark.parametrize("task", TINY, ids=NAMES)
+@pytest.mark.parametrize("task", TINY, ids=PUZZLES)
 def test_splits_share_no_puzzle(task):
     test, train = ({content(e) for e in task.split(split)} for split in ("test", "train"))
     assert len(test) > 50
@@ -59,7 +59,7 @@ def test_splits_share_no_puzzle(task):
     assert not test & train
 
 
-@pytest.mark.parametrize("task", TINY, ids=NAMES)
+@pytest.mark.parametrize("task", TINY, ids=PUZZLES)
 def test_train_split_is_a_sequence(task):
     train = task.split("train")
     assert len(train) == 3_000
@@ -70,7 +70,7 @@ def test_train_split_is_a_sequence(task):
         train[3_000]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUZZLES)
 def test_split_sizes_do_not_change_the_other_split(name):
     small = make_task(name, preset="tiny", train_size=10, test_size=60)
     assert small.split("test") == TASKS[name, "tiny"].split("test")
@@ -80,7 +80,7 @@ def test_split_sizes_do_not_change_the_other_split(name):
     assert long.split("train")[49_999].prompt
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUZZLES)
 def test_seed_changes_the_puzzles(name):
     other = make_task(name, preset="tiny", seed=1, train_size=10, test_size=60)
     assert other.split("test") != TASKS[name, "tiny"].split("test")
@@ -88,8 +88,8 @@ def test_seed_changes_the_puzzles(name):
 
 def test_same_in_every_process():
     program = (
-        "import hashlib, json, random; from t2g_jax.tasks import NAMES, make_task\n"
-        "for name in NAMES:\n"
+        "import hashlib, json, random; from t2g_jax.tasks import PUZZLES, make_task\n"
+        "for name in PUZZLES:\n"
         "    task = make_task(name, preset='tiny', test_size=60)\n"
         "    examples = [*task.split('test'), *task.split('train')[:200]]\n"
         "    rng = random.Random(0)\n"
@@ -117,7 +117,7 @@ def test_metadata_survives_json(key):
         assert task.score(copy, task.solve(copy)).correct
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", PUZZLES)
 def test_prompts(name):
     short = make_task(name, preset="tiny", prompt_style="short", test_size=60)
     pairs = list(zip(TASKS[name, "tiny"].split("test"), short.split("test"), strict=True))
@@ -129,7 +129,7 @@ def test_prompts(name):
     assert len({brief.prompt for _, brief in pairs}) > 30
 
 
-@pytest.mark.parametrize("task", TINY, ids=NAMES)
+@pytest.mark.parametrize("task", TINY, ids=PUZZLES)
 @given(text=st.text() | st.text("\\boxed{} \n0123,-[]&isaknveghturpdwl"))
 @settings(max_examples=60)
 def test_rubbish_scores_nothing(task, text):
@@ -140,7 +140,7 @@ def test_rubbish_scores_nothing(task, text):
     assert isinstance(task.extract_answer(box), str | None)
 
 
-@pytest.mark.parametrize("task", TINY, ids=NAMES)
+@pytest.mark.parametrize("task", TINY, ids=PUZZLES)
 def test_reward(task):
     example = task.split("test")[0]
     assert task.score(example, "").reward == -0.1
@@ -150,7 +150,7 @@ def test_reward(task):
     assert task.score(example, f"{task.solve(example)} or \\boxed{{?}}").reward == 0.0
 
 
-@pytest.mark.parametrize("task", TINY, ids=NAMES)
+@pytest.mark.parametrize("task", TINY, ids=PUZZLES)
 def test_floor_is_about_the_examples_given(task):
     example = task.split("test")[0]
     assert task.floor([example]).accuracy in (0.0, 1.0)
