@@ -7,7 +7,9 @@ brings its own background.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -52,11 +54,10 @@ def learning_curves(task: TaskOutcome, arms: Sequence[str]) -> str:
         figure = Figure(figsize=(9.5, 5), layout="constrained")
         axes = figure.add_subplot()
         floor, _ = task.floor
-        drawn = {
-            axes.axhline(
-                floor, color="#777", linestyle="--", label=f"floor {formatting.percent(floor)}"
-            ): floor
-        }
+        drawn: dict[Any, float] = {}
+        if not math.isnan(floor):
+            label = f"floor {formatting.percent(floor)}"
+            drawn[axes.axhline(floor, color="#777", linestyle="--", label=label)] = floor
         for name, summary in task.arms.items():
             curve, style = summary.curve, list(arms).index(name)
             color, last = COLORS[style % len(COLORS)], curve.accuracy[-1]
@@ -69,14 +70,17 @@ def learning_curves(task: TaskOutcome, arms: Sequence[str]) -> str:
                 color=color,
                 marker=MARKERS[style % len(MARKERS)],
                 markevery=[-1],
-                label=f"{name} {formatting.percent(last)}",
+                label=f"{name} {formatting.score(last, unit=not task.graded)}",
                 gid=name,
             )
             drawn[line] = last
-        title = f"{task.task}: accuracy of first attempts on test puzzles"
-        axes.set(title=title, xlabel="tokens generated", xlim=(0, None), ylim=(0, None))
+        what = "mean reward" if task.graded else "accuracy"
+        title = f"{task.task}: {what} of first attempts on test examples"
+        axes.set(title=title, xlabel="tokens generated", xlim=(0, None))
         axes.xaxis.set_major_formatter(lambda tokens, _: formatting.count(tokens))
-        axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
+        if not task.graded:
+            axes.set(ylim=(0, None))
+            axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g} %")
         best_first = sorted(drawn, key=drawn.__getitem__, reverse=True)
         figure.legend(handles=best_first, loc="outside right center", frameon=False)
         text = io.StringIO()

@@ -17,7 +17,7 @@ from typing_extensions import TypedDict
 
 from t2g_jax.config import section_of
 from t2g_jax.errors import T2GError
-from t2g_jax.report.statistics import crossed_interval
+from t2g_jax.report.statistics import crossed_interval, reward_interval
 from t2g_jax.runtime import checked
 from t2g_jax.study.plan import SHARED, Cell, Study
 from t2g_jax.training.metrics import read_metrics
@@ -27,7 +27,8 @@ WARM_START, ANNOTATE = "sft", "annotate"
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Accuracy on the test puzzles after so many generated tokens."""
+    """Accuracy on the test examples after so many generated tokens; or mean reward, where the task
+    only grades."""
 
     tokens: tuple[float, ...]
     accuracy: tuple[float, ...]
@@ -51,21 +52,24 @@ class Curve:
 class Outcome:
     """One cell that is done.
 
-    correct: [puzzles, samples] of the final evaluation. tokens: generated in training.
-    one_off: generated once for the reward model that it learns from.
+    values: [examples, samples] of the final evaluation, 1 where right; or the rewards, where the
+    task only grades (`graded`). tokens: generated in training. one_off: generated once for the
+    reward model that it learns from.
     """
 
     seed: int
-    correct: np.ndarray
+    values: np.ndarray
     curve: Curve
     tokens: int
     one_off: int
     floor: float
     floor_policy: str
+    graded: bool = False
 
     @property
     def accuracy(self) -> float:
-        return float(self.correct.mean())
+        """Or the mean reward."""
+        return float(self.values.mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +84,14 @@ class Summary:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the mean, over seeds and puzzles."""
-        return crossed_interval(np.stack([outcome.correct for outcome in self.outcomes]))
+        """95 % interval of the mean, over seeds and test examples."""
+        values = np.stack([outcome.values for outcome in self.outcomes])
+        return reward_interval(values) if self.graded else crossed_interval(values)
+
+    @property
+    def graded(self) -> bool:
+        """Whether these are rewards."""
+        return any(outcome.graded for outcome in self.outcomes)
 
     @property
     def tokens(self) -> float:
@@ -122,6 +132,7 @@ class Comparison:
     spent: float
     needed: float
     by_seed: Mapping[int, float | None]
+    graded: bool = False
 
     @property
     def share(self) -> float | None:
@@ -155,10 +166,21 @@ class TaskOutcome:
     missing: Mapping[str, str]
 
     @property
+    def graded(self) -> bool:
+        """Whether the task only grades, so that what is called accuracy is the mean reward."""
+        return any(summary.graded for summary in self.arms.values())
+
+    @property
     def floor(self) -> tuple[float, str]:
-        """Accuracy of the best policy that does not solve the task, and that policy in words."""
+        """Accuracy of the best policy that does not solve the task, NaN if it is not known, and
+        that policy in words."""
         first = next(iter(self.warm_start.values()))
-        return first["floor"], first["floor_policy"]
+        return math.nan if first["floor"] is None else first["floor"], first["floor_policy"]
+
+    @property
+    def warm_start_accuracy(self) -> float:
+        """Of the warm start, or its mean reward."""
+        return self.warm("reward" if self.graded else "accuracy")
 
     def warm(self, key: str) -> float:
         """Mean over seeds of a score of the warm start; NaN where it was not measured."""
@@ -220,22 +242,26 @@ def outcome(root: Path, cell: Cell) -> Outcome:
             f"{trained / 'evaluation.json'} is of other parameters than those that are there; "
             f"run `t2g evaluate {folder}`"
         )
-    lines = read_metrics(trained, numbers=("test_accuracy", "tokens_generated"))
+    graded = evaluation["accuracy"] is None
+    tested = "test_reward" if graded else "test_accuracy"
+    lines = read_metrics(trained, numbers=(tested, "tokens_generated"))
     tokens, points = 0, []
     for line in lines:
-        if line.get("test_accuracy") is not None:  # looked at before the step's own tokens
-            points.append((tokens, line["test_accuracy"]))
+        if line.get(tested) is not None:  # looked at before the step's own tokens
+            points.append((tokens, line[tested]))
         tokens += int(line.get("tokens_generated", 0))
-    points.append((tokens, evaluation["accuracy"]))
+    values = np.array(evaluation["rewards" if graded else "correct"], float)
+    points.append((tokens, float(values.mean())))
     annotated = folder / ANNOTATE / "complete.json"
     return Outcome(
         seed=cell.seed,
-        correct=np.array(evaluation["correct"], float),
+        values=values,
         curve=Curve(*zip(*points, strict=True)),
         tokens=tokens,
         one_off=_read(annotated, _Generated)["tokens_generated"] if annotated.exists() else 0,
-        floor=evaluation["floor"],
+        floor=math.nan if evaluation["floor"] is None else evaluation["floor"],
         floor_policy=evaluation["floor_policy"],
+        graded=graded,
     )
 
 
@@ -248,7 +274,8 @@ def compare(
 ) -> Comparison:
     """An arm beside its baseline; see `Comparison`."""
     goal, curve = baseline.accuracy, arm.curve
-    start = float(np.mean([warm_start[item.seed]["accuracy"] for item in baseline.outcomes]))
+    measured = "reward" if baseline.graded else "accuracy"
+    start = float(np.mean([warm_start[item.seed][measured] for item in baseline.outcomes]))
     same_seed = {item.seed: item for item in baseline.outcomes}
     by_seed = {
         item.seed: _share(
@@ -269,6 +296,7 @@ def compare(
         spent=baseline.tokens,
         needed=baseline.curve.tokens[-1] if needed is None else needed,
         by_seed=by_seed,
+        graded=baseline.graded,
     )
 
 
@@ -277,10 +305,10 @@ def _share(tokens: float | None, spent: float) -> float | None:
 
 
 class _Evaluated(TypedDict):
-    accuracy: float
-    floor: float
+    accuracy: float | None
+    floor: float | None
     floor_policy: str
-    correct: list[list[int]]
+    correct: list[list[int]] | None
 
 
 class _Generated(TypedDict):

@@ -6,6 +6,7 @@ The same cells give the same page, byte for byte.
 from __future__ import annotations
 
 import collections
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,17 +66,16 @@ def text(
 
 def verdict(comparison: Comparison, task: str) -> str:
     """A comparison in a sentence that follows from its numbers."""
-    c = comparison
-    goal = f"{c.baseline}'s final {percent(c.goal)}"
+    c, said = comparison, functools.partial(measured, graded=comparison.graded)
+    goal = f"{c.baseline}'s final {said(c.goal)}"
     if not c.learned:
         return (
-            f"**{task}, {c.arm}**: {c.baseline} ends at {percent(c.goal)}, not clearly above the "
-            f"warm start, so there is nothing to reach; {c.arm} gets to {percent(c.best)}."
+            f"**{task}, {c.arm}**: {c.baseline} ends at {said(c.goal)}, not clearly above the "
+            f"warm start, so there is nothing to reach; {c.arm} gets to {said(c.best)}."
         )
     if c.tokens is None:
         return (
-            f"**{task}, {c.arm}** does not reach {goal} within its tokens: at best "
-            f"{percent(c.best)}."
+            f"**{task}, {c.arm}** does not reach {goal} within its tokens: at best {said(c.best)}."
         )
     aim = "at most half" if c.share <= AIM else "more than half"
     sentence = (
@@ -123,24 +123,31 @@ def _count(outcomes: Sequence[TaskOutcome]) -> str:
 
 def _task(task: TaskOutcome, figures: str, seeds: int) -> list[str]:
     floor, policy = task.floor
-    head = ["arm", "final accuracy", "95 % interval", "each seed", "tokens", "cells"]
+    said = functools.partial(measured, graded=task.graded)
+    what = "final mean reward" if task.graded else "final accuracy"
+    head = ["arm", what, "95 % interval", "each seed", "tokens", "cells"]
     rows = [
         [
             name,
-            percent(summary.accuracy),
-            formatting.interval(summary.interval, unit=True),
-            ", ".join(f"{100 * outcome.accuracy:.1f}" for outcome in summary.outcomes),
+            said(summary.accuracy),
+            formatting.interval(summary.interval, unit=not task.graded),
+            ", ".join(
+                said(outcome.accuracy) if task.graded else f"{100 * outcome.accuracy:.1f}"
+                for outcome in summary.outcomes
+            ),
             count(round(summary.tokens)),
             f"{len(summary.outcomes)} of {seeds}",
         ]
         for name, summary in task.arms.items()
     ]
     second = task.warm("second_turn")
-    after = "" if math.isnan(second) else f", {percent(second)} after one critique"
+    after = "" if math.isnan(second) else f", {said(second)} after one critique"
+    start = said(task.warm_start_accuracy)
+    warm = f"{start} on average" if task.graded else f"{start} of first attempts right"
+    known = "" if math.isnan(floor) else f"Floor: {percent(floor)}, a policy that {policy}. "
     parts = [
         f"## {task.task}",
-        f"Floor: {percent(floor)}, a policy that {policy}. Warm start: "
-        f"{percent(task.warm('accuracy'))} of first attempts right{after}.",
+        f"{known}Warm start: {warm}{after}.",
         table(head, rows),
         f"![Learning curves of {task.task}]({figures}/{task.task}.svg)",
         "Lines: mean over seeds; bands: from the worst seed to the best.",
@@ -151,6 +158,11 @@ def _task(task: TaskOutcome, figures: str, seeds: int) -> list[str]:
             "\n".join(f"- {verdict(comparison, task.task)}" for comparison in task.comparisons),
         ]
     return parts
+
+
+def measured(value: float, *, graded: bool) -> str:
+    """An accuracy, or a mean reward, as it is written."""
+    return formatting.score(value, unit=not graded)
 
 
 def reached(comparisons: Sequence[Comparison]) -> str:
@@ -176,7 +188,7 @@ def reached(comparisons: Sequence[Comparison]) -> str:
         rows.append(
             [
                 c.arm,
-                f"{c.baseline}, {percent(c.goal)}",
+                f"{c.baseline}, {measured(c.goal, graded=c.graded)}",
                 after,
                 *shares,
                 ", ".join("no" if s is None else f"{s:.2f}" for s in c.by_seed.values()),

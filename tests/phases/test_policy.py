@@ -108,6 +108,9 @@ def test_samples_are_kept_by_step(collect, tmp_path):
 
 def test_testing_is_not_counted_as_sampling(tiny_context):
     context = tiny.changed(tiny_context)
-    accuracies = {policy.test_accuracy(context, context.weights.load(), step) for step in (0, 0)}
+    accuracies = {
+        policy.test_scores(context, context.weights.load(), step)["test_accuracy"]
+        for step in (0, 0)
+    }
     assert len(accuracies) == 1
     assert context.watch.lap() == {}

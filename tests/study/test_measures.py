@@ -92,6 +92,29 @@ def test_cells_are_read(fake, study_file, tmp_path):
     assert spans.tokens is None
 
 
+def test_cells_of_a_task_that_only_grades(fake, study_file, tmp_path):
+    path, root = study_file(), tmp_path / "cells"
+    root.mkdir()
+    rewards = {"grpo": 0.5, "rltf-sd": 0.9, "spans": 0.3}
+    (root / "behavior.json").write_text(json.dumps({"accuracy": rewards, "graded": True}))
+    assert cli.main(["study", str(path), "--workdir", str(root), "--jobs", "2"]) == 0
+    study = load_study(path)
+    (task,) = measure(study, root)
+    assert task.graded
+    assert {name: s.accuracy for name, s in task.arms.items()} == rewards
+    assert task.warm_start_accuracy == 0.1
+    sd, _ = task.comparisons
+    assert sd.share == pytest.approx(0.5 / 0.9)
+    (page,) = tmp_path.rglob("*.md")
+    text = page.read_text()
+    assert "final mean reward" in text
+    assert "Warm start: 0.10 on average" in text
+    assert "grpo's final 0.50" in text
+    assert "Floor:" not in text
+    (figure,) = tmp_path.rglob("*.svg")
+    assert "mean reward of first attempts" in figure.read_text()
+
+
 # --- The interval ----------------------------------------------------------------------------
 
 

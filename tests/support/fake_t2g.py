@@ -37,7 +37,7 @@ def main(command, config, _, workdir):
         write(workdir / "tokenizer" / "tokenizer.json", {})
         write(workdir / "sft" / "complete.json", {})
     elif command == "evaluate":
-        write(workdir / "sft" / "evaluation.json", evaluation(0.1))
+        write(workdir / "sft" / "evaluation.json", evaluation(0.1, behavior))
     elif command == "annotate":
         write(workdir / "annotate" / "complete.json", {"tokens_generated": 150})
     elif command == "train-rm":
@@ -54,11 +54,11 @@ def main(command, config, _, workdir):
                 "step": step + 1,
                 "seconds": step,
                 "tokens_generated": TOKENS,
-                "test_accuracy": step * rise,
+                "test_reward" if behavior.get("graded") else "test_accuracy": step * rise,
             }
             for step in range(STEPS)
         ]
-        write(workdir / method / "evaluation.json", evaluation(final))
+        write(workdir / method / "evaluation.json", evaluation(final, behavior))
         (workdir / method / "metrics.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in lines)
         )
@@ -71,16 +71,21 @@ def stopped(workdir):
     sys.exit(75)
 
 
-def evaluation(accuracy):
+def evaluation(accuracy, behavior):
     right = round(accuracy * PUZZLES * SAMPLES)
     flat = [int(i < right) for i in range(PUZZLES * SAMPLES)]
-    return {
+    values = [flat[i::PUZZLES] for i in range(PUZZLES)]
+    found = {
         "accuracy": right / len(flat),
+        "reward": right / len(flat),
         "second_turn": 0.8,
         "floor": 0.05,
         "floor_policy": "copies the input",
-        "correct": [flat[i::PUZZLES] for i in range(PUZZLES)],
+        "correct": values,
+        "rewards": values,
     }
+    nothing = {"accuracy": None, "correct": None, "floor": None, "floor_policy": ""}
+    return found | (nothing if behavior.get("graded") else {})
 
 
 def write(path, value):
