@@ -43,7 +43,11 @@ def collect(tiny_context, tmp_path, monkeypatch):
 
         monkeypatch.setattr(policy, "make_method", Fake)
         monkeypatch.setattr(policy, "run_training", training)
-        monkeypatch.setattr(policy, "test_accuracy", lambda context, params, step: step / 10)
+
+        def tested(context, params, step):
+            return {"test_accuracy": step / 10}
+
+        monkeypatch.setattr(policy, "test_scores", tested)
         monkeypatch.setattr(type(context.workspace), "phase", lambda *_: tmp_path)
         policy.train(context, "grpo")
         return found
