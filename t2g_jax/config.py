@@ -16,7 +16,6 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 
 import annotated_types
-import pydantic
 from pydantic import AfterValidator
 
 from t2g_jax import sections, user_code
@@ -129,7 +128,7 @@ class TaskConfig(Section):
     """A puzzle; `data`, rows of your own; or a task of yours, `package.module:function`."""
     preset: Literal["paper", "tiny"] = "tiny"
     """Of a puzzle: the RLTF paper's difficulty, or one that a small model learns in minutes."""
-    settings: dict[str, pydantic.JsonValue] = dataclasses.field(default_factory=dict)
+    settings: Settings = dataclasses.field(default_factory=dict)
     """What it takes; of a puzzle, in place of the preset's: `--task.settings.max_n 4` and so on."""
     prompt_style: Literal["full", "short"] = "short"
     """Of a puzzle: the paper's full instructions, or a few words for a model that reads few."""

@@ -35,7 +35,7 @@ def make(
     """
     given = _arguments(factory, settings, name, section, offers or {})
     called = f"{name}({', '.join(f'{key}=…' for key in given)})"
-    return user_code.call(factory, what=f"{section}.name: {called} failed", **given)
+    return user_code.call(f"{section}.name: {called} failed", factory, **given)
 
 
 def _arguments(

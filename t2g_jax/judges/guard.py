@@ -169,7 +169,7 @@ class Guard:
     def _prepare(self, judge: AnyJudge) -> None:
         """Has a judge do what comes before its first answer, if it has `prepare`: not on time."""
         if judge is not self._prepared and callable(prepare := getattr(judge, "prepare", None)):
-            user_code.call(prepare, what=f"the judge {name_of(judge)!r} cannot be prepared")
+            user_code.call(f"the judge {name_of(judge)!r} cannot be prepared", prepare)
         self._prepared = judge
 
     def _timed_out(self, judge: AnyJudge, thread: threading.Thread) -> JudgeError:

@@ -34,7 +34,15 @@ from t2g_jax.parallel.sharding import ROWS, make_mesh, parts, state_shardings
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import Completion, generate_rows
 from t2g_jax.sections import Section, parse
-from t2g_jax.tasks.base import CRITIQUE_REQUEST, Critique, Example, JudgeError, Task
+from t2g_jax.tasks.base import (
+    CRITIQUE_REQUEST,
+    Critique,
+    Example,
+    JudgeError,
+    Prompt,
+    Task,
+    messages_of,
+)
 
 JSON_REQUEST = """\
 Critique the answer. Reply with JSON alone:
@@ -92,7 +100,7 @@ class PolicyJudge:
 
     def __init__(self, settings: PolicySettings, *, system: str = "") -> None:
         self._given = settings
-        self._system = [{"role": "system", "content": system}] if system else []
+        self._system = system
         default = JSON_REQUEST if settings.form == "json" else CRITIQUE_REQUEST
         self._request = default if settings.request is None else settings.request
         self._folder = huggingface.fetch(settings.model, key="judge.settings.model")
@@ -141,10 +149,10 @@ class PolicyJudge:
             for prompt in prompts
         ]
 
-    def _question(self, prompt: str, completion: str) -> list[int]:
+    def _question(self, prompt: Prompt, completion: str) -> list[int]:
         tokenizer = self._tokenizer
         return [
-            *tokenizer.render([*self._system, {"role": "user", "content": prompt}]),
+            *tokenizer.render(messages_of(prompt, self._system)),
             *tokenizer.answer(completion),
             *tokenizer.next_turn(self._request, ended=True),
         ]

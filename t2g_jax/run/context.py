@@ -42,7 +42,6 @@ from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import find_task
 from t2g_jax.tasks.base import (
     CritiqueLevel,
-    Judge,
     JudgeError,
     Task,
     capability,

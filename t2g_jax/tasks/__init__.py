@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from t2g_jax import user_code
 from t2g_jax.config import DATA, PUZZLES
 from t2g_jax.installation import pip_install
+from t2g_jax.sections import with_environment
 from t2g_jax.tasks.base import Example, Floor, Score, Task, TaskError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def find_task(name: str, settings: Mapping[str, Any], **puzzle: Any) -> Task:
     if name == DATA:
         from t2g_jax.tasks.data import make_data_task
 
-        return make_data_task(settings)
+        return make_data_task(with_environment(settings, "task.settings"))
     if user_code.is_name(name):
         from t2g_jax.tasks.custom import make_custom_task
 

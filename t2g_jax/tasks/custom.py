@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
-from t2g_jax import user_code
+from t2g_jax import factories, user_code
 from t2g_jax.errors import T2GError
 from t2g_jax.tasks.base import Example, Floor, Score, Split, capability
 from t2g_jax.tasks.rows import Malformed, checked_prompt
@@ -29,12 +29,11 @@ def make_custom_task(name: str, settings: Mapping[str, Any]) -> CustomTask:
     """The task that `module:function` makes of settings.
 
     Raises:
-      T2GError: there is no such function, it raises, or what it returns is no task.
+      T2GError: there is no such function, it does not take the settings, it raises, or what it
+        returns is no task.
     """
-    factory = user_code.load(name, key="task.name", takes="(**settings)")
-    made = user_code.call(
-        f"task.name: {name}({', '.join(f'{k}=…' for k in settings)}) failed", factory, **settings
-    )
+    factory = user_code.load(name, key="task.name", takes="its settings that returns a task")
+    made = factories.make(factory, settings, name=name, section="task")
     if capability(made, "split") is None:
         raise T2GError(
             f"task.name: {name} returned {user_code.shown(made)}; return an object with "

@@ -207,8 +207,8 @@ def test_bad_capabilities_are_named(name, found, said):
         ("breaks", {}, "task_module:breaks() failed: RuntimeError: no data here"),
         ("nothing", {}, "returned int 3; return an object with split('train' | 'test')"),
         ("make", {"system": 3}, "system is int 3; must be text"),
-        ("nothing", {"n": 1}, "task_module:nothing(n=…) failed: TypeError"),
-        ("nothing", {"what": 1}, "task_module:nothing(what=…) failed: TypeError"),
+        ("nothing", {"n": 1}, "task.settings: task_module:nothing takes no `n`; it takes none"),
+        ("lazy", {}, "task_module:lazy needs `n`; set task.settings.n"),
         ("mak", {}, "has no 'mak'; did you mean 'make'?"),
     ],
 )
