@@ -126,7 +126,7 @@ def test_the_options_of_the_config_reach_the_template(tiny_run, tmp_path):
     thinking = opened(tiny_run, tmp_path / "a", tokenizer)
     quick = opened(tiny_run, tmp_path / "b", tokenizer, enable_thinking=False)
     opening = quick.tokenizer.encode("<think>\n\n</think>\n\n")
-    assert quick.prompt("The cat") == [*thinking.prompt("The cat"), *opening]
+    assert quick.prompts.render("The cat") == [*thinking.prompts.render("The cat"), *opening]
     # And so it is where a turn follows another.
     assert quick.tokenizer.next_turn("again", ended=True)[-len(opening) :] == opening
 

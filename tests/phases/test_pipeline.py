@@ -45,7 +45,12 @@ def test_the_best_checkpoint_may_be_chosen_by_all_that_methods_measure(tiny_run)
     apart = "phase|step|learning_rate|rows_too_long|prompts_too_long|skipped_.*|tokens_gen.*"
     apart += "|.*_coefficient|(seconds|tokens_per_second).*"
     no_looks = {"test_accuracy"}  # methods that are not evaluated on the way
-    nothing_right = {"loss", "grad_norm", "nll"}  # rejection sampling, which then learns nothing
+    nothing_right = {
+        "loss",
+        "grad_norm",
+        "nll",
+        "nll_loss",
+    }  # rejection sampling, which then learns nothing
     for method in METHODS:
         lines = read_metrics(tiny_run.workdir / method.replace("-", "_"))
         logged = {name for line in lines for name in line if not re.fullmatch(apart, name)}
@@ -165,9 +170,18 @@ def test_phases_are_those_that_the_methods_need(tiny_run):
 
 
 def test_no_field_of_the_config_is_unread(tiny_run):
-    """But for what goes with a pretrained model, see test_own_model.py."""
+    """But for what goes with a pretrained model, see test_own_model.py, and which divergence has
+    which price where it has none, see test_reference.py and test_needs.py."""
     unread = tiny.fields_of(tiny_run.config) - tiny_run.read
-    assert unread <= {("LoRAConfig", "pretrained")}
+    free = [type(tiny_run.config.of_method(m)).__name__ for m in ("grpo", "rltf-sd", "rltf-fm")]
+    unpriced = {
+        (section, field)
+        for section in free
+        for field in ("kl", "kl_in", "adaptive_kl_horizon", "adaptive_kl_target_per_sequence")
+    }
+    priced = ("text2grad", "ppo", "grpo-multiturn")
+    unpriced |= {(type(tiny_run.config.of_method(m)).__name__, "log_kl") for m in priced}
+    assert unread <= {("LoRAConfig", "pretrained")} | unpriced
 
 
 def test_the_log_of_a_policy_has_what_one_asks_of_it(tiny_run):

@@ -72,7 +72,9 @@ def spying(read: set[tuple[str, str]]):
 
     def look(section, name):
         frame = sys._getframe(1)
-        while frame.f_globals["__name__"] in ("dataclasses", "copy"):
+        while frame.f_globals["__name__"] in ("dataclasses", "copy", __name__) or isinstance(
+            getattr(type(section), frame.f_code.co_name, None), property
+        ):  # whoever asks a section what follows from its fields reads them
             frame = frame.f_back
         reader = frame.f_globals["__name__"]
         if reader.startswith("t2g_jax.") and reader not in CHECKS:
