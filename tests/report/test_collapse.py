@@ -139,3 +139,14 @@ def test_a_watch_tells_what_is_new():
     told = {line["step"]: watch.look(line) for line in lines}
     assert [step for step, signs in told.items() if signs] == [17]
     assert tuple(told[17]) == collapses(lines, floor=0.125)
+
+
+def test_the_reward_of_a_task_that_only_grades():
+    fell = [{"step": i, "reward": 1.0 if i <= 5 else 0.5} for i in range(1, 40)]
+    (sign,) = collapses(fell)
+    assert (sign.kind, sign.step) == ("reward", 25)
+    assert sign.text.startswith("the reward fell from 1 to 0.5")
+    swings = [{"step": i, "reward": float(i % 2)} for i in range(1, 60)]
+    assert collapses(swings) == ()
+    with_accuracy = [line | {"accuracy": 0.5} for line in fell]
+    assert "reward" not in {sign.kind for sign in collapses(with_accuracy)}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from t2g_jax.report.statistics import clustered_interval
+from t2g_jax.report.statistics import clustered_interval, reward_interval
 
 Z = 1.959963984540054
 
@@ -97,3 +97,19 @@ def test_covers_the_truth_where_a_naive_interval_does_not(mean):
 def test_errors_say_what_to_pass(call, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         call()
+
+
+def test_the_interval_of_a_mean_reward():
+    rewards = np.array([[1.0, 3.0], [2.0, 4.0], [6.0, 8.0]])  # prompts of mean 2, 3 and 7
+    low, high = reward_interval(rewards)
+    error = np.sqrt(((2 - 4) ** 2 + (3 - 4) ** 2 + (7 - 4) ** 2) / (3 * 2))
+    assert (low + high) / 2 == pytest.approx(4)
+    assert (high - low) / 2 == pytest.approx(4.302653 * error)  # Student's t, 2 degrees
+    assert reward_interval(rewards[None]) == (low, high)
+    assert reward_interval(rewards - 10) == (pytest.approx(low - 10), pytest.approx(high - 10))
+    assert reward_interval(rewards[:1]) == (-np.inf, np.inf)
+    wider = reward_interval(np.stack([rewards, rewards + 20]))
+    assert wider[1] - wider[0] > high - low  # trainings that differ count for few
+    for bad in (rewards[0], np.zeros((0, 1)), rewards * np.nan):
+        with pytest.raises(ValueError, match="rewards has"):
+            reward_interval(bad)

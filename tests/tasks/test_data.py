@@ -7,6 +7,7 @@ import pytest
 
 from t2g_jax import user_code
 from t2g_jax.errors import T2GError
+from t2g_jax.tasks.base import JudgeError
 from t2g_jax.tasks.data import make_data_task
 from t2g_jax.tasks.rows import Quarantined
 
@@ -399,3 +400,36 @@ def test_bad_settings_are_named(here, settings, said):
         make_data_task(settings)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# --- What rows can do ----------------------------------------------------------------------------
+
+
+def test_feedback_and_privileged_context_are_what_the_tasks_judge_says(here):
+    rows = [
+        {"prompt": "a", "feedback": "Again."},
+        {"prompt": "b", "privileged_context": "It is 3."},
+        {"prompt": "c", "feedback": "Again.", "privileged_context": "It is 3."},
+        {"prompt": "d"},
+    ]
+    write("train.jsonl", rows)
+    write("test.jsonl", [{"prompt": "other"}])
+    made = task(test="test.jsonl")
+    judge = made.judge(None)
+    said = [judge.critique(example, "?").text for example in made.split("train")[:3]]
+    assert said == ["Again.", "It is 3.", "Again.\n\nIt is 3."]
+    with pytest.raises(JudgeError, match="no feedback"):
+        judge.critique(made.split("train")[3], "?")
+    write("train.jsonl", rows[3:])
+    assert task(test="test.jsonl").judge is None
+
+
+def test_the_floor_is_the_most_frequent_answer(here):
+    write("train.jsonl", sums(3))
+    rows = [{"prompt": f"t{i}", "answer": "yes" if i < 3 else "no"} for i in range(4)]
+    write("test.jsonl", rows)
+    made = task(test="test.jsonl", reward="exact")
+    assert made.floor(made.split("test")).accuracy == 0.75
+    graded = task(test="test.jsonl", reward={"name": "exact", "correct_from": None})
+    assert graded.floor(graded.split("test")) is None
+    assert task(test="test.jsonl").floor(made.split("test")) is None
