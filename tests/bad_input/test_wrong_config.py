@@ -15,7 +15,7 @@ from t2g_jax import cli
         ("sft: {steps: '3'}", '`sft.steps` is "3"; must be a valid integer'),
         ("judge: {workers: 0}", "`judge.workers` is 0; must be greater than 0"),
         ("judge: {timeout_seconds: soon}", '`judge.timeout_seconds` is "soon"; must be a'),
-        ("judge: {name: my judge}", "in `judge`: name is 'my judge'; must be 'task', or 'package"),
+        ("judge: {name: my judge}", "in `judge`: name is 'my judge'; must be 'task', 'policy', or"),
         ("mesh: {data: 3, fsdp: 0}", "must be a positive number of devices, or -1"),
     ],
 )

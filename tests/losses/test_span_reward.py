@@ -90,17 +90,17 @@ def test_class_weights_are_divided_out(labels, weights):
     shares = losses.span_targets(labels).mean(0)
     p = losses.span_probabilities(logits, class_weights=weights)
     np.testing.assert_allclose(p, shares, atol=2e-3)
-    np.testing.assert_allclose(
-        heads.span_rewards(logits, class_weights=weights), labels.mean(), atol=2e-3
-    )
+    np.testing.assert_allclose(p @ heads.SPAN_CLASSES, labels.mean(), atol=2e-3)
 
 
 def test_what_was_not_divided_out_was_a_reward_of_its_own():
     """Good as often as poor, a tenth each, but (0.1 − 5 · 0.1) / (5 · 0.1 + 0.8 + 0.1) is not 0."""
     shares, weights = np.array([0.1, 0.8, 0.1]), np.array([5.0, 1.0, 1.0])
     logits = np.log(weights * shares)
-    assert heads.span_rewards(logits) == pytest.approx(-0.4 / 1.4, abs=1e-6)
-    assert heads.span_rewards(logits, class_weights=weights) == pytest.approx(0, abs=1e-6)
+    undivided = losses.span_probabilities(logits) @ heads.SPAN_CLASSES
+    divided = losses.span_probabilities(logits, class_weights=weights) @ heads.SPAN_CLASSES
+    assert undivided == pytest.approx(-0.4 / 1.4, abs=1e-6)
+    assert divided == pytest.approx(0, abs=1e-6)
 
 
 def test_an_undefined_token_has_no_gradient(gradient_of):

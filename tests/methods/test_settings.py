@@ -81,6 +81,7 @@ ELSEWHERE = {
     # test_rltf
     *"distill_coefficient distill_schedule baseline critique_correct".split(),
     "feedback_coefficient",
+    "least_reward",  # test_rejection_sampling
 }
 
 
