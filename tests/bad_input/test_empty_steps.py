@@ -64,7 +64,7 @@ def test_empty_completions_can_be_annotated(t2g, tiny_run, tmp_path, silent):
 
 
 def params(workdir, config, phase):
-    return jax.device_get(Context.open(config, workdir).params(phase))
+    return jax.device_get(Context.open(config, workdir).weights.load(phase))
 
 
 def test_equal_rewards_leave_the_policy_where_it_is(t2g, tiny_run, tmp_path, silent):

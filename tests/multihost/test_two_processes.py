@@ -81,7 +81,7 @@ def test_killed_in_two_processes_and_resumed_in_one_logs_the_same(resumed, unint
 @pytest.mark.parametrize("phase", ["sft", "text2grad", "rltf-sd"])
 def test_and_learns_the_same(resumed, uninterrupted, phase):
     expected, found = (
-        Context.open(load_config(root / "config.yaml"), root).params(phase)
+        Context.open(load_config(root / "config.yaml"), root).weights.load(phase)
         for root in (uninterrupted, resumed)
     )
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):

@@ -91,7 +91,7 @@ def test_metrics_are_equal(tiny_run, stopped, phase):
 @pytest.mark.parametrize("phase", TRAINED)
 def test_parameters_are_equal_bit_for_bit(tiny_run, stopped, phase):
     ours, theirs = (
-        Context.open(tiny_run.config, workdir).params(phase, with_heads=HEADS.get(phase, ()))
+        Context.open(tiny_run.config, workdir).weights.load(phase, with_heads=HEADS.get(phase, ()))
         for workdir in (tiny_run.workdir, stopped)
     )
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)

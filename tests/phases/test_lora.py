@@ -120,7 +120,7 @@ def test_stopped_and_started_again(run, context, tmp_path, monkeypatch):
     (workdir / "text2grad" / "complete.json").unlink()
     policy.run(config, workdir, "text2grad")
     heads = (HEADS["text2grad"],)
-    again = Context.open(config, workdir).params("text2grad", with_heads=heads)
+    again = Context.open(config, workdir).weights.load("text2grad", with_heads=heads)
     jax.tree.map(
         np.testing.assert_array_equal, again, context.weights.load("text2grad", with_heads=heads)
     )

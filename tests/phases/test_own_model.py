@@ -244,7 +244,7 @@ def test_exported_adapters_are_begun_with(own, tmp_path):
     """What a method trained and exported, the next run starts from; its reference does not."""
     assert export(own, "--method", "rltf-sd", "--to", tmp_path / "x", "--adapters") == 0
     file, workdir = own
-    trained = Context.open(load_config(file), workdir).params("rltf-sd")
+    trained = Context.open(load_config(file), workdir).weights.load("rltf-sd")
     config = load_config(file, ["--lora.pretrained", str(tmp_path / "x")])
     context = Context.open(config, tmp_path / "run")
     params = context.weights.with_adapters(context.weights.initial(), "grpo")

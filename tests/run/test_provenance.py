@@ -37,7 +37,7 @@ def meta(workdir, phase, step=None):
 
 def another_start(workdir, config):
     """Another warm start in the place of the one that is there."""
-    params = Context.open(config, workdir).params("sft")
+    params = Context.open(config, workdir).weights.load("sft")
     moved = jax.tree.map(lambda x: x + 0.01, params)
     summary, folder = record(workdir, "sft"), workdir / "sft"
     shutil.rmtree(folder / "checkpoints")
@@ -340,7 +340,7 @@ def test_another_step_is_not_taken_for_the_complete_one(tiny_run, tmp_path, comp
         said = str(error.value)
         assert f"{folder} has no step 3 any more, with which grpo was complete, but [" in said
         with pytest.raises(T2GError, match="has no step 3 any more"):
-            Context.open(config, workdir).params("grpo")
+            Context.open(config, workdir).weights.load("grpo")
         assert f"delete {workdir / 'grpo' / 'complete.json'}" in said
         # What is advised works, and ends with the same bits.
         (workdir / "grpo" / "complete.json").unlink()
@@ -355,7 +355,7 @@ def test_other_parameters_of_the_same_step_are_refused(tiny_run, tmp_path):
     theirs = tiny_run.workdir / "rltf_sd" / "checkpoints"
     shutil.copytree(theirs, workdir / "grpo" / "checkpoints")
     with pytest.raises(T2GError, match="does not hold what grpo was complete with"):
-        Context.open(config, workdir).params("grpo")
+        Context.open(config, workdir).weights.load("grpo")
 
 
 @pytest.mark.parametrize("key", ["step", "fingerprint", "made"])
@@ -367,7 +367,7 @@ def test_a_damaged_record_is_named(tiny_run, tmp_path, key, value):
     changed = {k: v for k, v in whole.items() if k != key} | ({} if value is None else {key: value})
     path.write_text(json.dumps(changed))
     with pytest.raises(T2GError, match=rf"{path} is damaged \(.*delete it, and run `t2g sft"):
-        Context.open(config, workdir).params("sft")
+        Context.open(config, workdir).weights.load("sft")
 
 
 # --- The tokenizer, the data set, the base ---------------------------------------------------
