@@ -19,7 +19,7 @@ from t2g_jax.sections import AnySection, Section
 from t2g_jax.tasks.base import Score
 from t2g_jax.training.metrics import Stopwatch
 
-CHECKS = ("t2g_jax.config", "t2g_jax.sections", "t2g_jax.run.capacity")
+CHECKS = ("t2g_jax.config", "t2g_jax.sections", "t2g_jax.run.capacity", "t2g_jax.run.needs")
 """They look at a config before a run, and nothing that it makes depends on them."""
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
