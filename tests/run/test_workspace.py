@@ -177,9 +177,10 @@ def test_what_changes_nothing_that_is_learned_may_differ(tiny_run, tmp_path):
     assert load_config(tmp_path / "config.yaml") == tiny_run.config  # of this command alone
     aside = {key for key in values(config) if is_aside(key)}
     given = {path.replace("__", ".") for path in ASIDE}
-    sampled = {key for key in aside if key.endswith((".rows_at_once", ".eval_every"))}
-    assert aside == given | sampled
-    assert {key.rpartition(".")[2] for key in sampled} == {"rows_at_once", "eval_every"}
+    looked_at = ("rows_at_once", "eval_every", "log_kl")
+    of_methods = {key for key in aside if key.endswith(tuple(f".{name}" for name in looked_at))}
+    assert aside == given | of_methods
+    assert {key.rpartition(".")[2] for key in of_methods} == set(looked_at)
 
 
 def test_all_else_is_what_a_run_is(tiny_run, tmp_path):

@@ -47,7 +47,8 @@ def start(compiled_update, fresh_state, batches, mesh_of):
             carry = {"kl_coefficient": jax.device_put(jnp.float32(coefficient), replicated)}
             batch = batches[i % len(batches)]
             if i in poisoned:
-                batch = batch.replace(returns=batch.returns * np.float32(np.nan))
+                returns = batch.fields["returns"] * np.float32(np.nan)
+                batch = batch.with_fields(returns=returns)
             batch = jax.device_put(
                 micro_batches(batch, 1), batch_sharding(mesh, micro_batched=True)
             )
