@@ -4,8 +4,8 @@ Runs the notebooks from beginning to end and keeps what they show, so that they 
 web. Needs the extra `notebooks`; all together: some minutes on two cores. To be done again when a
 notebook's code, or what it shows of the library, has changed; the tests say so of the code.
 
-What differs from one execution to the next is not kept: times are crossed out, progress and pages
-of more than 100 kB are left out.
+What differs from one execution to the next is not kept: times and the kernel's connection file are
+crossed out, progress and pages of more than 100 kB are left out.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ MINE = "t2g_jax"
 LARGEST = 100_000
 TEXTS = ("text/plain", "text/html")
 _TIME = re.compile(r"\d[\d.]*(?=[ \u00a0\u202f](s|min|h|ms)\b)|(?<='seconds': )\d[\d.]*")
+_CONNECTION = re.compile(r"(?<= -f )\S+\.json")
+"""The file by which Jupyter talks to the kernel."""
 _PROGRESS = re.compile(r"[\w-]+: (?P<done>\d+)/(?P<all>\d+) \(")
 
 
@@ -75,13 +77,13 @@ def keep(notebook: Any) -> Any:
         ]
         for out in cell.outputs:
             if "text" in out:
-                out.text = _TIME.sub(_crossed_out, out.text)
+                out.text = _without_what_varies(out.text)
             data = out.get("data", {})
             if len(data.get("text/html", "")) > LARGEST:
                 size = len(data.pop("text/html")) // 1000
                 data["text/plain"] = f"(a page of {size} kB: run the cell)"
             for kind in filter(TEXTS.__contains__, data):
-                data[kind] = _TIME.sub(_crossed_out, data[kind])
+                data[kind] = _without_what_varies(data[kind])
     notebook.metadata[MINE] = {"outputs_of": code_hash(notebook)}
     return notebook
 
@@ -96,6 +98,10 @@ def _is_on_the_way(out: Any) -> bool:
     """Whether it tells of progress before the last step: at which ones depends on the clock."""
     found = _PROGRESS.match(out.get("data", {}).get("text/plain", ""))
     return found is not None and found["done"] != found["all"]
+
+
+def _without_what_varies(text: str) -> str:
+    return _CONNECTION.sub("…", _TIME.sub(_crossed_out, text))
 
 
 def _crossed_out(match: re.Match[str]) -> str:
