@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from t2g_jax.config import Config
@@ -187,7 +186,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                     policy,
                     examples,
                     [context.prompts.render(example.prompt) for example in examples],
-                    jax.random.fold_in(jax.random.fold_in(context.keys.key(ANNOTATE), batch), i),
+                    context.keys.at_step(ANNOTATE, batch, i),
                     batch_size=settings.batch_size,
                     sampling=dataclasses.replace(
                         context.sampling, temperature=factor * context.sampling.temperature
