@@ -10,7 +10,7 @@ import tomllib
 import pytest
 import yaml
 
-from t2g_jax.cli import _parsers
+from t2g_jax.commands import parsers
 from t2g_jax.config import load_config
 from t2g_jax.runtime.hosts import ADDRESS, AUTO, EXIT_PREEMPTED
 
@@ -110,7 +110,7 @@ def test_each_start_waits_longer_than_the_one_before(pod, container, tmp_path, a
 def test_the_command_is_one_of_t2g_and_its_work_folder_is_in_the_bucket(pod, container):
     program, command, config, *rest = container["command"]
     assert program == "t2g"
-    _, commands = _parsers()
+    _, commands = parsers()
     arguments = commands[command].parse_args([config, *rest])
     load_config(REPOSITORY / config)
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}

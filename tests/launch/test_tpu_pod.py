@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from t2g_jax.cli import _parsers
+from t2g_jax.commands import parsers
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 SECRET = "hush-0123456789"
@@ -371,7 +371,7 @@ def test_a_work_folder_in_the_bucket_is_not_looked_for_here(pod):
 
 
 def test_every_command_with_a_config_is_known():
-    _, commands = _parsers()
+    _, commands = parsers()
     script = (REPOSITORY / "launch/parcel.sh").read_text()
     known = re.search("known='([^']+)'", script)[1].split()
     # `plan` is for a machine without a TPU.

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from t2g_jax.run.context import key_of
+from t2g_jax.run.keys import key_of
 from t2g_jax.tasks import make_task
 from t2g_jax.tasks.base import TaskError
 
