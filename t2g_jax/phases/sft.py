@@ -153,7 +153,7 @@ def demonstration(
 
     After a critique of the first attempt the policy repairs it; or, `as_critic`, it is asked for
     that critique, and learns it alone. It ends with the first attempt where there is no critique,
-    or no room for what follows it.
+    the task knows no right answer, or there is no room for what follows.
     """
     tokenizer = context.tokenizer
     learn, given = {NLL_WEIGHT: 1.0}, {NLL_WEIGHT: 0.0}
@@ -168,7 +168,8 @@ def demonstration(
             asked = [*parts, (tokenizer.next_turn(feedback.text, ended=True), given)]
             solve = require_capability(context.task, "solve", needed_by="sft.repair_fraction")
             answer = solve(example)
-        whole = [*asked, (tokenizer.answer(answer), learn)]
-        if context.prompts.has_room([], sum(len(tokens) for tokens, _ in whole)):
+        whole = [*asked, (tokenizer.answer(answer or ""), learn)]
+        has_room = context.prompts.has_room([], sum(len(tokens) for tokens, _ in whole))
+        if answer is not None and has_room:
             parts = whole
     return TokenSequence.from_parts(*parts)

@@ -371,5 +371,5 @@ def _texts(task: Task, level: CritiqueLevel, count: int) -> Iterator[str]:
             if judge is not None:
                 with contextlib.suppress(JudgeError):
                     yield judge.critique(example, attempt).text
-        if solve is not None:
-            yield solve(example)
+        if solve is not None and (answer := solve(example)) is not None:
+            yield answer

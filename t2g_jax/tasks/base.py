@@ -109,8 +109,8 @@ class Capable(Task, Protocol):
     def floor(self, examples: Sequence[Example]) -> Floor:
         """The best trivial policy on exactly these examples."""
 
-    def solve(self, example: Example) -> str:
-        """A completion that is right, in the shortest regular form."""
+    def solve(self, example: Example) -> str | None:
+        """A completion that is right, in the shortest regular form. None: there is none."""
 
     def demonstrate(self, example: Example, rng: random.Random) -> str | None:
         """A completion to begin with, such as a careless solver's first attempt, right only now
@@ -146,7 +146,10 @@ _MISSING = {
         "has no demonstrations, which {} needs: give it `demonstrate(example, rng)` (rows: a "
         "`demonstration` column), or begin with a pretrained model (model.pretrained, sft.steps 0)"
     ),
-    "solve": "has no right answers to show, which {} needs: give it `solve(example)`",
+    "solve": (
+        "has no right answers to show, which {} needs: give it `solve(example)` (rows: an `answer` "
+        "that the reward calls right)"
+    ),
     "judge": (
         "has no judge of its own, which {} needs: name one in judge.name (docs/judges.md), give "
         "the task `judge(level)` (rows: a `feedback` column), or choose a method that needs none, "

@@ -221,7 +221,7 @@ def _judge(found: Any, where: str) -> Any:
 
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "floor": _floor,
-    "solve": _completion,
+    "solve": lambda found, where: None if found is None else _completion(found, where),
     "demonstrate": lambda found, where: None if found is None else _completion(found, where),
     "judge": _judge,
 }

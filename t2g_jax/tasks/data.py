@@ -102,6 +102,8 @@ class DataTask:
         self.columns = rows.columns
         """How many training rows have each column that is not empty."""
         self.demonstrate = self._demonstrate if rows.columns["demonstration"] else None
+        answered = self.rewards is not None and rows.columns["answer"]
+        self.solve = self._solve if answered else None
         spoken = rows.columns["feedback"] + rows.columns["privileged_context"]
         self.judge = self._judge if spoken else None
 
@@ -130,6 +132,13 @@ class DataTask:
         """The row's demonstration, None where it has none."""
         del rng
         return example.metadata.get("demonstration")
+
+    def _solve(self, example: Example) -> str | None:
+        """The row's answer, where the reward calls it right: what a second attempt is shown."""
+        if not example.answer:
+            return None
+        (score,) = self._score_batch([example], [example.answer])
+        return example.answer if score.correct else None
 
     def _judge(self, level: CritiqueLevel) -> FeedbackJudge:
         """Says what the row has to say, whatever the level."""

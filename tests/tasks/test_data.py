@@ -433,3 +433,20 @@ def test_the_floor_is_the_most_frequent_answer(here):
     graded = task(test="test.jsonl", reward={"name": "exact", "correct_from": None})
     assert graded.floor(graded.split("test")) is None
     assert task(test="test.jsonl").floor(made.split("test")) is None
+
+
+def test_second_attempts_are_shown_answers_that_the_reward_calls_right(here):
+    rows = [*sums(3), {"prompt": "no answer", "demonstration": "4"}]
+    write("train.jsonl", rows)
+    write("test.jsonl", [{"prompt": "other", "answer": "1"}])
+    (here / "own.py").write_text(
+        "def right(completions, answer, **_):\n"
+        "    return [float(c == a and a != '2') for c, a in zip(completions, answer)]\n"
+    )
+    reward = {"name": "own:right", "correct_from": 1}
+    made = task(test="test.jsonl", reward=reward)
+    assert [made.solve(example) for example in made.split("train")] == ["1", None, "3", None]
+    assert task(test="test.jsonl", reward="own:right").solve(made.split("train")[0]) is None
+    assert task(test="test.jsonl").solve is None, "nobody says what is right"
+    write("train.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
+    assert task(test="test.jsonl", reward="own:right").solve is None, "there are no answers"
