@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.judges.guard import alignment_of
 from t2g_jax.rollouts.turns import Turn
-from t2g_jax.run.context import Context
+from t2g_jax.run.panel import JudgePanel
 from t2g_jax.spans import TokenSpan, Unaligned, to_token_spans
 from t2g_jax.tasks.base import Critique, JudgeError
 
@@ -23,16 +24,16 @@ class Judgment:
     unaligned: tuple[Unaligned, ...]
 
 
-def judge(context: Context, turn: Turn) -> Judgment | JudgeError:
+def judge(judges: JudgePanel, tokenizer: ChatTokenizer, turn: Turn) -> Judgment | JudgeError:
     """The judge's critique of a completion with its quotes aligned, or why there is none."""
-    feedback = context.judges.critique(turn.example, turn.text)
-    return feedback if isinstance(feedback, JudgeError) else aligned(context, turn, feedback)
+    feedback = judges.critique(turn.example, turn.text)
+    return feedback if isinstance(feedback, JudgeError) else aligned(tokenizer, turn, feedback)
 
 
-def aligned(context: Context, turn: Turn, critique: Critique) -> Judgment:
+def aligned(tokenizer: ChatTokenizer, turn: Turn, critique: Critique) -> Judgment:
     """A critique of a completion with its quotes aligned."""
     alignment = alignment_of(turn.text, tuple(critique.quotes))
-    offsets = context.tokenizer.offsets(turn.tokens)
+    offsets = tokenizer.offsets(turn.tokens)
     return Judgment(critique, to_token_spans(alignment.spans, offsets), alignment.unaligned)
 
 

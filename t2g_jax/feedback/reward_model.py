@@ -17,7 +17,7 @@ import numpy as np
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.feedback.retokenize import Answer, Tokens, retokenize, reward_model_context
 from t2g_jax.models.heads import SPAN_CLASSES, Params
-from t2g_jax.rollouts.turns import complete
+from t2g_jax.rollouts.engine import LocalEngine
 from t2g_jax.run.context import Context
 from t2g_jax.run.trainer import map_rows
 from t2g_jax.run.workspace import REWARD_MODEL
@@ -56,7 +56,10 @@ def reward_model_row(
     conditioned = context.config.reward_model.critique_conditioned
     parts: list[Any] = [(prompt, {}), (completion, {} if conditioned else labeled)]
     if critique is not None:
-        parts += [(critique_request(context, completion), {}), (critique, {NLL_WEIGHT: 1.0})]
+        parts += [
+            (critique_request(context.tokenizer, completion), {}),
+            (critique, {NLL_WEIGHT: 1.0}),
+        ]
         if conditioned:
             parts += [
                 (context.tokenizer.next_turn(MARK_REQUEST, ended=True), {}),
@@ -175,13 +178,15 @@ class RewardModel:
 
     def _critiques(self, answers: Sequence[Answer], at_once: int | None) -> list[list[int] | None]:
         context = self._rm_context
-        prompts = {i: [*x, *y, *critique_request(context, y)] for i, (x, y) in enumerate(answers)}
+        prompts = {
+            i: [*x, *y, *critique_request(context.tokenizer, y)] for i, (x, y) in enumerate(answers)
+        }
         longest = context.config.reward_model.max_critique_tokens
         prompts = {
             i: prompt for i, prompt in prompts.items() if context.prompts.has_room(prompt, longest)
         }
-        written = complete(
-            context,
+        engine = LocalEngine(context.model, context.mesh, context.config.model.context_length)
+        written = engine.complete(
             self.params,
             list(prompts.values()),
             jax.random.key(0),  # nothing is drawn at temperature 0
@@ -213,6 +218,6 @@ def hard_rewards(probabilities: np.ndarray, *, threshold: float = 0.0) -> np.nda
     return is_good.astype(np.float32) - is_poor.astype(np.float32)
 
 
-def critique_request(context: Context, completion: Tokens) -> list[int]:
-    ended = len(completion) > 0 and int(completion[-1]) in context.tokenizer.stop_ids
-    return context.tokenizer.next_turn(CRITIQUE_REQUEST, ended=ended, completion=completion)
+def critique_request(tokenizer: ChatTokenizer, completion: Tokens) -> list[int]:
+    ended = len(completion) > 0 and int(completion[-1]) in tokenizer.stop_ids
+    return tokenizer.next_turn(CRITIQUE_REQUEST, ended=ended, completion=completion)

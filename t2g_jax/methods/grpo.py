@@ -71,8 +71,8 @@ class GRPO(PolicyMethod):
         With `resample_rounds`, groups whose rewards are all equal give way to others; if there are
         not enough, fewer groups are left, but never none.
         """
-        context, config = self.context, self.config
-        turns = first_attempts(context, params, config, self.name, step)
+        rollouts, config = self.rollouts, self.config
+        turns = first_attempts(rollouts, params, config, self.name, step)
         metrics = attempt_metrics(turns, config.group_size)
         metrics["tokens_generated"] = tokens_generated(turns)
         if not config.resample_rounds:
@@ -81,7 +81,7 @@ class GRPO(PolicyMethod):
         for draw in range(1, config.resample_rounds + 1):
             if len(kept) >= len(turns):
                 break
-            more = first_attempts(context, params, config, self.name, step, draw=draw)
+            more = first_attempts(rollouts, params, config, self.name, step, draw=draw)
             metrics["tokens_generated"] += tokens_generated(more)
             kept += unequal(more, config.group_size)
         kept = kept[: len(turns)]

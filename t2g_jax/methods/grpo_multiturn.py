@@ -65,7 +65,7 @@ class GRPOMultiTurn(PolicyMethod):
 
     def play(self, params: Params, step: int) -> tuple[list[Episode], dict[str, float]]:
         """The episodes of a step, and metrics."""
-        return play(self.context, params, self.config, self.name, step, turns=self.config.turns)
+        return play(self.rollouts, params, self.config, self.name, step, turns=self.config.turns)
 
     def more_rows(self, state: TrainState, step: int, episodes: Sequence[Episode]) -> MoreRows:
         """What else is learned from the episodes."""

@@ -11,6 +11,7 @@ from t2g_jax.methods.base import update_plan
 from t2g_jax.methods.reference import KLPenalty, Reference
 from t2g_jax.methods.scores import Scores, score_rows
 from t2g_jax.reductions import Reduction
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.run.context import Context
 from t2g_jax.training.forward import Need
 from t2g_jax.training.objective import Objective
@@ -32,7 +33,7 @@ class PolicyMethod:
     reward_model: RewardModel | None = None
 
     def __init__(self, context: Context):
-        self.context = context
+        self.context, self.rollouts = context, Rollouts.of(context)
         self.config = getattr(context.config, section_of(self.name))
         config = self.config
         self.params = context.weights.load()

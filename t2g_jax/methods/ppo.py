@@ -56,7 +56,7 @@ class PPO(PolicyMethod):
 
     def collect(self, state: TrainState, step: int) -> MethodExperience:
         config, truncated = self.config, self.context.sampling.truncates
-        turns = first_attempts(self.context, state.params, config, self.name, step)
+        turns = first_attempts(self.rollouts, state.params, config, self.name, step)
         earned, metrics = self.token_rewards(turns)
         sampled = [
             completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns

@@ -14,6 +14,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.feedback.reward_model import RewardModel
 from t2g_jax.methods.base import MethodExperience, Trajectory, update_plan
 from t2g_jax.methods.reference import Reference
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.rollouts.episodes import play
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
@@ -34,14 +35,16 @@ class RejectionSampling:
     scores: Mapping[str, Need] = {}
 
     def __init__(self, context: Context):
-        self.context = context
+        self.task, self.rollouts = context.task, Rollouts.of(context)
         self.config = context.config.rejection_sampling
         self.params = context.weights.load()
         self.plan = update_plan(self.config, Objective((NLL(),)))
 
     def collect(self, state: TrainState, step: int) -> MethodExperience:
-        context, config = self.context, self.config
-        episodes, metrics = play(context, state.params, config, self.name, step, turns=config.turns)
+        config = self.config
+        episodes, metrics = play(
+            self.rollouts, state.params, config, self.name, step, turns=config.turns
+        )
         rows = [
             TokenSequence.from_parts(
                 (episode.turns[0].prompt, {}), (last.tokens, {NLL_WEIGHT: 1.0})
@@ -64,5 +67,5 @@ class RejectionSampling:
         if (least := self.config.least_reward) is not None:
             return turn.score.reward >= least
         if turn.score.correct is None:
-            raise T2GError(grades_only(self.context.task))
+            raise T2GError(grades_only(self.task))
         return turn.score.correct

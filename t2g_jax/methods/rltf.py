@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from t2g_jax.advantages import first_turn, group_centered
 from t2g_jax.config import RLTFFMConfig, RLTFSDConfig
+from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.feedback.reward_model import critique_request
 from t2g_jax.methods.grpo_multiturn import GRPOMultiTurn, MoreRows
 from t2g_jax.methods.scores import score_rows
@@ -22,7 +23,6 @@ from t2g_jax.models.heads import Params
 from t2g_jax.rollouts.attempts import completion_row, tokens_generated
 from t2g_jax.rollouts.episodes import Episode, criticized, turn_rewards
 from t2g_jax.rollouts.turns import Turn
-from t2g_jax.run.context import Context
 from t2g_jax.tasks.base import Critique, JudgeError
 from t2g_jax.training.forward import Need
 from t2g_jax.training.sequences import TokenSequence
@@ -186,7 +186,7 @@ class RLTFFeedbackModeling(GRPOMultiTurn):
         if self.config.critique_correct:
             # After a last attempt nobody is asked: no turn would come of it.
             right = [i for i, e in enumerate(episodes) if e.ended_early(self.config.turns)]
-            said = criticized(self.context, [episodes[i] for i in right])
+            said = criticized(self.rollouts, [episodes[i] for i in right])
             for i, feedback in zip(right, said, strict=True):
                 episodes[i] = episodes[i].told(feedback)
                 metrics["judge_failures"] += isinstance(feedback, JudgeError)
@@ -197,7 +197,7 @@ class RLTFFeedbackModeling(GRPOMultiTurn):
         del state, step
         context = self.context
         rows = [
-            feedback_row(context, turn, critique)
+            feedback_row(context.tokenizer, turn, critique)
             for episode in episodes
             for turn, critique in zip(episode.turns, episode.critiques, strict=False)
             if isinstance(critique, Critique)
@@ -206,8 +206,8 @@ class RLTFFeedbackModeling(GRPOMultiTurn):
         return MoreRows(rows, {"critiques_learned": len(rows)})
 
 
-def feedback_row(context: Context, turn: Turn, feedback: Critique) -> TokenSequence:
+def feedback_row(tokenizer: ChatTokenizer, turn: Turn, feedback: Critique) -> TokenSequence:
     """x, y, the request for a critique, and the critique, whose tokens are learned."""
-    critique = context.tokenizer.answer(feedback.text)
-    asked = [*turn.prompt, *turn.tokens, *critique_request(context, turn.tokens)]
+    critique = tokenizer.answer(feedback.text)
+    asked = [*turn.prompt, *turn.tokens, *critique_request(tokenizer, turn.tokens)]
     return TokenSequence.from_parts((asked, {}), (critique, {NLL_WEIGHT: 1.0}))

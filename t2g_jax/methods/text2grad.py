@@ -65,7 +65,7 @@ class Text2Grad(PPO):
             if isinstance(critique, JudgeError):
                 marked.append(None)
             else:
-                judgment = aligned(self.context, turn, critique)
+                judgment = aligned(self.context.tokenizer, turn, critique)
                 marked.append(token_labels(judgment.spans, len(turn.tokens)))
                 unaligned += len(judgment.unaligned)
         return marked, {"unaligned_quotes": unaligned}

@@ -28,6 +28,7 @@ from t2g_jax.judges.counts import FAILED, counted
 from t2g_jax.judges.guard import name_of
 from t2g_jax.printing import one_line
 from t2g_jax.report.terminal import PhaseProgress
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.rollouts.turns import Turn, attempt, unbroken
 from t2g_jax.run import provenance
 from t2g_jax.run.claim import require_claims
@@ -150,7 +151,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
     A batch is sampled whole, so that its completions do not depend on where a run was stopped. Of
     several processes all sample, and the first takes notes; the others return nothing.
     """
-    settings = context.config.annotate
+    settings, rollouts = context.config.annotate, Rollouts.of(context)
     policy = context.weights.load()
     size = min(settings.batch_size, settings.prompts)
     batches = [
@@ -182,7 +183,7 @@ def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
                     continue
                 factor = settings.temperatures[i % len(settings.temperatures)]
                 turns = attempt(
-                    context,
+                    rollouts,
                     policy,
                     examples,
                     [context.prompts.render(example.prompt) for example in examples],
@@ -236,7 +237,7 @@ class Notes:
             self.failed.append((id, turn, critique))
             return
         self._settle_failures()
-        record = annotated(self.context, id, turn, aligned(self.context, turn, critique))
+        record = annotated(self.context, id, turn, aligned(self.context.tokenizer, turn, critique))
         try:
             validate(record)
         except T2GError as error:

@@ -16,6 +16,7 @@ from t2g_jax.judges.counts import judge_columns
 from t2g_jax.models.heads import Params
 from t2g_jax.report import learnability
 from t2g_jax.report.statistics import clustered_interval, reward_interval
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.rollouts.turns import UNSCORED, Turn, attempt, only_grades, unbroken
 from t2g_jax.run import provenance
 from t2g_jax.run.claim import claimed
@@ -142,7 +143,8 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
     key = context.keys.key("evaluate")
     rows = settings.batch_size * settings.samples_per_prompt
     prompts = [context.prompts.render(example.prompt) for example in examples]
-    first = attempt(context, params, examples, prompts, key, batch_size=rows)
+    rollouts = Rollouts.of(context)
+    first = attempt(rollouts, params, examples, prompts, key, batch_size=rows)
     unbroken(first)
     graded = only_grades(first)
 
@@ -162,14 +164,14 @@ def evaluate(context: Context, phase: str) -> dict[str, Any]:
         if isinstance(feedback, JudgeError):
             failures += 1
             continue
-        prompt = first[index].after_feedback(context, feedback.text)
+        prompt = first[index].after_feedback(context.tokenizer, feedback.text)
         if context.prompts.has_room(prompt):
             again[index] = prompt
         else:
             no_room += 1
     improved = values.copy()
     second = attempt(
-        context,
+        rollouts,
         params,
         [examples[index] for index in again],
         list(again.values()),
@@ -212,7 +214,12 @@ def first_look(context: Context, params: Params) -> dict[str, Any]:
     examples = context.prompts.test_examples()[:FEW]
     prompts = [context.prompts.render(example.prompt) for example in examples]
     turns = attempt(
-        context, params, examples, prompts, context.keys.key("first look"), batch_size=len(examples)
+        Rollouts.of(context),
+        params,
+        examples,
+        prompts,
+        context.keys.key("first look"),
+        batch_size=len(examples),
     )
     usable = [turn.score for turn in turns if not turn.unusable] or [UNSCORED]
     found = score_metrics(usable)

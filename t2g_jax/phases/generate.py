@@ -23,7 +23,8 @@ from t2g_jax.models.heads import Params
 from t2g_jax.phases.samples import sample_of, token_cells
 from t2g_jax.report.contents import Sample
 from t2g_jax.report.terminal import marked_line, safe_text
-from t2g_jax.rollouts.turns import attempt, complete
+from t2g_jax.rollouts.engine import Rollouts
+from t2g_jax.rollouts.turns import attempt
 from t2g_jax.run import provenance
 from t2g_jax.run.context import READING, Context, say
 from t2g_jax.run.workspace import REWARD_MODEL, Workspace
@@ -152,17 +153,24 @@ def answers(
       prompts: with their tokens. None: the first test examples.
       samples: for each.
     """
+    rollouts = Rollouts.of(context)
     if prompts is None:
         for examples, drawn in _batches(context, _first_examples(context), samples):
             tokens = [context.prompts.render(example.prompt) for example in examples]
-            turns = attempt(context, params, examples, tokens, drawn, batch_size=len(examples))
+            turns = attempt(rollouts, params, examples, tokens, drawn, batch_size=len(examples))
             marks = _marks(context, model, [(t.prompt, t.completion.tokens) for t in turns])
             for turn, (predicted, critique) in zip(turns, marks, strict=True):
                 sample = sample_of(context, turn, predicted=predicted, predicted_critique=critique)
                 yield Answer(sample, turn.text, turn.tokens, example=True)
         return
     for some, drawn in _batches(context, prompts, samples):
-        completed = complete(context, params, [t for _, t in some], drawn, batch_size=len(some))
+        completed = rollouts.engine.complete(
+            params,
+            [t for _, t in some],
+            drawn,
+            sampling=rollouts.sampling,
+            batch_size=len(some),
+        )
         read = [(tokens, c.tokens) for (_, tokens), c in zip(some, completed, strict=True)]
         marks = _marks(context, model, read)
         for (text, _), (_, new), (predicted, critique) in zip(some, read, marks, strict=True):

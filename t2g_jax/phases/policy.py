@@ -16,6 +16,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.methods import make_method
 from t2g_jax.models.heads import Params
 from t2g_jax.phases import samples
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.rollouts.turns import attempt, only_grades
 from t2g_jax.run import provenance
 from t2g_jax.run.context import Context, once, say
@@ -104,7 +105,7 @@ def test_scores(context: Context, params: Params, step: int) -> dict[str, float]
     examples = context.prompts.test_examples()
     turns = attempt(
         # Not the sampling that the step learns from.
-        dataclasses.replace(context, watch=Stopwatch(), tally=collections.Counter()),
+        Rollouts.of(dataclasses.replace(context, watch=Stopwatch(), tally=collections.Counter())),
         params,
         examples,
         [context.prompts.render(example.prompt) for example in examples],

@@ -94,7 +94,7 @@ def sample_of(
       method, step: who sampled it and when, from 0; nobody who is known if `method` is empty.
       predicted, advantages: [n], one for each completion token.
     """
-    critique, true = _said(judge(context, turn), len(turn.tokens))
+    critique, true = _said(judge(context.judges, context.tokenizer, turn), len(turn.tokens))
     return Sample(
         title=f"{method}, step {step + 1}" if method else "",
         prompt=prompt_text(turn.example.prompt),
@@ -143,7 +143,11 @@ def episode_sample(
         strict=True,
     ):
         n = len(turn.tokens)
-        marked = aligned(context, turn, critique) if isinstance(critique, Critique) else critique
+        marked = (
+            aligned(context.tokenizer, turn, critique)
+            if isinstance(critique, Critique)
+            else critique
+        )
         text, true = _said(marked, n)
         values = None if advantage is None else np.broadcast_to(advantage, (n,))
         attempts.append(

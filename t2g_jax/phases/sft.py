@@ -162,7 +162,7 @@ def demonstration(
     parts = [prompt, (attempt, learn)]
     if isinstance(feedback, Critique):
         if as_critic:
-            asked = [prompt, (attempt, given), (critique_request(context, attempt), given)]
+            asked = [prompt, (attempt, given), (critique_request(tokenizer, attempt), given)]
             answer = feedback.text
         else:
             asked = [*parts, (tokenizer.next_turn(feedback.text, ended=True), given)]

@@ -8,8 +8,8 @@ import numpy as np
 
 from t2g_jax.config import RolloutConfig
 from t2g_jax.models.heads import Params
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.rollouts.turns import Turn, attempt, unbroken
-from t2g_jax.run.context import Context
 from t2g_jax.sampling.generate import Completion
 from t2g_jax.tasks.scoring import score_metrics
 from t2g_jax.training.forward import CUTOFFS
@@ -18,7 +18,13 @@ from t2g_jax.training.terms import SAMPLER_LOGPROBS
 
 
 def first_attempts(
-    context: Context, params: Params, config: RolloutConfig, name: str, step: int, *, draw: int = 0
+    rollouts: Rollouts,
+    params: Params,
+    config: RolloutConfig,
+    name: str,
+    step: int,
+    *,
+    draw: int = 0,
 ) -> list[Turn]:
     """G attempts at each of P training prompts, those of a prompt side by side.
 
@@ -27,13 +33,13 @@ def first_attempts(
     `draw` tells apart the rounds of a step that samples more than once.
     """
     purpose = f"{name}/{draw}" if draw else name
-    drawn = context.prompts.train_examples(purpose, step, config.prompts_per_step)
+    drawn = rollouts.prompts.train_examples(purpose, step, config.prompts_per_step)
     examples = [example for example in drawn for _ in range(config.group_size)]
-    prompts = [context.prompts.render(example.prompt) for example in examples]
-    key = context.keys.at_step(purpose, step)
+    prompts = [rollouts.prompts.render(example.prompt) for example in examples]
+    key = rollouts.keys.at_step(purpose, step)
     at_once = config.rows_at_once or len(examples)
     turns = attempt(
-        context,
+        rollouts,
         params,
         examples,
         prompts,

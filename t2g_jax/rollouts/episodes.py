@@ -20,8 +20,8 @@ from t2g_jax.rollouts.attempts import (
     sampling_values,
     tokens_generated,
 )
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.rollouts.turns import Turn, attempt
-from t2g_jax.run.context import Context
 from t2g_jax.tasks.base import Critique, JudgeError
 from t2g_jax.tasks.scoring import score_metrics
 from t2g_jax.training.sequences import TokenSequence
@@ -71,39 +71,39 @@ class Episode:
 
 
 def play(
-    context: Context, params: Params, config: RolloutConfig, name: str, step: int, *, turns: int
+    rollouts: Rollouts, params: Params, config: RolloutConfig, name: str, step: int, *, turns: int
 ) -> tuple[list[Episode], dict[str, float]]:
     """P × G episodes: attempts until one is right, turns run out, or the next cannot be had.
 
     That is where the judge fails, the context has no room for another attempt, or it is broken.
     Where the task only grades, no attempt is right, and each may be improved on.
     """
-    firsts = first_attempts(context, params, config, name, step)
+    firsts = first_attempts(rollouts, params, config, name, step)
     metrics = attempt_metrics(firsts, config.group_size) | {"judge_failures": 0, "no_room": 0}
     episodes = [Episode((turn,)) for turn in firsts]
     under_way: Sequence[int] = range(len(episodes))
     for h in range(1, turns):
         wrong = [i for i in under_way if not episodes[i].turns[-1].correct]
         again: dict[int, list[int]] = {}  # prompts, by episode
-        said = criticized(context, [episodes[i] for i in wrong])
+        said = criticized(rollouts, [episodes[i] for i in wrong])
         for i, feedback in zip(wrong, said, strict=True):
             episodes[i] = episodes[i].told(feedback)
             if isinstance(feedback, JudgeError):
                 metrics["judge_failures"] += 1
                 continue
-            prompt = episodes[i].turns[-1].after_feedback(context, feedback.text)
-            if context.prompts.has_room(prompt):
+            prompt = episodes[i].turns[-1].after_feedback(rollouts.tokenizer, feedback.text)
+            if rollouts.prompts.has_room(prompt):
                 again[i] = prompt
             else:
                 metrics["no_room"] += 1
         if not again:
             break
         retries = attempt(
-            context,
+            rollouts,
             params,
             [episodes[i].turns[0].example for i in again],
             list(again.values()),
-            context.keys.at_step(name, step, h),
+            rollouts.keys.at_step(name, step, h),
             batch_size=config.rows_at_once or len(episodes),
             step=step,
             steps=config.steps,
@@ -120,10 +120,12 @@ def play(
     return episodes, metrics
 
 
-def criticized(context: Context, episodes: Sequence[Episode]) -> Iterator[Critique | JudgeError]:
+def criticized(rollouts: Rollouts, episodes: Sequence[Episode]) -> Iterator[Critique | JudgeError]:
     """The judge's critique of the last turn of each episode, or why there is none."""
     lasts = [episode.turns[-1] for episode in episodes]
-    return context.judges.critiques([turn.example for turn in lasts], [turn.text for turn in lasts])
+    return rollouts.judges.critiques(
+        [turn.example for turn in lasts], [turn.text for turn in lasts]
+    )
 
 
 def turn_rewards(episodes: Sequence[Episode], turns: int) -> tuple[np.ndarray, np.ndarray]:

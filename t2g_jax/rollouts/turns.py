@@ -8,11 +8,12 @@ from collections.abc import Sequence
 
 import jax
 
+from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError
 from t2g_jax.models.heads import Params
-from t2g_jax.run.context import Context
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.sampling.distribution import Sampling
-from t2g_jax.sampling.generate import Completion, generate
+from t2g_jax.sampling.generate import Completion
 from t2g_jax.tasks.base import Example, Score
 
 UNSCORED = Score(0.0)
@@ -48,16 +49,14 @@ class Turn:
         """Those of the completion."""
         return self.completion.tokens.tolist()
 
-    def after_feedback(self, context: Context, feedback: str) -> list[int]:
+    def after_feedback(self, tokenizer: ChatTokenizer, feedback: str) -> list[int]:
         """The prompt x₁ = x₀, y₀, feedback: the same tokens, never re-encoded."""
-        opened = context.tokenizer.next_turn(
-            feedback, ended=self.completion.ended, completion=self.tokens
-        )
+        opened = tokenizer.next_turn(feedback, ended=self.completion.ended, completion=self.tokens)
         return [*self.prompt, *self.tokens, *opened]
 
 
 def attempt(
-    context: Context,
+    rollouts: Rollouts,
     params: Params,
     examples: Sequence[Example],
     prompts: Sequence[Sequence[int]],
@@ -70,7 +69,7 @@ def attempt(
 ) -> list[Turn]:
     """Samples a completion for each prompt and scores it; by default as the config says.
 
-    Broken completions (see `Completion`) are counted in `context.tally`, and not scored.
+    Broken completions (see `Completion`) are counted, and not scored.
 
     Args:
       examples, prompts: of equal length; the prompt may be longer than the example's own (x₁).
@@ -78,14 +77,14 @@ def attempt(
       batch_size: rows sampled at once.
       step, steps: how far training is, of how many, for rewards that depend on it.
     """
-    with context.watch.stage("sample"):
-        completed = complete(
-            context, params, prompts, key, batch_size=batch_size, sampling=sampling
+    with rollouts.watch.stage("sample"):
+        completed = rollouts.engine.complete(
+            params, prompts, key, sampling=sampling or rollouts.sampling, batch_size=batch_size
         )
-    texts = [context.tokenizer.decode(completion.tokens.tolist()) for completion in completed]
+    texts = [rollouts.tokenizer.decode(completion.tokens.tolist()) for completion in completed]
     whole = [i for i, completion in enumerate(completed) if not completion.broken]
-    context.tally["broken_completions"] += len(completed) - len(whole)
-    earned = context.scorer.scores(
+    rollouts.tally["broken_completions"] += len(completed) - len(whole)
+    earned = rollouts.scorer.scores(
         [examples[i] for i in whole],
         [texts[i] for i in whole],
         completion_ids=[completed[i].tokens.tolist() for i in whole],
@@ -134,27 +133,3 @@ def unbroken(turns: Sequence[Turn], group_size: int = 1) -> list[Turn]:
             "model.compute_dtype float32, or go back to an earlier checkpoint"
         )
     return kept
-
-
-def complete(
-    context: Context,
-    params: Params,
-    prompts: Sequence[Sequence[int]],
-    key: jax.Array,
-    *,
-    batch_size: int,
-    sampling: Sampling | None = None,
-) -> list[Completion]:
-    """Samples a completion for each prompt, by default as the config says."""
-    # Without the heads that sampling does not read: one program for all phases.
-    policy = {name: tree for name, tree in params.items() if name in ("decoder", "lm_head")}
-    return generate(
-        policy,
-        prompts,
-        key,
-        config=context.model,
-        sampling=sampling or context.sampling,
-        mesh=context.mesh,
-        batch_size=batch_size,
-        context_length=context.config.model.context_length,
-    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from t2g_jax.rollouts import turns
+from t2g_jax.rollouts import engine
 from t2g_jax.run.context import Context
 from t2g_jax.sampling.generate import Completion
 from t2g_jax.training.metrics import read_metrics
@@ -34,7 +34,7 @@ def silent(monkeypatch, tiny_context):
         number = np.full(1, -0.5, np.float32)
         return [Completion(stop, number, number - np.inf, True) for _ in prompts]
 
-    monkeypatch.setattr(turns, "generate", ends_at_once)
+    monkeypatch.setattr(engine, "generate", ends_at_once)
 
 
 def finite(line):

@@ -14,7 +14,7 @@ def example(tiny_context):
 
 def labeled(context, turn):
     """The tokens of a completion as text, and their labels."""
-    judgment = judge(context, turn)
+    judgment = judge(context.judges, context.tokenizer, turn)
     labels = token_labels(judgment.spans, len(turn.tokens))
     texts = [context.tokenizer.decode([token], skip_special=False) for token in turn.tokens]
     return judgment, list(zip(texts, labels.tolist(), strict=True))
@@ -70,7 +70,9 @@ def test_a_failure_is_handed_on(tiny_context, example, monkeypatch):
         raise failure
 
     monkeypatch.setattr(type(tiny_context.judge), "critique", fail)
-    outcome = judge(tiny_context, tiny.turn(tiny_context, "0", example=example))
+    outcome = judge(
+        tiny_context.judges, tiny_context.tokenizer, tiny.turn(tiny_context, "0", example=example)
+    )
     assert isinstance(outcome, JudgeError)
     assert outcome.reason == failure.reason
 

@@ -87,13 +87,13 @@ def script(tiny_context, monkeypatch, rng):
     def script(first, *later, draws=(), graded=False):
         rounds, following = [first, *draws], iter(later)
 
-        def first_attempts(context, params, config, name, step, *, draw=0):
-            examples = list(context.task.split("train"))[draw * 8 :]
+        def first_attempts(rollouts, params, config, name, step, *, draw=0):
+            examples = list(rollouts.prompts.task.split("train"))[draw * 8 :]
             groups = [examples[i // config.group_size] for i in range(len(rounds[draw]))]
-            prompts = [context.prompts.render(example.prompt) for example in groups]
+            prompts = [rollouts.prompts.render(example.prompt) for example in groups]
             return made("0", groups, prompts, rounds[draw], graded)
 
-        def attempt(context, params, examples, prompts, key, *, batch_size, **progress):
+        def attempt(rollouts, params, examples, prompts, key, *, batch_size, **progress):
             return made("1", examples, prompts, next(following), graded)
 
         for module in (episodes, grpo, ppo):

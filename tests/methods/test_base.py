@@ -12,13 +12,14 @@ from t2g_jax.errors import T2GError
 from t2g_jax.methods import make_method
 from t2g_jax.methods.base import group_advantages
 from t2g_jax.methods.scores import score_rows
-from t2g_jax.rollouts import turns
+from t2g_jax.rollouts import engine
 from t2g_jax.rollouts.attempts import (
     attempt_metrics,
     completion_row,
     first_attempts,
     tokens_generated,
 )
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.run import trainer
 from t2g_jax.training.forward import Need
 from t2g_jax.training.terms import ADVANTAGES, POLICY_WEIGHT
@@ -49,7 +50,7 @@ def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
     """So the ratio is 1 before the first update, whatever the sampler's settings."""
     context = tiny.changed(tiny_context, **{f"sampling__{k}": v for k, v in sampling.items()})
     params = context.weights.load()
-    turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
+    turns = first_attempts(Rollouts.of(context), params, context.config.grpo, "grpo", 0)
     truncated = context.sampling.truncates
     rows = [completion_row(turn, {}, truncated=truncated) for turn in turns]
     found = score_rows(context, params, rows, Need.LOGPROBS)
@@ -66,23 +67,23 @@ def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
 def test_attempts_are_grouped_and_differ(tiny_context):
     context = tiny.changed(tiny_context, grpo__group_size=4)
     params, config = context.weights.load(), context.config.grpo
-    turns = first_attempts(context, params, config, "grpo", 0)
+    turns = first_attempts(Rollouts.of(context), params, config, "grpo", 0)
     names = [turn.example.id for turn in turns]
     assert names == [name for name in names[::4] for _ in range(4)]
     assert len({tuple(turn.tokens) for turn in turns}) > 4
     for other in (("grpo", 1), ("rltf-sd", 0)):
-        again = first_attempts(context, params, config, *other)
+        again = first_attempts(Rollouts.of(context), params, config, *other)
         assert [turn.tokens for turn in again] != [turn.tokens for turn in turns]
-    again = first_attempts(context, params, config, "grpo", 0)
+    again = first_attempts(Rollouts.of(context), params, config, "grpo", 0)
     assert [turn.tokens for turn in again] == [turn.tokens for turn in turns]
-    others = first_attempts(context, params, config, "grpo", 0, draw=1)
+    others = first_attempts(Rollouts.of(context), params, config, "grpo", 0, draw=1)
     assert [turn.example.id for turn in others] != names
     assert list(context.watch.lap()) == ["sample"]
 
 
 def breaking(monkeypatch, broken):
     """Makes completions broken whose number `broken` contains."""
-    sampled = turns.generate
+    sampled = engine.generate
 
     def generate(*arguments, **options):
         found = sampled(*arguments, **options)
@@ -91,13 +92,13 @@ def breaking(monkeypatch, broken):
             for i, c in enumerate(found)
         ]
 
-    monkeypatch.setattr(turns, "generate", generate)
+    monkeypatch.setattr(engine, "generate", generate)
 
 
 def test_a_group_with_a_broken_completion_is_left_out_and_counted(tiny_context, monkeypatch):
     context = tiny.changed(tiny_context, grpo__group_size=4)
     params, config = context.weights.load(), context.config.grpo
-    whole = first_attempts(context, params, config, "grpo", 0)
+    whole = first_attempts(Rollouts.of(context), params, config, "grpo", 0)
     before = context.tally["broken_completions"]
     breaking(monkeypatch, {1, 2})
     scored = []
@@ -105,19 +106,19 @@ def test_a_group_with_a_broken_completion_is_left_out_and_counted(tiny_context, 
     monkeypatch.setattr(
         type(context.task), "score", lambda *arguments: scored.append(1) or score(*arguments)
     )
-    turns = first_attempts(context, params, config, "grpo", 0)
+    turns = first_attempts(Rollouts.of(context), params, config, "grpo", 0)
     assert [turn.tokens for turn in turns] == [turn.tokens for turn in whole[4:]]
     assert context.tally["broken_completions"] == before + 2
     assert len(scored) == len(whole) - 2
     breaking(monkeypatch, set(range(0, 100, 4)))
     with pytest.raises(T2GError, match=r"logits are NaN or Inf in .* of .* completions"):
-        first_attempts(context, params, config, "grpo", 0)
+        first_attempts(Rollouts.of(context), params, config, "grpo", 0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_scores_stand_on_their_tokens(tiny_context, moved, read, temperature):
     context = tiny.changed(tiny_context, sampling__temperature=temperature)
-    turns = first_attempts(context, moved, context.config.grpo, "grpo", 0)
+    turns = first_attempts(Rollouts.of(context), moved, context.config.grpo, "grpo", 0)
     rows = [completion_row(turn, {}) for turn in turns]
     needs = Need.LOGPROBS | Need.ENTROPY | Need.VALUES
     for item, turn, found in zip(rows, turns, score_rows(context, moved, rows, needs), strict=True):
@@ -142,7 +143,7 @@ def test_fewer_rows_at_once_collect_the_same(tiny_context, state_of, monkeypatch
     if name != "rejection-sampling":
         changes |= {"kl": "full" if name == "ppo" else "k3", "kl_coefficient": 0.1}
     generated, packed = [], []
-    generate, pack = turns.generate, trainer.pack
+    generate, pack = engine.generate, trainer.pack
 
     def seen_generate(params, prompts, *arguments, batch_size, **options):
         generated.append(min(batch_size, len(prompts)))
@@ -152,7 +153,7 @@ def test_fewer_rows_at_once_collect_the_same(tiny_context, state_of, monkeypatch
         packed.append(len(rows))
         return pack(rows, **options)
 
-    monkeypatch.setattr(turns, "generate", seen_generate)
+    monkeypatch.setattr(engine, "generate", seen_generate)
     monkeypatch.setattr(trainer, "pack", seen_pack)
 
     def collected(at_once):
@@ -226,6 +227,6 @@ def test_empty_and_cut_off_completions_are_rows_like_others(tiny_context, tokens
     assert item.fields["policy_weight"].sum() == len(tokens)
     (found,) = score_rows(tiny_context, tiny_context.weights.load(), [item], Need.LOGPROBS)
     assert np.isfinite(found["logprobs"]).all()
-    following = turn.after_feedback(tiny_context, "Wrong.")
+    following = turn.after_feedback(tiny_context.tokenizer, "Wrong.")
     assert following[: len(item)] == item.tokens.tolist()
     assert following.count(tiny_context.tokenizer.end_id) == 3  # of x₀, y₀ and the feedback

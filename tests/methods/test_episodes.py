@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 from t2g_jax.methods.grpo_multiturn import policy_rows, turn_advantages
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.rollouts.episodes import play, turn_rewards
 from t2g_jax.training.batch import pack
 from t2g_jax.training.terms import ADVANTAGES, POLICY_WEIGHT, SAMPLER_LOGPROBS
@@ -134,7 +135,7 @@ def played(tiny_context, script):
             context.config, rejection_sampling__group_size=group_size
         ).rejection_sampling
         script(*rewards, graded=graded)
-        return play(context, {}, config, "test", 0, turns=turns)
+        return play(Rollouts.of(context), {}, config, "test", 0, turns=turns)
 
     return played
 
@@ -213,9 +214,9 @@ def test_each_turn_samples_with_a_key_of_its_own(tiny_context):
     """Otherwise the second attempt would be the first one again."""
     config = tiny_context.config.rejection_sampling
     params = tiny_context.weights.load()
-    episodes, _ = play(tiny_context, params, config, "test", 0, turns=2)
-    again, _ = play(tiny_context, params, config, "test", 0, turns=2)
-    others, _ = play(tiny_context, params, config, "test", 1, turns=2)
+    episodes, _ = play(Rollouts.of(tiny_context), params, config, "test", 0, turns=2)
+    again, _ = play(Rollouts.of(tiny_context), params, config, "test", 0, turns=2)
+    others, _ = play(Rollouts.of(tiny_context), params, config, "test", 1, turns=2)
 
     def said(episodes):
         return [[turn.tokens for turn in episode.turns] for episode in episodes]

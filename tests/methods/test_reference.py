@@ -13,6 +13,7 @@ from t2g_jax.config import GRPOConfig
 from t2g_jax.methods.grpo import GRPO
 from t2g_jax.methods.reference import adapted, completion_count, estimated_kl
 from t2g_jax.rollouts.attempts import completion_row, first_attempts
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.training.terms import KL_WEIGHT, POLICY_WEIGHT, REF_LOGPROBS
 
 BETA = 0.3
@@ -28,7 +29,7 @@ def charge(tiny_context, moved_policy, state_of):
         changes |= {f"sampling__{name}": value for name, value in dict(sampling).items()}
         context = tiny.changed(tiny_context, **changes)
         method = GRPO(context)
-        turns = first_attempts(context, moved_policy, method.config, "grpo", 1)
+        turns = first_attempts(Rollouts.of(context), moved_policy, method.config, "grpo", 1)
         truncated = context.sampling.truncates
         rows = [completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns]
         state = state_of(method, moved_policy, kl_coefficient=beta)
@@ -166,7 +167,7 @@ def test_the_warm_start_does_not_diverge_from_itself(tiny_context, state_of, kin
     changes |= {"grpo__kl": kind, "grpo__kl_coefficient": BETA}
     context = tiny.changed(tiny_context, **changes)
     params = context.weights.load()
-    turns = first_attempts(context, params, context.config.grpo, "grpo", 0)
+    turns = first_attempts(Rollouts.of(context), params, context.config.grpo, "grpo", 0)
     truncated = context.sampling.truncates
     rows = [completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns]
     method = GRPO(context)

@@ -161,7 +161,9 @@ def test_from_the_judge(tiny_context, turns):
     assert method.reward_model is None
     rewards, metrics = method.token_rewards(turns)
     for given, turn in zip(rewards, turns, strict=True):
-        expected = token_labels(judge(tiny_context, turn).spans, len(turn.tokens))
+        expected = token_labels(
+            judge(tiny_context.judges, tiny_context.tokenizer, turn).spans, len(turn.tokens)
+        )
         np.testing.assert_array_equal(given, expected)
     assert rewards[0].max() == 1
     assert rewards[1].min() == -1

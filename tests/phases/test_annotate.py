@@ -276,7 +276,7 @@ def test_quotes_that_are_not_there_are_kept_with_the_reason(tiny_context, monkey
 
     monkeypatch.setattr(BinaryMatrixJudge, "critique", critique)
     turn = tiny.turn(tiny_context, "0 1")
-    judgment = judge(tiny_context, turn)
+    judgment = judge(tiny_context.judges, tiny_context.tokenizer, turn)
     made = annotated(tiny_context, "id", turn, judgment)
     (unaligned,) = made.unaligned
     assert unaligned.startswith("nowhere at all: the phrase is not in the text")

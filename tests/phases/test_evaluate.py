@@ -15,7 +15,7 @@ def play(tiny_context, monkeypatch):
         context = tiny.changed(tiny_context, **values)
         asked = []
 
-        def attempt(context, params, examples, prompts, key, *, batch_size, **progress):
+        def attempt(rollouts, params, examples, prompts, key, *, batch_size, **progress):
             earned = rewards[len(asked)]
             asked.append((examples, prompts, batch_size))
             return [

@@ -83,7 +83,7 @@ def test_the_parts_of_a_reward_model_row_are_found_by_counting(context, example,
     for completion in ([*letters, tokenizer.end_id], letters):
         labels = np.arange(len(completion)) % 3 - 1.0
         row = reward_model_row(context, (prompt, completion), critique=critique, labels=labels)
-        request = critique_request(context, completion)
+        request = critique_request(context.tokenizer, completion)
         at = len(prompt)
         if not conditioned:
             assert row.tokens[at : at + len(completion)].tolist() == completion

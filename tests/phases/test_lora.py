@@ -14,7 +14,7 @@ import tiny
 from t2g_jax.errors import T2GError
 from t2g_jax.models import lora
 from t2g_jax.phases import evaluate, generate, policy, reward_model
-from t2g_jax.rollouts.turns import complete
+from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.run.context import Context
 from t2g_jax.run.pretrained import decoder_config
 from t2g_jax.run.trainer import map_rows
@@ -86,7 +86,10 @@ def test_the_reward_model_learns(run, tiny_run):
 def test_the_sampler_reports_what_the_trainer_computes(context):
     policy = context.weights.load("text2grad")
     prompts = [context.prompts.render(example.prompt) for example in context.task.split("test")]
-    completed = complete(context, policy, prompts, jax.random.key(0), batch_size=4)
+    rollouts = Rollouts.of(context)
+    completed = rollouts.engine.complete(
+        policy, prompts, jax.random.key(0), sampling=rollouts.sampling, batch_size=4
+    )
     rows = [
         TokenSequence.from_parts((prompt, {}), (completion.tokens, {}))
         for prompt, completion in zip(prompts, completed, strict=True)
