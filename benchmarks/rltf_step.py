@@ -15,7 +15,7 @@ from benchmarks.measure import Section, compared, in_turns
 from benchmarks.twins import Llama, generate, llama
 from t2g_jax.config import Config, load_config
 from t2g_jax.methods import make_method
-from t2g_jax.methods.scores import score_rows
+from t2g_jax.methods.scores import RowScorer
 from t2g_jax.parallel.sharding import batch_sharding, state_shardings
 from t2g_jax.phases import sft
 from t2g_jax.run.context import Context
@@ -109,8 +109,8 @@ def our_step(
         if scores_all:
             needs = Need.LOGPROBS | Need.ENTROPY
             distilled = [row for row in collected.rows if DISTILL_WEIGHT in row.values]
-            score_rows(context, reference, collected.rows[: -len(distilled) or None], needs)
-            score_rows(context, state.params, distilled, needs)
+            RowScorer.of(context)(reference, collected.rows[: -len(distilled) or None], needs)
+            RowScorer.of(context)(state.params, distilled, needs)
         if collected.carry is not None:
             new = {name: np.float32(value) for name, value in collected.carry.items()}
             state = state.replace(carry=jax.device_put(new, sharding_of_carry))

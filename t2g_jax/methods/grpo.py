@@ -34,7 +34,7 @@ class GRPO(PolicyMethod):
     config: GRPOConfig
 
     def collect(self, state: TrainState, step: int) -> MethodExperience:
-        config, truncated = self.config, self.context.sampling.truncates
+        config, truncated = self.config, self.rollouts.sampling.truncates
         turns, metrics = self.attempts(state.params, step)
         sampled = [
             completion_row(turn, {POLICY_WEIGHT: 1.0}, truncated=truncated) for turn in turns
@@ -92,7 +92,7 @@ class GRPO(PolicyMethod):
         """DAPO's soft punishment, arXiv 2503.14476, Eq. 13: from 0 to 1 over the last tokens."""
         if not self.config.overlong_tokens:
             return 0.0
-        free = self.context.config.sampling.max_new_tokens - self.config.overlong_tokens
+        free = self.rollouts.sampling.max_new_tokens - self.config.overlong_tokens
         return max(len(turn.tokens) - free, 0) / self.config.overlong_tokens
 
 

@@ -42,7 +42,7 @@ class GRPOMultiTurn(PolicyMethod):
     config: EpisodeConfig
 
     def collect(self, state: TrainState, step: int) -> MethodExperience:
-        config, truncated = self.config, self.context.sampling.truncates
+        config, truncated = self.config, self.rollouts.sampling.truncates
         episodes, metrics = self.play(state.params, step)
         rows, before = self.score(state, [episode.row(truncated=truncated) for episode in episodes])
         penalty = self.penalty(state, rows, before)

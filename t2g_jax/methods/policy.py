@@ -9,7 +9,7 @@ from t2g_jax.config import section_of
 from t2g_jax.feedback.reward_model import RewardModel
 from t2g_jax.methods.base import update_plan
 from t2g_jax.methods.reference import KLPenalty, Reference
-from t2g_jax.methods.scores import Scores, score_rows
+from t2g_jax.methods.scores import RowScorer, Scores
 from t2g_jax.reductions import Reduction
 from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.run.context import Context
@@ -33,17 +33,21 @@ class PolicyMethod:
     reward_model: RewardModel | None = None
 
     def __init__(self, context: Context):
-        self.context, self.rollouts = context, Rollouts.of(context)
+        self.rollouts, self.score_rows = Rollouts.of(context), RowScorer.of(context)
         self.config = getattr(context.config, section_of(self.name))
         config = self.config
         self.params = context.weights.load()
-        self.reference = Reference(context, config, self.params) if config.reads_reference else None
+        self.reference = (
+            Reference(self.score_rows, config, context.weights.frozen(self.params))
+            if config.reads_reference
+            else None
+        )
         charged = {"kl_coefficient": config.kl_coefficient} if config.kl_coefficient > 0 else {}
         objective = Objective(
             self.terms(),
             reduction=Reduction(config.reduction),
-            longest=context.config.sampling.max_new_tokens,
-            temperature=context.config.sampling.temperature,
+            longest=context.sampling.max_new_tokens,
+            temperature=context.sampling.temperature,
             truncated=context.sampling.truncates,
         )
         self.plan = update_plan(config, objective, charged)
@@ -78,8 +82,7 @@ class PolicyMethod:
         if not self.needs:
             return list(rows), None
         full = self.reference is not None and self.reference.is_full
-        found = score_rows(
-            self.context,
+        found = self.score_rows(
             state.params,
             rows,
             self.needs,

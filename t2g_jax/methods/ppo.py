@@ -55,7 +55,7 @@ class PPO(PolicyMethod):
         return (*super().terms(), Value(self.config))
 
     def collect(self, state: TrainState, step: int) -> MethodExperience:
-        config, truncated = self.config, self.context.sampling.truncates
+        config, truncated = self.config, self.rollouts.sampling.truncates
         turns = first_attempts(self.rollouts, state.params, config, self.name, step)
         earned, metrics = self.token_rewards(turns)
         sampled = [

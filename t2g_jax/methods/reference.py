@@ -9,10 +9,9 @@ import numpy as np
 
 from t2g_jax.config import PolicyConfig
 from t2g_jax.kl import absolute, k1, k2, k3
-from t2g_jax.methods.scores import Scores, score_rows
+from t2g_jax.methods.scores import RowScorer, Scores
 from t2g_jax.models.heads import Params
 from t2g_jax.parallel.shapes import round_up
-from t2g_jax.run.context import Context
 from t2g_jax.training.forward import Need
 from t2g_jax.training.sequences import Field, TokenSequence
 from t2g_jax.training.state import TrainState
@@ -45,10 +44,13 @@ class Reference:
     """The warm start, and a price β for leaving it: in rewards or in the loss, fixed or adaptive.
 
     With LoRA it is the policy without its adapters, and takes no memory.
+
+    Args:
+      params: see `Weights.frozen`.
     """
 
-    def __init__(self, context: Context, config: PolicyConfig, params: Params):
-        self.context, self.config, self.params = context, config, context.weights.frozen(params)
+    def __init__(self, score_rows: RowScorer, config: PolicyConfig, params: Params):
+        self.score_rows, self.config, self.params = score_rows, config, params
 
     @property
     def needs_of_policy(self) -> Need:
@@ -61,7 +63,7 @@ class Reference:
         config = self.config
         if self.is_full:
             return Need.REFERENCE_KL
-        own = self.context.sampling.truncates or config.charges_rewards
+        own = self.score_rows.sampling.truncates or config.charges_rewards
         return Need.UNTRUNCATED if own or config.updates_per_step > 1 else Need.NOTHING
 
     @property
@@ -88,8 +90,7 @@ class Reference:
             divergences = [scores["reference_kl"] for scores in policy]
             fields: list[Mapping[Field, np.ndarray]] = [{} for _ in rows]
         else:
-            found = score_rows(
-                self.context,
+            found = self.score_rows(
                 self.params,
                 rows,
                 Need.UNTRUNCATED,

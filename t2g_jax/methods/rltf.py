@@ -18,7 +18,6 @@ from t2g_jax.config import RLTFFMConfig, RLTFSDConfig
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.feedback.reward_model import critique_request
 from t2g_jax.methods.grpo_multiturn import GRPOMultiTurn, MoreRows
-from t2g_jax.methods.scores import score_rows
 from t2g_jax.models.heads import Params
 from t2g_jax.rollouts.attempts import completion_row, tokens_generated
 from t2g_jax.rollouts.episodes import Episode, criticized, turn_rewards
@@ -90,7 +89,7 @@ class RLTFSelfDistillation(GRPOMultiTurn):
         Both sides of a ratio come from the trainer: in bfloat16 the sampler's product over a
         sequence would be 1 to 5 % off after no more than ten tokens.
         """
-        truncated = self.context.sampling.truncates
+        truncated = self.rollouts.sampling.truncates
         given = [completion_row(turn, {}, truncated=truncated) for turn in revised]
         found = self.logprobs(params, given)
         return [x[len(turn.prompt) :] for x, turn in zip(found, revised, strict=True)]
@@ -98,7 +97,7 @@ class RLTFSelfDistillation(GRPOMultiTurn):
     def logprobs(self, params: Params, rows: Sequence[TokenSequence]) -> list[np.ndarray]:
         """log π of the tokens of rows under the distribution that they were sampled from."""
         at_once = self.config.rows_at_once
-        found = score_rows(self.context, params, rows, Need.LOGPROBS, rows_at_once=at_once)
+        found = self.score_rows(params, rows, Need.LOGPROBS, rows_at_once=at_once)
         return [about["logprobs"] for about in found]
 
 
@@ -195,14 +194,14 @@ class RLTFFeedbackModeling(GRPOMultiTurn):
     def more_rows(self, state: TrainState, step: int, episodes: Sequence[Episode]) -> MoreRows:
         """Rows (f_FM(x_h, y_h), c_h) of the attempts that the judge criticized."""
         del state, step
-        context = self.context
+        prompts = self.rollouts.prompts
         rows = [
-            feedback_row(context.tokenizer, turn, critique)
+            feedback_row(self.rollouts.tokenizer, turn, critique)
             for episode in episodes
             for turn, critique in zip(episode.turns, episode.critiques, strict=False)
             if isinstance(critique, Critique)
         ]
-        rows = [row for row in rows if context.prompts.has_room(row.tokens, 0)]
+        rows = [row for row in rows if prompts.has_room(row.tokens, 0)]
         return MoreRows(rows, {"critiques_learned": len(rows)})
 
 

@@ -54,18 +54,18 @@ class Text2Grad(PPO):
     def marked(self, turns: Sequence[Turn]) -> tuple[list[np.ndarray | None], dict[str, float]]:
         """Span rewards of each completion, None where there are none; and what was counted."""
         if self.reward_model is not None:
-            with self.context.watch.stage("score"):
+            with self.rollouts.watch.stage("score"):
                 answers = [_answer(turn) for turn in turns]
                 rewards = self._read(self.reward_model, answers)
             return rewards, {"no_room": sum(given is None for given in rewards)}
-        said = self.context.judges.critiques([t.example for t in turns], [t.text for t in turns])
+        said = self.rollouts.judges.critiques([t.example for t in turns], [t.text for t in turns])
         marked: list[np.ndarray | None] = []
         unaligned = 0
         for turn, critique in zip(turns, said, strict=True):
             if isinstance(critique, JudgeError):
                 marked.append(None)
             else:
-                judgment = aligned(self.context.tokenizer, turn, critique)
+                judgment = aligned(self.rollouts.tokenizer, turn, critique)
                 marked.append(token_labels(judgment.spans, len(turn.tokens)))
                 unaligned += len(judgment.unaligned)
         return marked, {"unaligned_quotes": unaligned}

@@ -11,7 +11,7 @@ from t2g_jax.config import METHODS
 from t2g_jax.errors import T2GError
 from t2g_jax.methods import make_method
 from t2g_jax.methods.base import group_advantages
-from t2g_jax.methods.scores import score_rows
+from t2g_jax.methods.scores import RowScorer
 from t2g_jax.rollouts import engine
 from t2g_jax.rollouts.attempts import (
     attempt_metrics,
@@ -53,7 +53,7 @@ def test_the_trainer_agrees_with_the_sampler(tiny_context, sampling):
     turns = first_attempts(Rollouts.of(context), params, context.config.grpo, "grpo", 0)
     truncated = context.sampling.truncates
     rows = [completion_row(turn, {}, truncated=truncated) for turn in turns]
-    found = score_rows(context, params, rows, Need.LOGPROBS)
+    found = RowScorer.of(context)(params, rows, Need.LOGPROBS)
     log_ratio = np.concatenate(
         [
             (about["logprobs"] - item.fields["sampler_logprobs"])[len(turn.prompt) :]
@@ -121,7 +121,9 @@ def test_scores_stand_on_their_tokens(tiny_context, moved, read, temperature):
     turns = first_attempts(Rollouts.of(context), moved, context.config.grpo, "grpo", 0)
     rows = [completion_row(turn, {}) for turn in turns]
     needs = Need.LOGPROBS | Need.ENTROPY | Need.VALUES
-    for item, turn, found in zip(rows, turns, score_rows(context, moved, rows, needs), strict=True):
+    for item, turn, found in zip(
+        rows, turns, RowScorer.of(context)(moved, rows, needs), strict=True
+    ):
         logits, values = read(moved, item.tokens)
         log_probs = oracle.log_softmax(logits / temperature)
         mine = log_probs[np.arange(len(item) - 1), item.tokens[1:]]
@@ -225,7 +227,7 @@ def test_empty_and_cut_off_completions_are_rows_like_others(tiny_context, tokens
     item = completion_row(turn, {POLICY_WEIGHT: 1.0, ADVANTAGES: 0.5})
     assert item.tokens[len(turn.prompt) :].tolist() == tokens
     assert item.fields["policy_weight"].sum() == len(tokens)
-    (found,) = score_rows(tiny_context, tiny_context.weights.load(), [item], Need.LOGPROBS)
+    (found,) = RowScorer.of(tiny_context)(tiny_context.weights.load(), [item], Need.LOGPROBS)
     assert np.isfinite(found["logprobs"]).all()
     following = turn.after_feedback(tiny_context.tokenizer, "Wrong.")
     assert following[: len(item)] == item.tokens.tolist()

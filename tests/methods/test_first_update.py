@@ -10,7 +10,7 @@ import tiny
 
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.methods import make_method
-from t2g_jax.methods.scores import score_rows
+from t2g_jax.methods.scores import RowScorer
 from t2g_jax.parallel.sharding import batch_sharding, state_shardings
 from t2g_jax.rollouts.attempts import completion_row
 from t2g_jax.run.trainer import minibatches
@@ -125,7 +125,7 @@ def test_importance_of_second_attempts_is_the_trainers(
     revised = [episode.turns[-1] for episode in played if len(episode.turns) > 1]
     truncated = context.sampling.truncates
     asked = [completion_row(turn, {}, truncated=truncated) for turn in revised]
-    own = score_rows(context, moved_policy, asked, Need.LOGPROBS)
+    own = RowScorer.of(context)(moved_policy, asked, Need.LOGPROBS)
     assert len(rows) == len(revised) > 8
     sampled, used = [], []
     for item, turn, about in zip(rows, revised, own, strict=True):

@@ -11,7 +11,6 @@ import tiny
 
 from t2g_jax.config import OptimizerConfig
 from t2g_jax.methods import grpo, make_method, ppo
-from t2g_jax.methods.scores import score_rows
 from t2g_jax.parallel.sharding import batch_sharding, state_shardings
 from t2g_jax.rollouts.attempts import completion_row, first_attempts
 from t2g_jax.run.trainer import minibatches
@@ -28,13 +27,14 @@ class Learner:
     """A method on its way from `moved`, which is away from the reference."""
 
     name: str
+    context: object
     method: object
     state: TrainState
     update: object
 
     def learn(self, steps):
         """Makes steps; the metrics of each."""
-        context, plan = self.method.context, self.method.plan
+        context, plan = self.context, self.method.plan
         log = []
         for step in range(1, steps + 1):
             collected = self.method.collect(self.state, step)
@@ -48,17 +48,17 @@ class Learner:
         return log
 
     def attempts(self):
-        context, params = self.method.context, self.state.params
-        draw = functools.partial(first_attempts, context, params, self.method.config, "measured")
+        rollouts, params = self.method.rollouts, self.state.params
+        draw = functools.partial(first_attempts, rollouts, params, self.method.config, "measured")
         return [turn for step in range(2) for turn in draw(step)]
 
     @property
     def divergence(self):
         """The exact KL to the reference, nats a token."""
-        context, params = self.method.context, self.state.params
         rows = [completion_row(turn, {POLICY_WEIGHT: 1.0}) for turn in self.attempts()]
         reference = self.method.reference.params
-        found = score_rows(context, params, rows, Need.REFERENCE_KL, reference=reference)
+        score_rows, params = self.method.score_rows, self.state.params
+        found = score_rows(params, rows, Need.REFERENCE_KL, reference=reference)
         weights = np.concatenate([item.fields["policy_weight"] for item in rows])
         full = np.concatenate([about["reference_kl"] for about in found])
         return float(np.average(full, weights=weights))
@@ -81,7 +81,7 @@ def _learner(context, params, name, learning_rate=2e-3, **values):
     state = hosts.place(state, state_shardings(state, context.mesh))
     objective = method.plan.objective
     update = make_update(context.model, objective, optimizer, context.mesh, state)
-    return Learner(name, method, state, update)
+    return Learner(name, context, method, state, update)
 
 
 @pytest.fixture(scope="module")

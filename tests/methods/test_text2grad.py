@@ -234,12 +234,12 @@ def ones(answer):
 
 
 def test_samples_at_the_first_the_middle_and_the_last_step(tiny_context, state_of):
-    method = Text2Grad(tiny.changed(tiny_context, text2grad__steps=5, text2grad__kl="k1"))
-    kept = []
+    context = tiny.changed(tiny_context, text2grad__steps=5, text2grad__kl="k1")
+    method, kept = Text2Grad(context), []
     for step in range(5):
         played = method.collect(state_of(method), step).trajectories
         shown = [played[i] for i in samples.chosen(method.config, step, len(played))]
-        kept.append(samples.samples_of(method.context, method, step, shown))
+        kept.append(samples.samples_of(context, method, step, shown))
     assert [len(made) for made in kept] == [4, 0, 4, 0, 4]  # one of each prompt
     assert kept[0][0].predicted_critique is not None
     assert any(cell.predicted for cell in kept[0][0].tokens)
