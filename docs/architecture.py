@@ -30,7 +30,10 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "one process",
-        ("runtime", "yaml_text", "sections", "overrides", "user_code", "factories", "config"),
+        (
+            *("runtime", "yaml_text", "sections", "overrides", "user_code", "factories"),
+            *("plugins", "outside_methods", "config"),
+        ),
     ),
     ("components", ("parallel", "models", "sampling", "data", "tasks", "judges", "training")),
     ("a run", ("report", "run", "rollouts", "feedback", "methods")),

@@ -5,16 +5,23 @@ import dataclasses
 import errno
 import gc
 import hashlib
+import inspect
 import os
 import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from t2g_jax.commands import COMMANDS, EXAMPLE_CONFIG, parsers
-from t2g_jax.config import Config, Method, load_config, print_options
+from t2g_jax.commands import COMMANDS, EXAMPLE_CONFIG, parsers, require_method
+from t2g_jax.config import (
+    Config,
+    installed_methods,
+    knowing_those_of,
+    load_config,
+    print_options,
+)
 from t2g_jax.errors import EXIT_USER_ERROR, ConfigError, T2GError
-from t2g_jax.printing import show_error, tell
+from t2g_jax.printing import one_line, show_error, tell
 from t2g_jax.runtime import files, streams
 from t2g_jax.sections import read_yaml
 
@@ -130,17 +137,20 @@ def _dispatch(arguments: Sequence[str]) -> None:
         if overrides and not known.config.exists():
             _require_first(known.config, overrides, known.command)
         known.config, folder = _file_and_run(known.config)
-    config = _load(known.config, overrides) if known.config else None
+    config = _load(known.config, overrides, _methods_named(known)) if known.config else None
     if known.help:
         subparser.print_help()
         if config:
             print()
             print_options(config)
         return
+    require_method(config, known)
     workdir = known.workdir or folder or pathlib.Path("runs") / config.name
     if known.command == "plan":  # trains nothing, and the devices are not those of this machine
         COMMANDS["plan"].action(config, workdir, known)
         return
+    if known.command != "import" and (workdir / "config.yaml").is_file():
+        config = knowing_those_of(config, load_config(workdir / "config.yaml"))
     from t2g_jax.runtime import hosts
     from t2g_jax.runtime.compilation_cache import use_compilation_cache
     from t2g_jax.runtime.watchdog import watching
@@ -165,9 +175,20 @@ def _dispatch(arguments: Sequence[str]) -> None:
         raise
 
 
-def _load(path: pathlib.Path, overrides: Sequence[str]) -> Config:
+def _methods_named(known: argparse.Namespace) -> list[str]:
+    """Methods that a command line speaks of outside of the config; for its help, all there are."""
+    if known.help:
+        usable, problems = installed_methods()
+        for problem in problems:
+            tell(f"t2g: warning: {one_line(problem)}")
+        return usable
+    named = (getattr(known, option, None) for option in ("method", "only"))
+    return [name for name in named if name is not None]
+
+
+def _load(path: pathlib.Path, overrides: Sequence[str], methods: Sequence[str]) -> Config:
     try:
-        return load_config(path, overrides)
+        return load_config(path, overrides, methods=methods)
     except ConfigError as error:
         if _describes(path, "seeds", "tasks", "arms"):
             raise T2GError(f"{path} describes a study; use `t2g study {path}`") from error
@@ -227,10 +248,14 @@ def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
     versions = {"t2g_jax": f"{__version__} ({code.hexdigest()[:8]})", "jax": jax.__version__}
     local = {"config", "workdir", "to"}  # paths may differ from machine to machine
     options = {name: value for name, value in vars(known).items() if name not in local}
+    for name, method in config.outside.items():
+        source = inspect.getsource(inspect.getmodule(method))
+        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+        versions[f"method {name}"] = f"{method.__module__} ({digest})"
     return versions | options | values(config)
 
 
-def _trained(known: argparse.Namespace, config: Config) -> tuple[Method, ...]:
+def _trained(known: argparse.Namespace, config: Config) -> tuple[str, ...]:
     """The methods that a command trains."""
     if known.command == "train-policy" and known.method is not None:
         return (known.method,)

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
+from t2g_jax import plugins
 from t2g_jax.config import METHODS, Config
 from t2g_jax.errors import EXIT_USER_ERROR, T2GError
 from t2g_jax.printing import one_line
@@ -216,7 +217,7 @@ def _train_policy(config: Config, workdir: pathlib.Path, known: argparse.Namespa
     from t2g_jax.phases import policy
 
     if known.method is None:
-        raise T2GError(f"train-policy needs --method: one of {', '.join(METHODS)}")
+        raise T2GError(f"train-policy needs --method: one of {', '.join(config.known_methods)}")
     policy.run(config, workdir, known.method)
 
 
@@ -255,7 +256,29 @@ def _plan(config: Config, _: pathlib.Path, known: argparse.Namespace) -> None:
 
 def _policy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "t2g train-policy CONFIG|RUN --method METHOD [--workdir DIR] [--a.b VALUE ...]"
-    parser.add_argument("--method", choices=METHODS, help="how the policy learns")
+    _add_method(parser, "how the policy learns")
+
+
+def _add_method(parser: argparse.ArgumentParser, meaning: str, *others: str) -> None:
+    """`--method`, and what it may be of ours and of installed packages; see `require_method`."""
+    words = ", ".join((*others, *METHODS, *plugins.names(plugins.METHODS)))
+    parser.set_defaults(other_methods=others)
+    parser.add_argument("--method", metavar="METHOD", help=f"{meaning}: {words}")
+
+
+def require_method(config: Config, known: argparse.Namespace) -> None:
+    """Checks that a command line names a method of the config, or what else its command takes.
+
+    Raises:
+      T2GError: it does not.
+    """
+    method = getattr(known, "method", None)
+    choices = (*getattr(known, "other_methods", ()), *config.known_methods)
+    if method is not None and method not in choices:
+        raise T2GError(
+            f"--method: invalid choice: {method!r}; "
+            f"{plugins.choice(plugins.METHODS, method, choices)}"
+        )
 
 
 def _plan_arguments(parser: argparse.ArgumentParser) -> None:
@@ -280,11 +303,7 @@ def _export_arguments(parser: argparse.ArgumentParser) -> None:
         "t2g export CONFIG|RUN --to FOLDER [--method METHOD] [--adapters] [--dtype TYPE] […]"
     )
     parser.add_argument("--to", type=_path, metavar="FOLDER", help="a new folder")
-    parser.add_argument(
-        "--method",
-        choices=("sft", "reward-model", *METHODS),
-        help="whose parameters (those of the first of the config's methods)",
-    )
+    _add_method(parser, "whose (those of the first of the config's methods)", "sft", "reward-model")
     parser.add_argument(
         "--adapters", action="store_true", help="low-rank adapters alone, in peft's format"
     )
@@ -300,11 +319,7 @@ def _generate_arguments(parser: argparse.ArgumentParser) -> None:
         "t2g generate CONFIG|RUN [--method METHOD] [--prompt TEXT | --prompts-file FILE] "
         "[--samples N] [--json] [--workdir DIR] [--a.b …]"
     )
-    parser.add_argument(
-        "--method",
-        choices=("sft", *METHODS),
-        help="whose policy answers (the first of the config's methods)",
-    )
+    _add_method(parser, "whose policy answers (the first of the config's methods)", "sft")
     parser.add_argument("--prompt", metavar="TEXT", help="what to answer (a few test examples)")
     parser.add_argument(
         "--prompts-file",

@@ -8,25 +8,23 @@ file and overrides against these classes, so this page is also the list of optio
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import typing
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 import annotated_types
 from pydantic import AfterValidator
 
-from t2g_jax import sections, user_code
+from t2g_jax import outside_methods, plugins, sections, user_code
+from t2g_jax.outside_methods import WithMethods, section_of
 from t2g_jax.overrides import override, print_options
 from t2g_jax.sections import (
     ConfigError,
     Section,
     Settings,
-    changes,
     config_hash,
-    diff,
     require,
     require_multiple,
     to_yaml,
@@ -41,8 +39,10 @@ __all__ = [
     "changes",
     "config_hash",
     "diff",
+    "installed_methods",
     "is_aside",
     "is_one_of",
+    "knowing_those_of",
     "learned_changes",
     "load_config",
     "print_options",
@@ -87,11 +87,14 @@ Temperature = typing.Annotated[float, annotated_types.Interval(ge=1e-3, le=1e3)]
 Decay = typing.Annotated[float, annotated_types.Interval(ge=0.0, le=1.0 - 1e-6)]
 PUZZLES = ("binary_matrix", "knights_knaves", "shortest_path")
 DATA = "data"
-"""Names of tasks; any other is of a function of the user's."""
+"""Names of tasks; any other is of a function of the user's, or of an installed package."""
+JUDGES = ("task", "policy")
+"""Names of judges, likewise."""
 Method = Literal[
     "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
 ]
 METHODS: tuple[Method, ...] = typing.get_args(Method)
+"""Ours; those that a run knows are `Config.known_methods`."""
 TemplateOptions = dict[str, bool | int | float | str]
 Labels = Literal["sign", "severity"]
 Divergence = Literal["k1", "k2", "k3", "abs", "full"]
@@ -99,22 +102,81 @@ Place = Literal["reward", "loss"]
 Counted = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"]
 
 
-def load_config(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> "Config":
+def load_config(
+    path: str | os.PathLike[str], overrides: Sequence[str] = (), *, methods: Collection[str] = ()
+) -> "Config":
     """Reads one YAML file, applies `--a.b value` overrides, and checks the result.
+
+    Methods from outside that the file or the overrides speak of have a section in it.
 
     Args:
       path: the file. A file without `name` is named after itself.
       overrides: words of a command line, e.g. `["--sft.steps", "20", "--grpo.optimizer.b2=0.99"]`.
+      methods: other methods of installed packages that are to have one.
 
     Raises:
       ConfigError: the file is missing or not YAML, or a key is unknown, of the wrong type, out of
         range or at odds with another; the message names file, key, and the nearest known name.
+      T2GError: a method from outside cannot be loaded.
     """
-    user_code.look_in(os.path.dirname(os.path.abspath(path)))
-    stem = os.path.splitext(os.path.basename(path))[0]
+    folder = os.path.dirname(os.path.abspath(path))
+    user_code.look_in(folder)
+    stem, ending = os.path.splitext(os.path.basename(path))
     name = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "run"
-    config = sections.read(Config(name=name), path)
-    return override(config, overrides)
+    values = sections.read_yaml(path)
+    kind = config_class(
+        values,
+        overrides,
+        methods,
+        folder=folder if stem + ending == "config.yaml" else None,
+        source=str(path),
+    )
+    return override(sections.changed(kind(name=name), values, source=path), overrides)
+
+
+def config_class(
+    values: Mapping[str, typing.Any],
+    overrides: Sequence[str] = (),
+    methods: Collection[str] = (),
+    *,
+    folder: str | None = None,
+    source: str,
+) -> type["Config"]:
+    """`Config`, with sections of the methods from outside that are spoken of: see `load_config`.
+
+    Args:
+      values: of a file.
+      folder: of the run whose config the file is, if it is one's.
+    """
+    return outside_methods.class_of_run(
+        Config,
+        values,
+        overrides,
+        of_method=RolloutConfig,
+        more=methods,
+        folder=folder,
+        source=source,
+    )
+
+
+def installed_methods() -> tuple[list[str], list[str]]:
+    """Methods that installed packages bring, and what is wrong with those that cannot be used."""
+    return outside_methods.installed(Config, RolloutConfig)
+
+
+def knowing_those_of(config: "Config", other: "Config") -> "Config":
+    """A config with sections, as by default, of the methods from outside that another knows."""
+    return outside_methods.alike(config, other)[0]
+
+
+def diff(a: "Config", b: "Config") -> list[str]:
+    """Dotted keys whose values differ, in the order of the fields."""
+    return sections.diff(*outside_methods.alike(a, b))
+
+
+def changes(old: "Config", new: "Config") -> list[str]:
+    """What `diff` names, with the values: "sft.steps: 30 → 40"."""
+    return sections.changes(*outside_methods.alike(old, new))
 
 
 # --- What is learned, and by which network ---------------------------------------------------
@@ -125,7 +187,8 @@ class TaskConfig(Section):
     """A puzzle, its difficulty, and how many there are; or a task of your own."""
 
     name: str = "binary_matrix"
-    """A puzzle; `data`, rows of your own; or a task of yours, `package.module:function`."""
+    """A puzzle; `data`, rows of your own; a task of yours, `package.module:function`, or of an
+    installed package, by the name that it has there."""
     preset: Literal["paper", "tiny"] = "tiny"
     """Of a puzzle: the RLTF paper's difficulty, or one that a small model learns in minutes."""
     settings: Settings = dataclasses.field(default_factory=dict)
@@ -152,12 +215,13 @@ class TaskConfig(Section):
                     f"settings.{name} is {value!r}; must be a number: it is of a puzzle",
                 )
             return
-        near = difflib.get_close_matches(self.name, [*PUZZLES, DATA], n=1)
-        guess = f"; did you mean {near[0]!r}?" if near else ""
+        brought = () if self.name == DATA else plugins.names(plugins.TASKS)
+        also = f"{', '.join(brought)} of installed packages, " if brought else ""
         require(
-            self.name == DATA or user_code.is_name(self.name),
+            self.name in (DATA, *brought) or user_code.is_name(self.name),
             f"name is {self.name!r}; must be one of {', '.join(PUZZLES)}, {DATA!r} for rows of "
-            f"your own, or 'package.module:function' for your own task{guess}",
+            f"your own, {also}or 'package.module:function' for your own task"
+            f"{plugins.did_you_mean(self.name, (*PUZZLES, DATA, *brought))}",
         )
         of_puzzles = ("preset", "prompt_style", "seed", "train_size", "test_size")
         fields = {field.name: field.default for field in dataclasses.fields(self)}
@@ -352,7 +416,8 @@ class JudgeConfig(Section):
     level: Literal["correctness", "what", "where"] = "where"
     """How much it says: right or wrong; what is wrong; or what and where, with quotes."""
     name: str = "task"
-    """The task's own program; `policy`, a model; or `package.module:factory`: docs/judges.md."""
+    """The task's own program; `policy`, a model; `package.module:factory`, or what an installed
+    package calls so: docs/judges.md."""
     settings: Settings = dataclasses.field(default_factory=dict)
     """What the judge is made with, by name; here `--judge.settings.model FOLDER`, and so on."""
     timeout_seconds: typing.Annotated[Float, annotated_types.Interval(gt=0.0, le=1e6)] = 60.0
@@ -365,10 +430,12 @@ class JudgeConfig(Section):
     """Completions in one call of a judge that has `critique_batch`; others get one at a time."""
 
     def __post_init__(self) -> None:
+        brought = () if self.name in JUDGES else plugins.names(plugins.JUDGES)
+        also = f"{', '.join(brought)} of installed packages, " if brought else ""
         require(
-            self.name in ("task", "policy") or user_code.is_name(self.name),
-            f"name is {self.name!r}; must be 'task', 'policy', or 'package.module:factory' for "
-            "your own",
+            self.name in (*JUDGES, *brought) or user_code.is_name(self.name),
+            f"name is {self.name!r}; must be 'task', 'policy', {also}or 'package.module:factory' "
+            f"for your own{plugins.did_you_mean(self.name, (*JUDGES, *brought))}",
         )
         require(
             self.name != "task" or not self.settings,
@@ -505,6 +572,26 @@ class RolloutConfig(Section):
         return self.epochs * self.minibatches
 
     @property
+    def completions_per_step(self) -> int:
+        """The most that a round has."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def rows_per_step(self) -> int:
+        """The most that a round learns from, but for rows that are seldom: for `t2g plan`."""
+        return self.prompts_per_step * self.group_size
+
+    @property
+    def critiques_per_step(self) -> int:
+        """Questions to the judge in a round, if every attempt is wrong. 0: it asks none."""
+        return 0
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether it starts from a reward model, so that `t2g run` trains one."""
+        return False
+
+    @property
     def measures(self) -> frozenset[str]:
         """Metrics of a step that say how well it went: what a checkpoint may be the best by.
 
@@ -634,11 +721,6 @@ class PolicyConfig(RolloutConfig):
         }
 
     @property
-    def completions_per_step(self) -> int:
-        """The most that a round has."""
-        return self.prompts_per_step * self.group_size
-
-    @property
     def clips(self) -> bool:
         """Whether any part of the loss clips a ratio."""
         return self.surrogate != "reinforce"
@@ -705,6 +787,14 @@ class Text2GradConfig(PPOConfig):
         )
 
     @property
+    def critiques_per_step(self) -> int:
+        return self.completions_per_step if self.span_source == "judge" else 0
+
+    @property
+    def needs_reward_model(self) -> bool:
+        return self.span_source == "reward_model"
+
+    @property
     def measures(self) -> frozenset[str]:
         asked = {"judge_calls", "judge_failures"}  # the judge, also of completions in the report
         return super().measures | asked | {"span_reward", "unaligned_quotes", "no_room"}
@@ -760,6 +850,10 @@ class EpisodeConfig(GroupConfig):
         return super().completions_per_step * self.turns
 
     @property
+    def critiques_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size * (self.turns - 1)
+
+    @property
     def measures(self) -> frozenset[str]:
         return super().measures | measured_of_turns(self.turns)
 
@@ -796,6 +890,10 @@ class RLTFSDConfig(EpisodeConfig):
         return super().clips or self.correction in ("ppo", "cispo")
 
     @property
+    def rows_per_step(self) -> int:
+        return 2 * super().rows_per_step  # from a second attempt twice
+
+    @property
     def measures(self) -> frozenset[str]:
         return super().measures | {
             *("distill_loss", "distill_logprob", "distilled"),
@@ -814,6 +912,10 @@ class RLTFFMConfig(EpisodeConfig):
     """Ask the judge about right attempts too, and learn what it says; else of wrong ones only."""
 
     @property
+    def rows_per_step(self) -> int:
+        return 2 * super().rows_per_step  # also from a critique of each first attempt
+
+    @property
     def measures(self) -> frozenset[str]:
         return super().measures | {"nll", "nll_loss", "critiques_learned"}
 
@@ -826,6 +928,14 @@ class RejectionSamplingConfig(RolloutConfig):
     """Attempts a conversation may have: 1, or more with feedback between them."""
     least_reward: Float | None = None
     """Answers are learned from that earn so much. None: those that are right."""
+
+    @property
+    def completions_per_step(self) -> int:
+        return super().completions_per_step * self.turns
+
+    @property
+    def critiques_per_step(self) -> int:
+        return self.prompts_per_step * self.group_size * (self.turns - 1)
 
     @property
     def measures(self) -> frozenset[str]:
@@ -883,7 +993,7 @@ class TrackingConfig(Section):
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Section):
+class Config(WithMethods):
     """One run."""
 
     name: str
@@ -892,6 +1002,8 @@ class Config(Section):
     """Seed of everything random except the puzzles."""
     methods: tuple[Method, ...] = ("text2grad", "rltf-sd")
     """What `t2g run` trains, one after the other, from the same SFT policy."""
+    plugins: tuple[str, ...] = ()
+    """Methods of your own, `package.module:Class`; those of installed packages need no mention."""
     task: TaskConfig = TaskConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
@@ -914,16 +1026,26 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     tracking: TrackingConfig = TrackingConfig()
 
-    def of_method(self, method: Method) -> RolloutConfig:
+    @property
+    def known_methods(self) -> tuple[str, ...]:
+        """All that it has sections of: ours, and then those from outside."""
+        return tuple(outside_methods.known_methods(type(self), RolloutConfig))
+
+    @property
+    def needs_reward_model(self) -> bool:
+        """Whether one of its methods starts from a reward model."""
+        return any(self.of_method(method).needs_reward_model for method in self.methods)
+
+    def of_method(self, method: str) -> RolloutConfig:
         """A method's section."""
         section: RolloutConfig = getattr(self, section_of(method))
         return section
 
-    def including(self, method: Method) -> "Config":
+    def including(self, method: str) -> "Config":
         """The same, with a method among `methods` that may not have been."""
         if method in self.methods:
             return self
-        return dataclasses.replace(self, methods=(*self.methods, method))
+        return dataclasses.replace(self, methods=(*self.methods, typing.cast(Method, method)))
 
     def __post_init__(self) -> None:
         require(
@@ -933,6 +1055,14 @@ class Config(Section):
         require(len(self.methods) > 0, "methods is empty: name at least one method")
         require(
             len(set(self.methods)) == len(self.methods), f"methods {self.methods} names one twice"
+        )
+        for name in self.plugins:
+            require(
+                user_code.is_name(name),
+                f"plugins names {name!r}; must be 'package.module:Class', the class of a method",
+            )
+        require(
+            len(set(self.plugins)) == len(self.plugins), f"plugins {self.plugins} names one twice"
         )
         require(
             self.sft.steps != 0 or self.model.pretrained is not None,
@@ -983,7 +1113,8 @@ class Config(Section):
             "evaluate.checkpoint is best, but no best checkpoint is kept: set checkpoint.keep_best",
         )
         keep_best = self.checkpoint.keep_best
-        measured = frozenset().union(*(self.of_method(method).measures for method in METHODS))
+        known = self.known_methods
+        measured = frozenset().union(*(self.of_method(method).measures for method in known))
         require(
             keep_best is None or keep_best in measured,
             f"checkpoint.keep_best ({keep_best}) is measured by no method, as they are set; choose "
@@ -996,7 +1127,7 @@ class Config(Section):
         )
 
 
-def require_measured(config: Config, methods: Collection[Method]) -> None:
+def require_measured(config: Config, methods: Collection[str]) -> None:
     """Raises ConfigError unless each of these methods measures `checkpoint.keep_best`."""
     keep_best = config.checkpoint.keep_best
     measured = [config.of_method(method).measures for method in methods]
@@ -1007,11 +1138,6 @@ def require_measured(config: Config, methods: Collection[Method]) -> None:
             f"checkpoint.keep_best ({keep_best}) is not measured by {method}; choose what all "
             f"methods to be trained measure: {choice}",
         )
-
-
-def section_of(phase: str) -> str:
-    """The section of the config that a phase or method reads, and its folder: "rltf_sd"."""
-    return phase.replace("-", "_")
 
 
 # --- What does not change what is learned ----------------------------------------------------
@@ -1025,22 +1151,20 @@ ASIDE = frozenset(
     {
         *("name", "methods", "task.test_size"),
         *JUDGE_LIMITS,
-        *(
-            f"{section_of(method)}.{key}"
-            for method in METHODS
-            for key in ("rows_at_once", "eval_every", "log_kl")
-        ),
         *("evaluate", "checkpoint", "training", "tracking"),
     }
 )
 """Fields and sections that change nothing of what any phase learns: how it is measured and watched,
 and limits that end a run or not. They are no part of what a run is, so they may be changed at any
 time. Whatever is not here is."""
+ASIDE_OF_METHODS = ("rows_at_once", "eval_every", "log_kl")
+"""Likewise, fields of a method's section."""
 
 
 def is_aside(key: str) -> bool:
     """Whether a dotted key, or a section that it is in, is one of `ASIDE`."""
-    return is_one_of(key, ASIDE)
+    section, _, field = key.partition(".")
+    return is_one_of(key, ASIDE) or bool(section and field in ASIDE_OF_METHODS)
 
 
 def is_one_of(key: str, names: Collection[str]) -> bool:

@@ -75,6 +75,20 @@ def parse(kind: type[Section], words: Sequence[str]) -> dict[str, Any]:
     return nested
 
 
+def said(words: Sequence[str]) -> dict[str, list[str]]:
+    """The words after each option by its key, before anything is checked."""
+    found: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            option, equals, text = word.partition("=")
+            values = found.setdefault(option.removeprefix("--").replace("-", "_"), [])
+            values += [text] if equals else []
+        else:
+            values.append(word)
+    return found
+
+
 def print_options(config: Section) -> None:
     """Prints every override, what it means, and its value in this configuration."""
     listing = argparse.ArgumentParser(

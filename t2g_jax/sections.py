@@ -255,7 +255,7 @@ def _leaves(
 ) -> Iterator[tuple[str, Any]]:
     hints = _hints(kind)
     for name, value in values.items():
-        annotation = hints[name]
+        annotation = hints.get(name)  # None: of another class, which calls its section so, too
         if is_section(annotation):
             yield from _leaves(annotation, value, f"{prefix}{name}.")
         elif is_mapping(annotation):
@@ -316,6 +316,10 @@ def _explain(kind: type[Section], error: Any) -> str:
             return f"`{key}` is {found}; must be a section of `key: value` lines"
         case "missing":
             return f"`{key}` is missing"
+        case "literal_error" if isinstance(error["input"], str):
+            choices = re.findall("'([^']*)'", error["ctx"]["expected"])
+            near = difflib.get_close_matches(error["input"], choices, n=1)
+            message += f"; did you mean {near[0]!r}?" if near else ""
     message = message.replace("Input should be", "must be")
     return f"`{key}` is {found}; {message[0].lower()}{message[1:]}{_instead(error)}"
 

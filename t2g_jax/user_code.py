@@ -59,13 +59,14 @@ def find_path(path: str | os.PathLike[str]) -> str:
     return next((place for place in (path, *beside) if os.path.exists(place)), path)
 
 
-def load(name: str, *, key: str, takes: str) -> Callable[..., Any]:
+def load(name: str, *, key: str, takes: str, fix: str | None = None) -> Callable[..., Any]:
     """What `package.module:attribute` names.
 
     Args:
       name: the name, see `is_name`.
       key: of the config, for messages, such as "judge.name".
       takes: its arguments in words, for messages, such as "(task, level)".
+      fix: what to do if there is no such module. None: what helps with a file of the user's.
 
     Raises:
       T2GError: there is no such module or attribute, importing it fails, or it cannot be called.
@@ -78,10 +79,11 @@ def load(name: str, *, key: str, takes: str) -> Callable[..., Any]:
         module = found = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise T2GError(
-                f"{key}: there is no module {error.name!r}: install it, or put it beside the "
-                f"config or in the folder that t2g is started in (this is {os.getcwd()})"
-            ) from error
+            fix = fix or (
+                "install it, or put it beside the config or in the folder that t2g is started in "
+                f"(this is {os.getcwd()})"
+            )
+            raise T2GError(f"{key}: there is no module {error.name!r}: {fix}") from error
         fail(f"{key}: {module_name} cannot be imported", error)
     except ENDS as error:  # `sys.exit` at its top level, too
         fail(f"{key}: {module_name} cannot be imported", error)

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-from t2g_jax.config import section_of
-from t2g_jax.feedback.reward_model import RewardModel
-from t2g_jax.methods.base import update_plan
+from t2g_jax.methods.base import Method, update_plan
 from t2g_jax.methods.reference import KLPenalty, Reference
 from t2g_jax.methods.scores import RowScorer, Scores
 from t2g_jax.reductions import Reduction
-from t2g_jax.rollouts.engine import Rollouts
 from t2g_jax.run.context import Context
 from t2g_jax.training.forward import Need
 from t2g_jax.training.objective import Objective
@@ -20,28 +17,20 @@ from t2g_jax.training.state import TrainState
 from t2g_jax.training.terms import OLD_LOGPROBS, POLICY_WEIGHT, KLToReference, PolicyGradient, Term
 
 
-class PolicyMethod:
+class PolicyMethod(Method):
     """A method that learns by policy gradient from what it sampled, by its section of the config.
 
     What is computed of a round's rows before the update is what somebody reads: nothing in a round
     of one update whose divergence costs nothing.
     """
 
-    name: ClassVar[str]
-    config: Any
-    """Its section; subclasses say which."""
-    reward_model: RewardModel | None = None
-
     def __init__(self, context: Context):
-        self.rollouts, self.score_rows = Rollouts.of(context), RowScorer.of(context)
-        self.config = getattr(context.config, section_of(self.name))
+        super().__init__(context)
+        self.score_rows = RowScorer.of(context)
         config = self.config
-        self.params = context.weights.load()
-        self.reference = (
-            Reference(self.score_rows, config, context.weights.frozen(self.params))
-            if config.reads_reference
-            else None
-        )
+        if config.reads_reference:
+            initial = context.weights.frozen(self.params)
+            self.reference = Reference(self.score_rows, config, initial)
         charged = {"kl_coefficient": config.kl_coefficient} if config.kl_coefficient > 0 else {}
         objective = Objective(
             self.terms(),

@@ -7,38 +7,25 @@ that came after feedback.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from t2g_jax.config import Method as MethodName
+from t2g_jax.config import RejectionSamplingConfig
 from t2g_jax.errors import T2GError
-from t2g_jax.feedback.reward_model import RewardModel
-from t2g_jax.methods.base import MethodExperience, Trajectory, update_plan
-from t2g_jax.methods.reference import Reference
-from t2g_jax.rollouts.engine import Rollouts
+from t2g_jax.methods.base import MethodExperience, SupervisedMethod, Trajectory, answer_row
 from t2g_jax.rollouts.episodes import play
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
 from t2g_jax.run.needs import grades_only
-from t2g_jax.training.forward import Need
-from t2g_jax.training.objective import Objective
-from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.state import TrainState
-from t2g_jax.training.terms import NLL, NLL_WEIGHT
 
 
-class RejectionSampling:
+class RejectionSampling(SupervisedMethod):
     """The right answers of a round, as answers to the first prompt."""
 
-    name: MethodName = "rejection-sampling"
-    reference: Reference | None = None
-    reward_model: RewardModel | None = None
-    scores: Mapping[str, Need] = {}
+    name = "rejection-sampling"
+    config: RejectionSamplingConfig
 
     def __init__(self, context: Context):
-        self.task, self.rollouts = context.task, Rollouts.of(context)
-        self.config = context.config.rejection_sampling
-        self.params = context.weights.load()
-        self.plan = update_plan(self.config, Objective((NLL(),)))
+        super().__init__(context)
+        self.task = context.task
 
     def collect(self, state: TrainState, step: int) -> MethodExperience:
         config = self.config
@@ -46,9 +33,7 @@ class RejectionSampling:
             self.rollouts, state.params, config, self.name, step, turns=config.turns
         )
         rows = [
-            TokenSequence.from_parts(
-                (episode.turns[0].prompt, {}), (last.tokens, {NLL_WEIGHT: 1.0})
-            )
+            answer_row(episode.turns[0].prompt, last)
             for episode in episodes
             if self.accepts(last := episode.turns[-1])
         ]

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax.config import METHODS, Config
+from t2g_jax.config import Config
 from t2g_jax.judges.counts import judge_columns
 from t2g_jax.models.heads import Params
 from t2g_jax.report import learnability
@@ -53,9 +53,10 @@ def run(
 
 def _run(context: Context, only: Sequence[str] | None) -> dict[str, Any]:
     workspace, scores = context.workspace, {}
-    done = [name for name in (SFT, *METHODS) if workspace.is_complete(name)]
+    methods = context.config.known_methods
+    done = [name for name in (SFT, *methods) if workspace.is_complete(name)]
     begun = hosts.broadcast_from_primary(
-        lambda: [name for name in METHODS if workspace.has_work(name)]
+        lambda: [name for name in methods if workspace.has_work(name)]
     )
     for name in begun if only is None else ():
         if name not in done:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import rich.console
 
-from t2g_jax.config import Config, Method
+from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
 from t2g_jax.feedback.reward_model import RewardModel, Tokens
 from t2g_jax.models.heads import Params
@@ -58,7 +58,7 @@ class Answer:
 def run(
     config: Config,
     workdir: str | os.PathLike[str],
-    method: Method | str,
+    method: str,
     prompt: str | None,
     console: rich.console.Console | None = None,
     *,

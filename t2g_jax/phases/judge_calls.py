@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from t2g_jax.config import (
-    Config,
-    EpisodeConfig,
-    RejectionSamplingConfig,
-    RolloutConfig,
-    Text2GradConfig,
-)
+from t2g_jax.config import Config, RolloutConfig, Text2GradConfig
 from t2g_jax.judges.custom import OWN_JUDGE
 from t2g_jax.phases.samples import chosen, kept_steps
 from t2g_jax.run.workspace import ANNOTATE, SFT
@@ -27,7 +21,7 @@ def judge_calls(config: Config, tests: int | None = None) -> dict[str, int]:
       tests: test examples; None: as many as there are puzzles.
     """
     calls = {SFT: _warm_start(config)}
-    if "text2grad" in config.methods and config.text2grad.span_source == "reward_model":
+    if config.needs_reward_model:
         calls[ANNOTATE] = config.annotate.prompts * config.annotate.samples_per_prompt
     calls |= {method: _method(config.of_method(method)) for method in config.methods}
     if config.evaluate.second_turn:
@@ -68,12 +62,9 @@ def _warm_start(config: Config) -> int:
 
 
 def _method(section: RolloutConfig) -> int:
+    asked = section.steps * section.critiques_per_step
+    if not isinstance(section, Text2GradConfig) and not section.needs_reward_model:
+        return asked
+    kept = len(kept_steps(section, section.steps))  # whose labels the report compares
     rows = section.prompts_per_step * section.group_size
-    match section:
-        case Text2GradConfig():
-            kept = len(kept_steps(section, section.steps))
-            asked = section.steps * rows if section.span_source == "judge" else 0
-            return asked + kept * len(chosen(section, 0, rows))
-        case EpisodeConfig() | RejectionSamplingConfig():
-            return section.steps * rows * (section.turns - 1)
-    return 0
+    return asked + kept * len(chosen(section, 0, rows))

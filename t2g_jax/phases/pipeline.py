@@ -20,7 +20,7 @@ from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
 def phases(config: Config) -> dict[str, Callable[..., dict[str, Any]]]:
     """The training phases of a config by name, in order: only those that its methods need."""
     chosen: dict[str, Callable[..., dict[str, Any]]] = {SFT: sft.run}
-    if "text2grad" in config.methods and config.text2grad.span_source == "reward_model":
+    if config.needs_reward_model:
         chosen |= {ANNOTATE: annotate.run, REWARD_MODEL: reward_model.run}
     chosen |= {name: functools.partial(policy.run, method=name) for name in config.methods}
     return chosen

@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax.config import Config, Method, require_measured
+from t2g_jax.config import Config, require_measured
 from t2g_jax.errors import T2GError
-from t2g_jax.methods import make_method
+from t2g_jax.methods import collect_guarded, make_method
 from t2g_jax.models.heads import Params
 from t2g_jax.phases import samples
 from t2g_jax.rollouts.engine import Rollouts
@@ -31,7 +31,7 @@ TESTED = ("test_accuracy", "test_reward")
 """What is measured on the test split."""
 
 
-def run(config: Config, workdir: str | os.PathLike[str], method: Method) -> dict[str, Any]:
+def run(config: Config, workdir: str | os.PathLike[str], method: str) -> dict[str, Any]:
     """Trains a policy, unless that is done; returns its summary.
 
     What is asked of the config's methods is asked of this one, too, if it is not among them.
@@ -48,7 +48,7 @@ def run(config: Config, workdir: str | os.PathLike[str], method: Method) -> dict
     )
 
 
-def train(context: Context, method: Method) -> dict[str, Any]:
+def train(context: Context, method: str) -> dict[str, Any]:
     """Trains a policy.
 
     Raises:
@@ -58,7 +58,11 @@ def train(context: Context, method: Method) -> dict[str, Any]:
     every = chosen.config.eval_every
 
     def collect(state, step: int) -> Experience:
-        experience = chosen.collect(state, step)
+        experience = (
+            collect_guarded(chosen, state, step)
+            if method in context.config.outside
+            else chosen.collect(state, step)
+        )
         played = experience.trajectories
         shown = [played[i] for i in samples.chosen(chosen.config, step, len(played))]
         metrics = dict(experience.metrics)

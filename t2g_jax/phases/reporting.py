@@ -12,7 +12,7 @@ from typing import Any
 import rich.console
 
 import t2g_jax
-from t2g_jax.config import METHODS, Config, to_yaml
+from t2g_jax.config import Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.counts import FAILED
 from t2g_jax.printing import one_line
@@ -102,7 +102,7 @@ def contents(workspace: Workspace) -> Report:
     config = workspace.config
     phases = hosts.broadcast_from_primary(workspace.complete_phases)
     summaries = {name: workspace.summary(name) for name in phases}
-    methods = [name for name in METHODS if name in summaries]
+    methods = [name for name in config.known_methods if name in summaries]
     evaluations = {name: _evaluation(workspace, name) for name in (SFT, *methods)}
     made = [made_with(workspace, name, evaluations.get(name)) for name in phases]
     before = evaluations[SFT]
@@ -110,7 +110,7 @@ def contents(workspace: Workspace) -> Report:
     warnings = [warning for record in made for warning in _warnings(record)]
     warnings += [
         f"{name} is not complete, and left out: `{command(name)} CONFIG` goes on with it"
-        for name in METHODS
+        for name in config.known_methods
         if name not in summaries and workspace.has_work(name)
     ]
     for name in methods:

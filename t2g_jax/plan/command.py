@@ -16,6 +16,7 @@ import rich.console
 from rich.text import Text
 from typing_extensions import TypedDict
 
+from t2g_jax import user_code
 from t2g_jax.config import Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import pip_install
@@ -124,7 +125,8 @@ class _Ended(Exception):
 def _listen(
     worker: subprocess.Popen, config: Config, where: Topology, file: Path, only: str | None
 ) -> tuple[list[Need], dict[str, int], str]:
-    request = {"config": str(file), "topology": where.name, "only": only}
+    request: dict[str, Any] = {"config": str(file), "topology": where.name, "only": only}
+    request["folders"] = user_code.folders()
     with contextlib.suppress(BrokenPipeError):  # it has ended; what it said is read below
         worker.stdin.write(json.dumps(request))
         worker.stdin.close()

@@ -162,9 +162,8 @@ def _method(context: _PlannedContext, name: Any) -> Iterator[Program]:
         yield _score(context, name, words, policy, needs, at_once, kept, other)
     if model is not None:
         yield _spans(context, name, model.params, at_once, [*kept, policy])
-    # RLTF-SD learns from a second attempt twice, RLTF-FM from a critique of each first one.
-    learned = rows * (2 if name in ("rltf-sd", "rltf-fm") else 1)
-    yield _update(context, name, start, plan, -(-learned // plan.minibatches), kept[1:])
+    learned = -(-config.rows_per_step // plan.minibatches)
+    yield _update(context, name, start, plan, learned, kept[1:])
 
 
 # --- Each function -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import jax
 
+from t2g_jax import user_code
 from t2g_jax.config import load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.parallel.sharding import make_mesh
@@ -33,6 +34,8 @@ def main() -> int:
 
 
 def _answer(request: dict[str, Any], answers: IO[str]) -> None:
+    for folder in request["folders"]:
+        user_code.look_in(folder)
     config = load_config(request["config"])
     topology = topologies.topology(request["topology"])
     devices, basis = _devices(topology)

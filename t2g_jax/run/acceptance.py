@@ -6,22 +6,14 @@ from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
 
-from t2g_jax.config import (
-    METHODS,
-    Config,
-    Method,
-    diff,
-    load_config,
-    require_measured,
-    section_of,
-)
+from t2g_jax.config import Config, diff, load_config, require_measured, section_of
 from t2g_jax.run import pretrained, provenance
 from t2g_jax.run.context import Context, checked_parts, say
 from t2g_jax.run.workspace import Workspace, accept_changes, is_run
 from t2g_jax.runtime import hosts
 
 
-def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> None:
+def accept(config: Config, workdir: Path, methods: Collection[str] = ()) -> None:
     """Records what differs from the config of the run in a work folder, and says it.
 
     First comes all that a phase checks as it begins, of the sections of methods that the config
@@ -40,7 +32,7 @@ def accept(config: Config, workdir: Path, methods: Collection[Method] = ()) -> N
         workspace = Workspace(workdir, config, free=[field.name for field in fields(config)])
         sections = {key.partition(".")[0] for key in changed}
         asked = config
-        for method in METHODS:
+        for method in config.known_methods:
             if method in methods or section_of(method) in sections:
                 asked = asked.including(method)
         made = checked_parts(asked, workdir)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 
 from t2g_jax.config import (
     Config,
-    EpisodeConfig,
-    RejectionSamplingConfig,
     RolloutConfig,
     Text2GradConfig,
 )
@@ -26,7 +24,7 @@ def require_needed(config: Config, task: Task) -> None:
     for name, needed_by in needed(config, task):
         require_capability(task, name, needed_by=needed_by)
     size = len(task.split("train"))
-    if _annotates(config) and config.annotate.prompts > size:
+    if config.needs_reward_model and config.annotate.prompts > size:
         raise T2GError(
             f"annotate.prompts ({config.annotate.prompts}) must not exceed the {size} training "
             f"examples of the task {name_of_task(task)}: no prompt is annotated twice"
@@ -63,13 +61,6 @@ def needed(config: Config, task: Task) -> Iterator[tuple[str, str]]:
 
 def asks_judge(section: RolloutConfig) -> bool:
     """Whether a method learns from critiques."""
-    match section:
-        case Text2GradConfig() | EpisodeConfig():
-            return True
-        case RejectionSamplingConfig():
-            return section.turns > 1
-    return False
-
-
-def _annotates(config: Config) -> bool:
-    return "text2grad" in config.methods and config.text2grad.span_source == "reward_model"
+    # Text2Grad learns from those that its reward model has learned from.
+    learns = isinstance(section, Text2GradConfig) or section.needs_reward_model
+    return learns or section.critiques_per_step > 0

@@ -73,12 +73,11 @@ def check_chat(config: Config, tokenizer: ChatTokenizer) -> None:
         tokenizer.next_turn("", ended=True)
     except ValueError as error:
         raise T2GError(f"no critique could be answered: {error}") from error
-    by_reward_model = "text2grad" in config.methods and config.text2grad.span_source != "judge"
     written = {
         "set sft.steps to 0": config.sft.steps > 0,
         "leave rltf-fm out": "rltf-fm" in config.methods,
         "set text2grad.span_source to judge": (
-            by_reward_model and config.reward_model.pretrained is None
+            config.needs_reward_model and config.reward_model.pretrained is None
         ),
     }
     if ways := [way for way, holds in written.items() if holds]:

@@ -23,7 +23,7 @@ import jax
 
 import t2g_jax
 from t2g_jax import sections
-from t2g_jax.config import JUDGE_LIMITS, METHODS, Config, is_aside, section_of
+from t2g_jax.config import JUDGE_LIMITS, Config, Text2GradConfig, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
@@ -34,15 +34,12 @@ from t2g_jax.runtime import hosts
 from t2g_jax.training.checkpoint import Checkpoints
 
 _MODEL = ("seed", "task", "tokenizer", "model", "mesh")
-READS: dict[str, tuple[str, ...]] = {
+_READS: dict[str, tuple[str, ...]] = {
     SFT: (*_MODEL, "sampling.max_new_tokens", "judge", "sft"),
     ANNOTATE: (*_MODEL, "sampling", "judge", "annotate"),
     REWARD_MODEL: (*_MODEL, "sampling.max_new_tokens", "lora", "reward_model"),
-    **{name: (*_MODEL, "sampling", "judge", "lora", section_of(name)) for name in METHODS},
 }
-"""Sections and fields that decide what a phase makes, besides what earlier phases made. One's own
-phase, that is not here, is taken to read all of them, and no earlier phase."""
-READS["text2grad"] += tuple(
+_OF_REWARD_MODEL = tuple(
     f"reward_model.{name}"
     for name in ("pretrained", "template_options", "critique_conditioned", "max_critique_tokens")
 )
@@ -63,9 +60,26 @@ with changed inputs: what they had been before, and for how many steps (or recor
 `records.Made`."""
 
 
+def reads(phase: str, config: Config) -> tuple[str, ...]:
+    """Sections and fields that decide what a phase makes, besides what earlier phases made. One's
+    own phase, that is no method, is taken to read all of them, and no earlier phase."""
+    if phase in _READS:
+        return _READS[phase]
+    if phase not in config.known_methods:
+        return tuple(field.name for field in dataclasses.fields(config))
+    whose = ("plugins",) if phase in config.outside else ()
+    marks = _OF_REWARD_MODEL if _may_have_reward_model(phase, config) else ()
+    return (*_MODEL, "sampling", "judge", "lora", section_of(phase), *whose, *marks)
+
+
+def _may_have_reward_model(phase: str, config: Config) -> bool:
+    section = config.of_method(phase)
+    return isinstance(section, Text2GradConfig) or section.needs_reward_model
+
+
 def inputs(phase: str, config: Config) -> dict[str, Any]:
     """The values, by dotted key, that decide what a phase makes."""
-    read = READS.get(phase, tuple(field.name for field in dataclasses.fields(config)))
+    read = reads(phase, config)
     return {key: value for key, value in _of(read, config) if not is_aside(key)}
 
 
@@ -76,13 +90,11 @@ def measured_with(config: Config) -> dict[str, Any]:
 
 def parents(phase: str, config: Config) -> tuple[str, ...]:
     """The phases whose artifacts a phase starts from."""
-    if phase == SFT or phase not in READS:
-        return ()
     if phase == REWARD_MODEL:
         return (SFT, ANNOTATE)
-    if phase == "text2grad" and config.text2grad.span_source == "reward_model":
+    if phase in config.known_methods and config.of_method(phase).needs_reward_model:
         return (SFT, REWARD_MODEL)
-    return (SFT,)
+    return (SFT,) if phase in (ANNOTATE, *config.known_methods) else ()
 
 
 def made(workspace: Workspace, phase: str) -> Made:
@@ -93,9 +105,10 @@ def made(workspace: Workspace, phase: str) -> Made:
     """
     config = workspace.config
     bases = {"model.pretrained": config.model.pretrained, "lora.pretrained": config.lora.pretrained}
-    if phase in (REWARD_MODEL, "text2grad"):
+    its_method = phase in config.known_methods
+    if phase == REWARD_MODEL or (its_method and _may_have_reward_model(phase, config)):
         bases["reward_model.pretrained"] = config.reward_model.pretrained
-    asks = "judge" in READS.get(phase, ("judge",))
+    asks = "judge" in reads(phase, config)
     if asks and not (phase == SFT and config.sft.critiques == "task"):
         bases["judge.settings.model"] = config.judge.pretrained
     return {

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from t2g_jax.config import (
-    METHODS,
     Config,
     changes,
     is_one_of,
@@ -32,7 +31,7 @@ from t2g_jax.training import metrics
 SFT, ANNOTATE, REWARD_MODEL = "sft", "annotate", "reward_model"
 TRAINED = ("tokenizer.vocabulary_size", "tokenizer.texts")
 """What the tokenizer was trained with, which no later phase trains again."""
-PHASES: tuple[str, ...] = (SFT, ANNOTATE, REWARD_MODEL, *METHODS)
+BEFORE_METHODS = (SFT, ANNOTATE, REWARD_MODEL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
 """Of what `Path` makes of "gs://bucket"."""
 
@@ -104,7 +103,7 @@ class Workspace:
         """
         if self.snapshot.exists():
             return True
-        names = ("tokenizer", *(self.phase(name).name for name in PHASES), self.report.name)
+        names = ("tokenizer", *(self.phase(name).name for name in self.phases), self.report.name)
         if held := [name for name in names if (self.root / name).exists()]:
             raise T2GError(
                 f"{self.root} holds {', '.join(held)}, but no config.yaml that says of which run: "
@@ -141,7 +140,12 @@ class Workspace:
 
     def has_work(self, name: str | None = None) -> bool:
         """Whether a phase, or any, has what would be lost: a checkpoint, notes, its completion."""
-        return any(_has_work(self.phase(phase)) for phase in ([name] if name else PHASES))
+        return any(_has_work(self.phase(phase)) for phase in ([name] if name else self.phases))
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """All that may have a folder; those of methods are called as these."""
+        return (*BEFORE_METHODS, *self.config.known_methods)
 
     @property
     def snapshot(self) -> Path:
@@ -174,7 +178,7 @@ class Workspace:
         return hosts.broadcast_from_primary(lambda: (self.phase(name) / "complete.json").exists())
 
     def complete_phases(self) -> list[str]:
-        return [name for name in PHASES if self.is_complete(name)]
+        return [name for name in self.phases if self.is_complete(name)]
 
     def complete(self, name: str, summary: dict[str, Any]) -> dict[str, Any]:
         """Records that a phase is done; the summary is what reports and later phases read.
@@ -200,7 +204,7 @@ class Workspace:
         def recorded() -> dict[str, Any]:
             if not path.exists():
                 raise T2GError(f"{path} is missing: first run `{command(name)} CONFIG`")
-            shape = MethodSummary if name in METHODS else Summary
+            shape = MethodSummary if name in self.config.known_methods else Summary
             return read_json(path, made_by=command(name), shape=shape)
 
         return hosts.broadcast_from_primary(recorded)

@@ -10,13 +10,14 @@ warm start and reward model, so an arm may change the section of its method and 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t2g_jax import sections
-from t2g_jax.config import Config, Method, Seed, Tokens, section_of
+from t2g_jax import plugins, sections, user_code
+from t2g_jax.config import Config, Seed, Tokens, config_class, section_of
 from t2g_jax.sections import ConfigError, Section, config_hash
 
 SHARED = "shared"
@@ -51,7 +52,7 @@ class StudyFile(Section):
 class Arm(Section):
     """What is compared: a method, and the arm whose final accuracy it should reach, if any."""
 
-    method: Method
+    method: str
     baseline: str | None = None
 
     @property
@@ -82,7 +83,7 @@ class Cell:
         return f"{self.task}/seed{self.seed}/{SHARED}"
 
     @property
-    def method(self) -> Method:
+    def method(self) -> str:
         return self.config.methods[0]
 
 
@@ -113,14 +114,20 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     problems = list(_problems(file))
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
-    arms = {name: _arm(path, name, values) for name, values in file.arms.items()}
+    user_code.look_in(os.path.dirname(os.path.abspath(path)))
+    named = [values.get("method") for values in file.arms.values()]
+    methods = [method for method in named if isinstance(method, str)]
+    kind = config_class(file.base, methods=methods, source=f"{path}: base")
+    default = kind(name=file.name)
+    known = default.known_methods
+    arms = {name: _arm(path, name, values, known) for name, values in file.arms.items()}
     for name, arm in arms.items():
         if arm.baseline is not None and (arm.baseline not in arms or arm.baseline == name):
             others = ", ".join(other for other in arms if other != name)
             raise ConfigError(
                 f"{path}: `arms.{name}.baseline` is {arm.baseline!r}; must be another arm: {others}"
             )
-    return Study(os.fspath(path), file, arms, tuple(_cells(path, file, arms)))
+    return Study(os.fspath(path), file, arms, tuple(_cells(path, file, arms, default)))
 
 
 def _problems(file: StudyFile) -> Iterator[str]:
@@ -145,14 +152,23 @@ def _problems(file: StudyFile) -> Iterator[str]:
         for key in _OURS:
             if key in values:
                 yield f"`{where}.{key}` is set by the study, cell by cell; leave it out"
+        if "plugins" in values and where != "base":
+            yield f"`{where}.plugins` is the same for all cells: put it into `base`"
 
 
-def _arm(path: str | os.PathLike[str], name: str, values: Mapping[str, Any]) -> Arm:
+def _arm(
+    path: str | os.PathLike[str], name: str, values: Mapping[str, Any], known: Sequence[str]
+) -> Arm:
     source = f"{path}: arms.{name}"
     if "method" not in values:
         raise ConfigError(f"{source}: `method` is missing")
     about = {key: values[key] for key in ("method", "baseline") if key in values}
     arm = sections.changed(Arm(method="grpo"), about, source=source)
+    if arm.method not in known:
+        raise ConfigError(
+            f"{source}: `method` is {json.dumps(arm.method)}; "
+            f"{plugins.choice(plugins.METHODS, arm.method, known)}"
+        )
     if "token_budget" in (values.get(arm.section) or {}):
         raise ConfigError(
             f"{source}: `{arm.section}.token_budget` is the study's, the same for all arms: say "
@@ -168,7 +184,7 @@ def _arm(path: str | os.PathLike[str], name: str, values: Mapping[str, Any]) -> 
 
 
 def _cells(
-    path: str | os.PathLike[str], file: StudyFile, arms: Mapping[str, Arm]
+    path: str | os.PathLike[str], file: StudyFile, arms: Mapping[str, Arm], default: Config
 ) -> Iterator[Cell]:
     problems: dict[str, list[str]] = {}
 
@@ -183,8 +199,8 @@ def _cells(
     cells = []
     for task, values in file.tasks.items():
         of_task = {key: value for key, value in values.items() if key != "token_budget"}
-        default = Config(name=f"{file.name}-{task}")
-        shared = build(f"tasks.{task} on top of base", default, file.base, of_task)
+        of_its_own = dataclasses.replace(default, name=f"{file.name}-{task}")
+        shared = build(f"tasks.{task} on top of base", of_its_own, file.base, of_task)
         if shared is None:
             continue
         if shared.evaluate.checkpoint != "last":

@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import t2g_jax
-from t2g_jax.config import METHODS, Config, is_aside, load_config
+from t2g_jax.config import Config, diff, is_aside, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.runtime import durable
 from t2g_jax.runtime.locks import lock
 from t2g_jax.runtime.preemption import Preempted
-from t2g_jax.sections import diff, to_yaml
+from t2g_jax.sections import to_yaml
 from t2g_jax.study.plan import Study
 
 PROGRAM = (sys.executable, "-m", "t2g_jax")
@@ -77,7 +77,7 @@ def jobs_of(study: Study, root: Path) -> list[Job]:
         start = f"{cell.shared_folder}/warm_start"
         jobs.setdefault(start, Job(start, shared, cell.shared, (("sft",), ("evaluate",))))
         needs = (start,)
-        before = [name for name in phases(cell.config) if name not in METHODS]
+        before = [name for name in phases(cell.config) if name not in cell.config.methods]
         if more := [name for name in before if name != SFT]:
             feedback = f"{cell.shared_folder}/{more[-1]}"
             commands = tuple(tuple(command(name).split()[1:]) for name in more)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from t2g_jax import user_code
+from t2g_jax import plugins
 from t2g_jax.config import DATA, PUZZLES
 from t2g_jax.installation import pip_install
 from t2g_jax.sections import with_environment
@@ -20,20 +20,27 @@ def find_task(name: str, settings: Mapping[str, Any], **puzzle: Any) -> Task:
 
     Args:
       name: a puzzle, see `make_task`; "data", rows of one's own; or "package.module:function",
-        which makes a task of the settings, see `custom`.
+        which makes a task of the settings, see `custom`, or what an installed package calls so.
       puzzle: what else `make_task` takes; for puzzles alone.
 
     Raises:
       T2GError: an unknown name, or settings that cannot be used.
     """
+    factory = plugins.factory(
+        plugins.TASKS,
+        name,
+        key="task.name",
+        takes="its settings that returns a task",
+        ours=(*PUZZLES, DATA),
+    )
+    if factory is not None:
+        from t2g_jax.tasks.custom import make_custom_task
+
+        return make_custom_task(name, settings, factory)
     if name == DATA:
         from t2g_jax.tasks.data import make_data_task
 
         return make_data_task(with_environment(settings, "task.settings"))
-    if user_code.is_name(name):
-        from t2g_jax.tasks.custom import make_custom_task
-
-        return make_custom_task(name, settings)
     return make_task(name, settings=settings, **puzzle)
 
 

@@ -25,14 +25,14 @@ CHECKED = ("floor", "solve", "demonstrate", "judge")
 """What a task may have besides, see `Capable`."""
 
 
-def make_custom_task(name: str, settings: Mapping[str, Any]) -> CustomTask:
-    """The task that `module:function` makes of settings.
+def make_custom_task(
+    name: str, settings: Mapping[str, Any], factory: Callable[..., Any]
+) -> CustomTask:
+    """The task that a factory makes of settings, by the name that the config has for it.
 
     Raises:
-      T2GError: there is no such function, it does not take the settings, it raises, or what it
-        returns is no task.
+      T2GError: it does not take the settings, it raises, or what it returns is no task.
     """
-    factory = user_code.load(name, key="task.name", takes="its settings that returns a task")
     made = factories.make(factory, settings, name=name, section="task")
     if capability(made, "split") is None:
         raise T2GError(
