@@ -187,8 +187,7 @@ class TaskConfig(Section):
     """A puzzle, its difficulty, and how many there are; or a task of your own."""
 
     name: str = "binary_matrix"
-    """A puzzle; `data`, rows of your own; a task of yours, `package.module:function`, or of an
-    installed package, by the name that it has there."""
+    """A puzzle; `data`, rows of your own; `package.module:function`, a task; or one of a plugin."""
     preset: Literal["paper", "tiny"] = "tiny"
     """Of a puzzle: the RLTF paper's difficulty, or one that a small model learns in minutes."""
     settings: Settings = dataclasses.field(default_factory=dict)
@@ -416,8 +415,7 @@ class JudgeConfig(Section):
     level: Literal["correctness", "what", "where"] = "where"
     """How much it says: right or wrong; what is wrong; or what and where, with quotes."""
     name: str = "task"
-    """The task's own program; `policy`, a model; `package.module:factory`, or what an installed
-    package calls so: docs/judges.md."""
+    """The task's program; `policy`, a model; `module:factory`, or a plugin's: docs/judges.md."""
     settings: Settings = dataclasses.field(default_factory=dict)
     """What the judge is made with, by name; here `--judge.settings.model FOLDER`, and so on."""
     timeout_seconds: typing.Annotated[Float, annotated_types.Interval(gt=0.0, le=1e6)] = 60.0

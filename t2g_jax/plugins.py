@@ -41,7 +41,7 @@ def find(group: str, name: str, *, key: str, ours: Collection[str] = ()) -> Entr
     Raises:
       T2GError: two packages bring the name, or one brings a name of ours.
     """
-    found = [entry for entry in _installed(group) if entry.name == name]
+    found = sorted((e for e in _installed(group) if e.name == name), key=package_of)
     if found and name in ours:
         raise T2GError(
             f"{key}: {name!r} is t2g_jax's own, but a {_KIND[group]} of that name is brought by "
@@ -64,7 +64,7 @@ def load(entry: EntryPoint, *, key: str, takes: str) -> Callable[..., Any]:
     where = f"{key}: {entry.name!r} is brought by {described(entry)}, which is broken"
     value = f"{entry.module}:{entry.attr}"
     fix = f"update {package_of(entry)}, or uninstall it"
-    if not user_code.is_name(value):
+    if not entry.attr or not user_code.is_name(value):
         raise T2GError(f"{where}: it must name 'package.module:function'; {fix}")
     try:
         return user_code.load(value, key=where, takes=takes, fix=fix)

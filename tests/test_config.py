@@ -490,7 +490,7 @@ def test_wrong_settings_of_ones_own(words, expected):
 )
 def test_no_change_of_settings_is_overlooked(before, after, said):
     old, new = (WithOwn(Own(settings)) for settings in (before, after))
-    assert said in changes(old, new)
+    assert said in schema.sections.changes(old, new)
     assert said in differences(schema.sections.values(old), schema.sections.values(new))
 
 

@@ -6,7 +6,14 @@ from collections.abc import Callable
 
 from t2g_jax import user_code
 from t2g_jax.errors import T2GError
-from t2g_jax.methods.base import Method, MethodExperience, SupervisedMethod, Trajectory
+from t2g_jax.methods.base import (
+    Method,
+    MethodExperience,
+    SupervisedMethod,
+    Trajectory,
+    answer_row,
+    update_plan,
+)
 from t2g_jax.methods.grpo import GRPO
 from t2g_jax.methods.grpo_multiturn import GRPOMultiTurn
 from t2g_jax.methods.policy import PolicyMethod
@@ -30,8 +37,10 @@ __all__ = [
     "SupervisedMethod",
     "Text2Grad",
     "Trajectory",
+    "answer_row",
     "collect_guarded",
     "make_method",
+    "update_plan",
 ]
 
 _METHODS: dict[str, Callable[[Context], Method]] = {
