@@ -151,7 +151,6 @@ def test_what_the_user_got_wrong_is_one_line(phase, config, tmp_path, capsys, wo
         ),
         (["sft"], "name a configuration file, e.g. configs/quickstart.yaml"),
         (["train", "CONFIG"], "invalid choice: 'train'"),
-        (["train-policy", "CONFIG", "--method", "dpo"], "invalid choice: 'dpo'"),
         (["sft", "CONFIG", "--workdir"], "--workdir: expected one argument"),
         *(
             (f"{command} {option} a {option}=b".split(), f"{option}: given twice, as a and as b")
@@ -175,6 +174,23 @@ def test_wrong_usage(config, capsys, words, expected):
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("t2g: ")
+    assert expected in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train-policy CONFIG --method dpo", "invalid choice: 'dpo'; must be 'text2grad', 'ppo', "),
+        ("train-policy CONFIG --method sft", "invalid choice: 'sft'; must be 'text2grad', 'ppo', "),
+        ("generate CONFIG --method grop", "must be 'sft', 'text2grad', "),
+        ("export CONFIG --to x --method rewad-model", "; did you mean 'reward-model'?"),
+    ],
+)
+def test_a_method_is_one_of_the_configs(config, capsys, words, expected):
+    assert cli.main([config if word == "CONFIG" else word for word in words.split()]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("t2g: --method: invalid choice: ")
     assert expected in error
     assert error.count("\n") == 1
 

@@ -167,7 +167,8 @@ def test_phases_are_those_that_the_methods_need(tiny_run):
 
 def test_no_field_of_the_config_is_unread(tiny_run):
     """But for what goes with a pretrained model, see test_own_model.py, and which divergence has
-    which price where it has none, see test_reference.py and test_needs.py."""
+    which price where it has none, see test_reference.py and test_needs.py; and `plugins`, which say
+    what the config is made of, see test_plugins.py."""
     unread = tiny.fields_of(tiny_run.config) - tiny_run.read
     free = [type(tiny_run.config.of_method(m)).__name__ for m in ("grpo", "rltf-sd", "rltf-fm")]
     unpriced = {
@@ -177,7 +178,8 @@ def test_no_field_of_the_config_is_unread(tiny_run):
     }
     priced = ("text2grad", "ppo", "grpo-multiturn")
     unpriced |= {(type(tiny_run.config.of_method(m)).__name__, "log_kl") for m in priced}
-    assert unread <= {("LoRAConfig", "pretrained")} | unpriced
+    before = {(type(tiny_run.config).__name__, "plugins")}
+    assert unread <= {("LoRAConfig", "pretrained")} | unpriced | before
 
 
 def test_the_log_of_a_policy_has_what_one_asks_of_it(tiny_run):

@@ -19,10 +19,11 @@ from t2g_jax.errors import T2GError
 from t2g_jax.phases import annotate, evaluate, generate, policy, reporting, reward_model, sft
 from t2g_jax.run import provenance
 from t2g_jax.run.context import Context
-from t2g_jax.run.workspace import PHASES, Workspace, accept_changes
+from t2g_jax.run.workspace import BEFORE_METHODS, Workspace, accept_changes
 from t2g_jax.sections import values
 from t2g_jax.training.checkpoint import Checkpoints
 
+PHASES = (*BEFORE_METHODS, *METHODS)
 TRAINED = [phase for phase in PHASES if phase != "annotate"]
 
 
@@ -479,5 +480,11 @@ def test_samples_of_steps_that_come_again_are_dropped(tiny_run, tmp_path, compil
     )
 
 
-def test_phases_of_all_methods_are_known():
-    assert set(METHODS) < set(provenance.READS) == set(PHASES)
+def test_phases_of_all_methods_are_known(tiny_run):
+    everything = provenance.reads("mine", tiny_run.config)  # of a phase that nobody knows
+    for phase in PHASES:
+        assert set(provenance.reads(phase, tiny_run.config)) < {
+            *everything,
+            *("sampling.max_new_tokens", *provenance._OF_REWARD_MODEL),
+        }
+    assert set(tiny_run.config.known_methods) == set(METHODS)

@@ -8,12 +8,12 @@ import sys
 import pytest
 import tiny
 
-from t2g_jax.config import is_aside, load_config
+from t2g_jax.config import METHODS, is_aside, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.run import provenance
 from t2g_jax.run.context import once, say
 from t2g_jax.run.workspace import (
-    PHASES,
+    BEFORE_METHODS,
     Workspace,
     accept_changes,
     claimed,
@@ -184,9 +184,10 @@ def test_what_changes_nothing_that_is_learned_may_differ(tiny_run, tmp_path):
 
 
 def test_all_else_is_what_a_run_is(tiny_run, tmp_path):
-    """Each field is either aside, or an input of some phase, and then it is refused."""
-    config, read = tiny_run.config, set()
-    for phase in PHASES:
+    """Each field is either aside, or an input of some phase, and then it is refused; `plugins` of
+    the methods that they bring, which are none here, see test_plugins.py."""
+    config, read = tiny_run.config, {"plugins"}
+    for phase in (*BEFORE_METHODS, *METHODS):
         read |= set(provenance.inputs(phase, config))
     for key in values(config):
         assert is_aside(key) != (key in read), key
