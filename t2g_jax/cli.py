@@ -5,7 +5,6 @@ import dataclasses
 import errno
 import gc
 import hashlib
-import inspect
 import os
 import pathlib
 import sys
@@ -249,8 +248,8 @@ def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
     local = {"config", "workdir", "to"}  # paths may differ from machine to machine
     options = {name: value for name, value in vars(known).items() if name not in local}
     for name, method in config.outside.items():
-        source = inspect.getsource(inspect.getmodule(method))
-        digest = hashlib.sha256(source.encode()).hexdigest()[:8]
+        file = getattr(sys.modules[method.__module__], "__file__", None)
+        digest = hashlib.sha256(pathlib.Path(file).read_bytes() if file else b"").hexdigest()[:8]
         versions[f"method {name}"] = f"{method.__module__} ({digest})"
     return versions | options | values(config)
 

@@ -87,12 +87,12 @@ def class_of_run(
             add(value, f"{where}: {value}", user_code.load(value, key=where, takes=TAKES))
     for name in plugins.names(plugins.METHODS):
         if section_of(name) in spoken_of:
-            key = f"{source}: the method"
+            key = f"{source}: methods"
             entry = plugins.find(plugins.METHODS, name, key=key, ours=ours)
             method = plugins.load(entry, key=key, takes=TAKES)
             add(
                 plugins.described(entry),
-                f"{key} {name} of {plugins.package_of(entry)}",
+                f"{source}: the method {name} of {plugins.package_of(entry)}",
                 method,
                 name,
             )
@@ -104,34 +104,35 @@ def class_of_run(
                 f"{plugins.choice(plugins.METHODS, name, known)} (one of your own: name its class "
                 "in `plugins`, or install the package that brings it)"
             )
-    return extended(base, tuple(method for _, method in found.values()))
+    kind: Any = base
+    return typing.cast(
+        type[AnyConfig], extended(kind, tuple(method for _, method in found.values()))
+    )
 
 
 @functools.cache
-def extended(base: type[AnyConfig], methods: tuple[type, ...]) -> type[AnyConfig]:
+def extended(base: Any, methods: tuple[Any, ...]) -> Any:
     """A config class with the sections of more methods: the same for the same ones."""
     if not methods:
         return base
-    made: Any = methods
-    fields = [(section_of(m.name), m.section, dataclasses.field(default=m.section())) for m in made]
-    known: Any = typing.get_type_hints(base)["methods"]
-    (literal, _) = typing.get_args(known)
-    names = (*typing.get_args(literal), *(method.name for method in made))
-    default = dataclasses.field(default=_default(base, "methods"))
-    outside = {**base.outside, **{method.name: method for method in made}}
-    return typing.cast(
-        type[AnyConfig],
-        dataclasses.make_dataclass(
-            base.__name__,
-            [("methods", tuple[typing.Literal[names], ...], default), *fields],  # type: ignore[valid-type]
-            bases=(base,),
-            frozen=True,
-            namespace={
-                "outside": types.MappingProxyType(outside),
-                "__doc__": base.__doc__,
-                "__module__": base.__module__,
-            },
-        ),
+    fields = [
+        (section_of(method.name), method.section, dataclasses.field(default=method.section()))
+        for method in methods
+    ]
+    (literal, _) = typing.get_args(typing.get_type_hints(base)["methods"])
+    names = (*typing.get_args(literal), *(method.name for method in methods))
+    chosen = dataclasses.field(default=_default(base, "methods"))
+    outside = {**base.outside, **{method.name: method for method in methods}}
+    return dataclasses.make_dataclass(
+        base.__name__,
+        [("methods", tuple[typing.Literal[names], ...], chosen), *fields],  # type: ignore[valid-type]
+        bases=(base,),
+        frozen=True,
+        namespace={
+            "outside": types.MappingProxyType(outside),
+            "__doc__": base.__doc__,
+            "__module__": base.__module__,
+        },
     )
 
 
@@ -170,8 +171,9 @@ def _knowing(config: AnyConfig, methods: Mapping[str, type]) -> AnyConfig:
     more = tuple(method for name, method in methods.items() if name not in config.outside)
     if not more:
         return config
-    values: Any = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
-    return extended(type(config), more)(**values)
+    values: Any = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    kind: Any = type(config)
+    return typing.cast(AnyConfig, extended(kind, more)(**values))
 
 
 def _checked(

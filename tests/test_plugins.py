@@ -11,6 +11,7 @@ from t2g_jax import cli, config, plugins, user_code
 from t2g_jax.config import Config, ConfigError, changes, diff, load_config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.custom import make_judge
+from t2g_jax.phases import reporting
 from t2g_jax.run import provenance
 from t2g_jax.run.workspace import Workspace
 from t2g_jax.study.plan import load_study
@@ -183,6 +184,12 @@ def test_the_command_line_says_it_as_well(here):
     words = ["--plugins", "mine:Mine", "--methods", "my-method", "--my_method.severity=2.5"]
     found = load_config(here("a.yaml", ""), words)
     assert (found.methods, found.my_method.severity) == (("my-method",), 2.5)
+
+
+def test_annotations_may_be_text(here):
+    here("mine.py", "from __future__ import annotations\n" + method())
+    path = here("a.yaml", 'plugins: ["mine:Mine"]\nmy_method: {severity: 2}')
+    assert load_config(path).my_method.severity == 2.0
 
 
 @pytest.mark.parametrize(
@@ -365,6 +372,18 @@ def test_what_has_worked_in_a_folder_is_known_there(tmp_path, site, here):
     found = load_config(tmp_path / "run" / "config.yaml")
     assert found.known_methods[-1] == "my-method"
     assert Workspace(tmp_path / "run", found).complete_phases() == ["my-method"]
+
+
+def test_a_command_knows_the_methods_of_its_folder(tmp_path, site, here, monkeypatch):
+    """Though its config does not speak of them: reports are of all that is there."""
+    package.install(site, "one", method(), methods="my-method = one:Mine")
+    plain = here("a.yaml", "methods: [grpo]")
+    begun(tmp_path / "run", load_config(plain))
+    asked = []
+    monkeypatch.setattr(reporting, "run", lambda config, workdir: asked.append(config))
+    assert cli.main(["report", str(plain), "--workdir", str(tmp_path / "run")]) == 0
+    assert asked[0].known_methods[-1] == "my-method"
+    assert asked[0].methods == ("grpo",)
 
 
 def test_a_section_that_only_one_config_has_is_no_change_as_it_is(tmp_path, site, here):

@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from transformers import LlamaConfig
 
 import t2g_jax
-from t2g_jax.config import Config
+from t2g_jax.config import Config, PPOConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.feedback.retokenize import reward_model_context
 from t2g_jax.models import families, huggingface, lora, peft, tensor_files
@@ -36,9 +36,6 @@ from t2g_jax.runtime import durable, files, hosts
 from t2g_jax.runtime.files import expanded
 
 HEADS_FILE = Path("t2g") / "heads.safetensors"
-WITH_HEADS = {REWARD_MODEL: ("span_head",), "ppo": ("value_head",), "text2grad": ("value_head",)}
-"""Phases that train a head."""
-
 _OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype")
 """Keys that are beside "text_config" or in it."""
 _TOKENIZER_FILES = (
@@ -86,7 +83,7 @@ def run(
     if phase == REWARD_MODEL:
         context = reward_model_context(context)
         config = context.config
-    with_heads = WITH_HEADS.get(phase, ())
+    with_heads = heads_of(config, phase)
     params = context.weights.load(
         phase, with_heads=with_heads, step=context.weights.best_step(phase)
     )
@@ -135,6 +132,14 @@ def run(
         raise
     what = "adapters, float32" if adapters else dtype
     say(f"{phase}: written to {folder} ({what})")
+
+
+def heads_of(config: Config, phase: str) -> tuple[str, ...]:
+    """The heads that a phase trains."""
+    if phase == REWARD_MODEL:
+        return ("span_head",)
+    critic = phase in config.known_methods and isinstance(config.of_method(phase), PPOConfig)
+    return ("value_head",) if critic else ()
 
 
 def inspect_pretrained(config: Config) -> dict[str, Any]:
