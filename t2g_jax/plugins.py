@@ -62,9 +62,9 @@ def load(entry: EntryPoint, *, key: str, takes: str) -> Callable[..., Any]:
       T2GError: it cannot be loaded; the message says of which package it is.
     """
     where = f"{key}: {entry.name!r} is brought by {described(entry)}, which is broken"
-    value = f"{entry.module}:{entry.attr}"
+    value = "".join(entry.value.partition("[")[0].split())  # without extras
     fix = f"update {package_of(entry)}, or uninstall it"
-    if not entry.attr or not user_code.is_name(value):
+    if not user_code.is_name(value):
         raise T2GError(f"{where}: it must name 'package.module:function'; {fix}")
     try:
         return user_code.load(value, key=where, takes=takes, fix=fix)

@@ -1,5 +1,6 @@
 """What packages bring by name, and methods from outside in a config: found, listed, refused."""
 
+import dataclasses
 import json
 import sys
 
@@ -11,8 +12,9 @@ from t2g_jax import cli, config, plugins, user_code
 from t2g_jax.config import Config, ConfigError, changes, diff, load_config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.custom import make_judge
-from t2g_jax.phases import reporting
-from t2g_jax.run import provenance
+from t2g_jax.methods import make_method
+from t2g_jax.phases import export, judge_calls, pipeline, reporting
+from t2g_jax.run import needs, provenance
 from t2g_jax.run.workspace import Workspace
 from t2g_jax.study.plan import load_study
 from t2g_jax.tasks import Example, find_task
@@ -138,6 +140,8 @@ def test_nobody_guesses_whose_name_is_meant(site):
         ("raise SystemExit(3)", "p_broken:make", "SystemExit: 3"),
         (None, "p_broken:make", "there is no module 'p_broken'"),
         ("", "p_broken", "it must name 'package.module:function'"),
+        ("", "p_broken make", "it must name 'package.module:function'"),
+        ("", "p_broken : make [extra]", "has no 'make'"),
     ],
 )
 def test_one_that_is_broken_says_whose_it_is(site, here, code, value, said):
@@ -314,6 +318,63 @@ def test_help_lists_what_is_installed_and_warns_of_what_is_broken(site, here, ca
     said = capsys.readouterr().err
     assert "--method: invalid choice: 'my-metod'; must be 'text2grad'" in said
     assert "did you mean 'my-method'?" in said
+
+
+def test_its_section_says_what_comes_before_it(here):
+    said = """
+    @property
+    def needs_reward_model(self):
+        return True
+
+    @property
+    def critiques_per_step(self):
+        return 3
+
+    @property
+    def rows_per_step(self):
+        return 2
+
+class Mine:"""
+    here("mine.py", method().replace("\nclass Mine:", said))
+    found = load_config(here("a.yaml", 'plugins: ["mine:Mine"]\nmethods: [my-method]'))
+    assert list(pipeline.phases(found)) == ["sft", "annotate", "reward_model", "my-method"]
+    assert provenance.parents("my-method", found) == ("sft", "reward_model")
+    read = provenance.inputs("my-method", found)
+    assert {"plugins", "my_method.severity", "reward_model.labels"} - set(read) == {
+        "reward_model.labels"
+    }
+    assert "reward_model.critique_conditioned" in read
+    assert needs.asks_judge(found.my_method)
+    calls = judge_calls.judge_calls(found)
+    assert calls["my-method"] == 3 * 100 + 3 * 6  # and those in the report
+    assert calls["annotate"] == 1000 * 2
+    assert export.heads_of(found, "my-method") == ()
+
+
+def test_it_may_be_one_of_ours_with_more(here, tiny_context):
+    here(
+        "mine.py",
+        """
+import dataclasses
+from t2g_jax.config import PPOConfig
+from t2g_jax.methods import PPO
+
+@dataclasses.dataclass(frozen=True)
+class Settings(PPOConfig):
+    steps: int = 7
+
+class Mine(PPO):
+    name = "my-ppo"
+    section = Settings
+""",
+    )
+    words = ["--plugins", "mine:Mine", "--my-ppo.gamma", "0.5"]
+    found = load_config(here("a.yaml", to_yaml(tiny_context.config)), words)
+    made = make_method("my-ppo", dataclasses.replace(tiny_context, config=found))
+    assert (made.config.gamma, made.plan.steps) == (0.5, 7)
+    assert "value_head" in made.params
+    assert export.heads_of(found, "my-ppo") == ("value_head",)
+    assert "value_loss" in made.config.measures
 
 
 # --- In a work folder ------------------------------------------------------------------------
