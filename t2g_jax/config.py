@@ -18,6 +18,7 @@ import annotated_types
 from pydantic import AfterValidator
 
 from t2g_jax import outside_methods, plugins, sections, user_code
+from t2g_jax.errors import nearest
 from t2g_jax.outside_methods import WithMethods, section_of
 from t2g_jax.overrides import override, print_options
 from t2g_jax.sections import (
@@ -220,7 +221,7 @@ class TaskConfig(Section):
             self.name in (DATA, *brought) or user_code.is_name(self.name),
             f"name is {self.name!r}; must be one of {', '.join(PUZZLES)}, {DATA!r} for rows of "
             f"your own, {also}or 'package.module:function' for your own task"
-            f"{plugins.did_you_mean(self.name, (*PUZZLES, DATA, *brought))}",
+            f"{nearest(self.name, (*PUZZLES, DATA, *brought))}",
         )
         of_puzzles = ("preset", "prompt_style", "seed", "train_size", "test_size")
         fields = {field.name: field.default for field in dataclasses.fields(self)}
@@ -433,7 +434,7 @@ class JudgeConfig(Section):
         require(
             self.name in (*JUDGES, *brought) or user_code.is_name(self.name),
             f"name is {self.name!r}; must be 'task', 'policy', {also}or 'package.module:factory' "
-            f"for your own{plugins.did_you_mean(self.name, (*JUDGES, *brought))}",
+            f"for your own{nearest(self.name, (*JUDGES, *brought))}",
         )
         require(
             self.name != "task" or not self.settings,
@@ -588,6 +589,17 @@ class RolloutConfig(Section):
     def needs_reward_model(self) -> bool:
         """Whether it starts from a reward model, so that `t2g run` trains one."""
         return False
+
+    @property
+    def marks_spans(self) -> bool:
+        """Whether spans of its completions are marked: the report then shows what the judge marks
+        beside it."""
+        return self.needs_reward_model
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that it trains besides the policy."""
+        return ()
 
     @property
     def measures(self) -> frozenset[str]:
@@ -748,6 +760,10 @@ class PPOConfig(PolicyConfig):
     """Scale advantages to mean 0 and variance 1 over a round."""
 
     @property
+    def heads(self) -> tuple[str, ...]:
+        return ("value_head",)
+
+    @property
     def default_kl_in(self) -> Place:
         return "reward"
 
@@ -791,6 +807,10 @@ class Text2GradConfig(PPOConfig):
     @property
     def needs_reward_model(self) -> bool:
         return self.span_source == "reward_model"
+
+    @property
+    def marks_spans(self) -> bool:
+        return True
 
     @property
     def measures(self) -> frozenset[str]:

@@ -1,5 +1,8 @@
 """The base class of every error that a user can mend, and the errors of others in a line."""
 
+import difflib
+from collections.abc import Iterable
+
 EXIT_USER_ERROR = 2
 """The status of a command that a `T2GError` ended."""
 
@@ -20,3 +23,10 @@ def reason(error: BaseException) -> str:
     """The first line of what an error says, or its kind if it says nothing."""
     said = str(error).strip()
     return said.splitlines()[0] if said else type(error).__name__
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Of a message about a name that is not known: "; did you mean 'x'?" if one of those is near,
+    else nothing."""
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -9,7 +9,6 @@ nobody's way, and an error for who names it. Two that bring the same name are ne
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import sys
@@ -18,7 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from t2g_jax import user_code
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, nearest
 from t2g_jax.printing import one_line
 
 TASKS, JUDGES, METHODS = "t2g_jax.tasks", "t2g_jax.judges", "t2g_jax.methods"
@@ -96,13 +95,7 @@ def choice(group: str, name: object, ours: Collection[str]) -> str:
     brought = [n for n in names(group) if n not in ours]
     packages = f", those of installed packages ({', '.join(brought)})" if brought else ""
     listed = ", ".join(repr(n) for n in ours)
-    return f"must be {listed}{packages}{did_you_mean(name, (*ours, *brought))}"
-
-
-def did_you_mean(name: object, known: Collection[str]) -> str:
-    """ "; did you mean …?", if one of the known names is near."""
-    near = difflib.get_close_matches(str(name), list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"must be {listed}{packages}{nearest(name, (*ours, *brought))}"
 
 
 def described(entry: EntryPoint) -> str:

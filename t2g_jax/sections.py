@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import pydantic
 
 from t2g_jax import yaml_text
-from t2g_jax.errors import ConfigError, T2GError
+from t2g_jax.errors import ConfigError, T2GError, nearest
 from t2g_jax.printing import one_line
 from t2g_jax.runtime import files
 
@@ -318,8 +318,7 @@ def _explain(kind: type[Section], error: Any) -> str:
             return f"`{key}` is missing"
         case "literal_error" if isinstance(error["input"], str):
             choices = re.findall("'([^']*)'", error["ctx"]["expected"])
-            near = difflib.get_close_matches(error["input"], choices, n=1)
-            message += f"; did you mean {near[0]!r}?" if near else ""
+            message += nearest(error["input"], choices)
     message = message.replace("Input should be", "must be")
     return f"`{key}` is {found}; {message[0].lower()}{message[1:]}{_instead(error)}"
 

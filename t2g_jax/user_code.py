@@ -8,7 +8,6 @@ ours would say less.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import importlib
 import inspect
 import os
@@ -20,7 +19,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, nearest
 from t2g_jax.printing import one_line
 
 _NAME = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
@@ -89,10 +88,10 @@ def load(name: str, *, key: str, takes: str, fix: str | None = None) -> Callable
         fail(f"{key}: {module_name} cannot be imported", error)
     for part in path.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, dir(found), n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
             where = getattr(module, "__file__", None) or "built in"
-            raise T2GError(f"{key}: {module_name} ({where}) has no {path!r}{guess}")
+            raise T2GError(
+                f"{key}: {module_name} ({where}) has no {path!r}{nearest(part, dir(found))}"
+            )
         found = getattr(found, part)
     if not callable(found):
         raise T2GError(f"{key}: {name} is {shown(found)}; name a function of {takes}")

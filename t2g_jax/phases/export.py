@@ -23,7 +23,7 @@ from flax.traverse_util import flatten_dict
 from transformers import LlamaConfig
 
 import t2g_jax
-from t2g_jax.config import Config, PPOConfig
+from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
 from t2g_jax.feedback.retokenize import reward_model_context
 from t2g_jax.models import families, huggingface, lora, peft, tensor_files
@@ -138,8 +138,7 @@ def heads_of(config: Config, phase: str) -> tuple[str, ...]:
     """The heads that a phase trains."""
     if phase == REWARD_MODEL:
         return ("span_head",)
-    critic = phase in config.known_methods and isinstance(config.of_method(phase), PPOConfig)
-    return ("value_head",) if critic else ()
+    return config.of_method(phase).heads if phase in config.known_methods else ()
 
 
 def inspect_pretrained(config: Config) -> dict[str, Any]:

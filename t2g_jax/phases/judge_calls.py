@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from t2g_jax.config import Config, RolloutConfig, Text2GradConfig
+from t2g_jax.config import Config, RolloutConfig
 from t2g_jax.judges.custom import OWN_JUDGE
 from t2g_jax.phases.samples import chosen, kept_steps
 from t2g_jax.run.workspace import ANNOTATE, SFT
@@ -63,7 +63,7 @@ def _warm_start(config: Config) -> int:
 
 def _method(section: RolloutConfig) -> int:
     asked = section.steps * section.critiques_per_step
-    if not isinstance(section, Text2GradConfig) and not section.needs_reward_model:
+    if not section.marks_spans:
         return asked
     kept = len(kept_steps(section, section.steps))  # whose labels the report compares
     rows = section.prompts_per_step * section.group_size

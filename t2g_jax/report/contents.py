@@ -7,7 +7,6 @@ or "-Infinity" and read back as that float. Fields equal to their default are le
 """
 
 import dataclasses
-import difflib
 import functools
 import json
 import math
@@ -16,6 +15,7 @@ from typing import Any
 
 import pydantic
 
+from t2g_jax.errors import nearest
 from t2g_jax.runtime.files import parse_json
 
 
@@ -331,8 +331,7 @@ def _complaints(error: pydantic.ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False)[:5]:
         path = ".".join(str(part) for part in problem["loc"]) or "top level"
         if problem["type"] == "unexpected_keyword_argument":
-            near = difflib.get_close_matches(str(problem["loc"][-1]), names, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "; remove it"
+            hint = nearest(problem["loc"][-1], names) or "; remove it"
             yield f"{path}: unknown key{hint}"
         else:
             yield f"{path}: {problem['msg']}"

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from t2g_jax.config import (
-    Config,
-    RolloutConfig,
-    Text2GradConfig,
-)
+from t2g_jax.config import Config, RolloutConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.custom import OWN_JUDGE
 from t2g_jax.tasks.base import Task, capability, name_of_task, require_capability
@@ -61,6 +57,5 @@ def needed(config: Config, task: Task) -> Iterator[tuple[str, str]]:
 
 def asks_judge(section: RolloutConfig) -> bool:
     """Whether a method learns from critiques."""
-    # Text2Grad learns from those that its reward model has learned from.
-    learns = isinstance(section, Text2GradConfig) or section.needs_reward_model
-    return learns or section.critiques_per_step > 0
+    # One that marks spans learns from those that its reward model has learned from.
+    return section.marks_spans or section.critiques_per_step > 0

@@ -23,7 +23,7 @@ import jax
 
 import t2g_jax
 from t2g_jax import sections
-from t2g_jax.config import JUDGE_LIMITS, Config, Text2GradConfig, is_aside, section_of
+from t2g_jax.config import JUDGE_LIMITS, Config, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
@@ -68,13 +68,8 @@ def reads(phase: str, config: Config) -> tuple[str, ...]:
     if phase not in config.known_methods:
         return tuple(field.name for field in dataclasses.fields(config))
     whose = ("plugins",) if phase in config.outside else ()
-    marks = _OF_REWARD_MODEL if _may_have_reward_model(phase, config) else ()
+    marks = _OF_REWARD_MODEL if REWARD_MODEL in parents(phase, config) else ()
     return (*_MODEL, "sampling", "judge", "lora", section_of(phase), *whose, *marks)
-
-
-def _may_have_reward_model(phase: str, config: Config) -> bool:
-    section = config.of_method(phase)
-    return isinstance(section, Text2GradConfig) or section.needs_reward_model
 
 
 def inputs(phase: str, config: Config) -> dict[str, Any]:
@@ -105,8 +100,7 @@ def made(workspace: Workspace, phase: str) -> Made:
     """
     config = workspace.config
     bases = {"model.pretrained": config.model.pretrained, "lora.pretrained": config.lora.pretrained}
-    its_method = phase in config.known_methods
-    if phase == REWARD_MODEL or (its_method and _may_have_reward_model(phase, config)):
+    if REWARD_MODEL in (phase, *parents(phase, config)):
         bases["reward_model.pretrained"] = config.reward_model.pretrained
     asks = "judge" in reads(phase, config)
     if asks and not (phase == SFT and config.sft.critiques == "task"):

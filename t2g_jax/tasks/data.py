@@ -6,7 +6,6 @@ task: {name: data, settings: {train: prompts.jsonl, reward: numeric}}
 from __future__ import annotations
 
 import collections
-import difflib
 import inspect
 import itertools
 import random
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from t2g_jax import user_code
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, nearest
 from t2g_jax.tasks.base import (
     Critique,
     CritiqueLevel,
@@ -202,8 +201,7 @@ def make_data_task(settings: Mapping[str, Any]) -> DataTask:
     known = list(inspect.signature(DataTask).parameters)
     for name in settings:
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+            guess = nearest(name, known) or f"; known: {', '.join(known)}"
             raise T2GError(f"task.settings: the task `data` has no setting {str(name)!r}{guess}")
     if settings.get("train") is None:
         raise T2GError(

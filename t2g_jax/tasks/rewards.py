@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import fractions
 import math
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Any, Protocol
 import regex
 
 from t2g_jax import user_code
-from t2g_jax.errors import T2GError
+from t2g_jax.errors import T2GError, nearest
 from t2g_jax.tasks.base import Example, Score
 from t2g_jax.tasks.math_answers import MathAnswers
 from t2g_jax.tasks.puzzles.boxed import find_boxed
@@ -164,11 +163,9 @@ def _term(item: Any, key: str, aliases: Mapping[str, str]) -> Term:
         correct_from = _number(correct_from, f"{key}.correct_from")
     if name not in BUILT_IN:
         if not user_code.is_name(name):
-            near = difflib.get_close_matches(name, BUILT_IN, n=1)
-            guess = f"; did you mean {near[0]!r}?" if near else ""
             raise T2GError(
-                f"{key}: unknown reward {name!r}{guess}; known: {', '.join(BUILT_IN)}, or "
-                "module:function of your own"
+                f"{key}: unknown reward {name!r}{nearest(name, BUILT_IN)}; known: "
+                f"{', '.join(BUILT_IN)}, or module:function of your own"
             )
         _no_more(options, (), key, name)
         function = RewardFunction(name, key=key, aliases=aliases)
