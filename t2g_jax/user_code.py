@@ -1,6 +1,7 @@
 """Code that a user names in a config, `"package.module:attribute"`: found, called, its errors told.
 
-The module is installed, or lies beside the config or in the folder that the command is started in.
+The module is installed, or lies beside the config or in the folder that the command is started in;
+of a run that has begun, where it lay then (see `folders_note`).
 What goes wrong in it is one line with the file and line of the user's own code, as a traceback of
 ours would say less.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
+import json
 import os
 import re
 import reprlib
@@ -21,6 +23,7 @@ from typing import Any, NoReturn
 
 from t2g_jax.errors import T2GError, nearest
 from t2g_jax.printing import one_line
+from t2g_jax.runtime import files
 
 _NAME = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 ENDS = (Exception, SystemExit, asyncio.CancelledError)
@@ -34,16 +37,32 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
+FOLDERS_NOTE = "folders.json"
 _folders: list[str] = []
 
 
 def look_in(folder: str | os.PathLike[str]) -> None:
-    """Modules and files in this folder can be named from now on; what is installed comes first."""
+    """Modules and files in this folder can be named from now on; what is installed comes first.
+
+    If it is that of a run, so can those in the folders of its `folders_note`.
+
+    Raises:
+      T2GError: that is damaged.
+    """
     path = os.path.abspath(folder)
-    if path not in _folders:
-        _folders.append(path)
-    if path not in sys.path:
-        sys.path.append(path)
+    note = os.path.join(path, FOLDERS_NOTE)
+    noted = files.read_json(note, list[str], mend="delete it") if os.path.exists(note) else []
+    for place in (path, *noted):
+        if place not in _folders:
+            _folders.append(place)
+        if place not in sys.path:
+            sys.path.append(place)
+
+
+def folders_note() -> str:
+    """What a run keeps as `FOLDERS_NOTE` beside its config.yaml: where it looks for modules and
+    files, so that it finds them from wherever it is opened on this machine."""
+    return json.dumps(list(dict.fromkeys((*_folders, os.getcwd()))), indent=1) + "\n"
 
 
 def folders() -> tuple[str, ...]:

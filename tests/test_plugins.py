@@ -15,7 +15,8 @@ from t2g_jax.judges.custom import make_judge
 from t2g_jax.methods import make_method
 from t2g_jax.phases import export, judge_calls, pipeline, reporting
 from t2g_jax.run import needs, provenance
-from t2g_jax.run.workspace import Workspace
+from t2g_jax.run.workspace import Workspace, accept_changes
+from t2g_jax.study import runner
 from t2g_jax.study.plan import load_study
 from t2g_jax.tasks import Example, find_task
 from t2g_jax.tasks.base import CritiqueLevel
@@ -414,6 +415,38 @@ def test_a_folder_is_opened_again_where_the_module_is(tmp_path, here, capsys):
     assert "plugins: there is no module 'mine': install it, or put it beside" in said
 
 
+def elsewhere(folder, monkeypatch):
+    """As a new process that is started in another folder."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in user_code.folders()])
+    monkeypatch.setattr(user_code, "_folders", [])
+    del sys.modules["mine"]
+
+
+def test_a_folder_is_opened_from_anywhere(tmp_path, here, monkeypatch):
+    here("mine.py", method())
+    here("rows.jsonl", '{"prompt": "a"}')
+    found = load_config(here("a.yaml", 'plugins: ["mine:Mine"]'))
+    run = tmp_path / "run"
+    Workspace(run, found).begin()
+    elsewhere(tmp_path, monkeypatch)
+    assert to_yaml(load_config(run / "config.yaml")) == to_yaml(found)
+    assert user_code.find_path("rows.jsonl") == str(tmp_path / "here" / "rows.jsonl")
+    elsewhere(tmp_path, monkeypatch)
+    (run / user_code.FOLDERS_NOTE).write_text("[3]")
+    assert "folders.json is damaged (`0`: input should be" in error_of(run / "config.yaml")
+
+
+def test_so_is_one_whose_config_was_changed(tmp_path, here, monkeypatch):
+    plain = load_config(here("a.yaml", "name: a"))
+    begun(tmp_path / "run", plain)
+    here("mine.py", method())
+    changed = load_config(here("a.yaml", 'name: a\nplugins: ["mine:Mine"]'))
+    assert accept_changes(tmp_path / "run", changed) == ['plugins: [] → ["mine:Mine"]']
+    elsewhere(tmp_path, monkeypatch)
+    assert to_yaml(load_config(tmp_path / "run" / "config.yaml")) == to_yaml(changed)
+
+
 def test_a_folder_whose_package_is_gone_says_so(tmp_path, site, here, capsys):
     package.install(site, "one", method(), methods="my-method = one:Mine")
     found = load_config(here("a.yaml", "methods: [my-method]"))
@@ -477,7 +510,7 @@ def test_another_plugin_is_another_config(tmp_path, here):
 # --- In a study ------------------------------------------------------------------------------
 
 
-def test_a_study_compares_it(here):
+def test_a_study_compares_it(tmp_path, here, monkeypatch):
     here("mine.py", method())
     file = {
         "base": {"plugins": ["mine:Mine"]},
@@ -487,7 +520,8 @@ def test_a_study_compares_it(here):
             "mine": {"method": "my-method", "my_method": {"severity": 2.0}},
         },
     }
-    cells = load_study(here("study.yaml", yaml.dump(file))).cells
+    study = load_study(here("study.yaml", yaml.dump(file)))
+    cells = study.cells
     (cell,) = {cell.arm: cell for cell in cells if cell.seed == 0 and cell.arm == "mine"}.values()
     assert (cell.method, cell.config.my_method.severity) == ("my-method", 2.0)
     assert cell.config.my_method.token_budget == 100_000
@@ -495,3 +529,8 @@ def test_a_study_compares_it(here):
     file["arms"]["mine"]["method"] = "my-metod"
     with pytest.raises(ConfigError, match=r"arms.mine: `method` is .* did you mean 'my-method'"):
         load_study(here("study.yaml", yaml.dump(file)))
+    # Its cells are run by other processes, which may have been started anywhere.
+    *_, job = runner.jobs_of(study, tmp_path / "cells")
+    runner.begin(dataclasses.replace(job, copies=()))
+    elsewhere(tmp_path, monkeypatch)
+    assert to_yaml(load_config(job.folder / "config.yaml")) == to_yaml(job.config)

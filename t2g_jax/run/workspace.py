@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from t2g_jax import user_code
 from t2g_jax.config import (
     Config,
     changes,
@@ -40,6 +41,7 @@ class Workspace:
     """Paths of a work directory, and a record of each complete phase.
 
         workdir/config.yaml             the config of the run
+        workdir/folders.json            where modules and files are that it names
         workdir/config.<n>.yaml         what it was before the n-th change, see `accept_changes`
         workdir/run.lock                which process is writing here, see `claimed`
         workdir/tokenizer/              Hugging Face format
@@ -136,7 +138,7 @@ class Workspace:
             if begun:
                 shutil.rmtree(self.tokenizer, ignore_errors=True)  # of the other config
                 _keep_written(self.snapshot)
-            write_text(self.snapshot, to_yaml(self.config))
+            write_config(self.root, self.config)
 
     def has_work(self, name: str | None = None) -> bool:
         """Whether a phase, or any, has what would be lost: a checkpoint, notes, its completion."""
@@ -256,8 +258,14 @@ def _accept(root: Path, config: Config) -> list[str]:
             when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
             about = [f"# Until {when}, when this changed:", *(f"#   {line}" for line in changed)]
             _keep(snapshot, "\n".join([*about, snapshot.read_text("utf-8")]))
-            write_text(snapshot, to_yaml(config))
+            write_config(root, config)
     return changed
+
+
+def write_config(root: Path, config: Config) -> None:
+    """Writes the config of a run, and where the modules and files are that it names."""
+    write_text(root / user_code.FOLDERS_NOTE, user_code.folders_note())
+    write_text(root / "config.yaml", to_yaml(config))
 
 
 def _keep(snapshot: Path, text: str) -> None:

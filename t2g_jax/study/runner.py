@@ -30,7 +30,6 @@ from t2g_jax.installation import commit
 from t2g_jax.runtime import durable
 from t2g_jax.runtime.locks import lock
 from t2g_jax.runtime.preemption import Preempted
-from t2g_jax.sections import to_yaml
 from t2g_jax.study.plan import Study
 
 PROGRAM = (sys.executable, "-m", "t2g_jax")
@@ -227,6 +226,8 @@ async def _process(arguments: Sequence[str], cores: set[int], log: IO[str], lock
 
 def begin(job: Job) -> None:
     """Makes the work folder of a job, with its config and copies, whole or not at all."""
+    from t2g_jax.run.workspace import write_config
+
     if job.folder.exists():
         return
     partial = job.folder.with_name(job.folder.name + ".partial")
@@ -234,7 +235,7 @@ def begin(job: Job) -> None:
     partial.mkdir(parents=True)
     for source in job.copies:
         shutil.copytree(source, partial / source.name)
-    (partial / "config.yaml").write_text(to_yaml(job.config), "utf-8")
+    write_config(partial, job.config)
     durable.appear(partial, job.folder)
 
 

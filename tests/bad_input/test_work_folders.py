@@ -59,6 +59,7 @@ def test_two_runs_in_one_work_directory(t2g, tiny_run, tmp_path, words):
             holder.kill()
     assert {path.name for path in workdir.iterdir()} <= {
         "config.yaml",
+        "folders.json",
         "run.lock",
         "sft",
         "tokenizer",

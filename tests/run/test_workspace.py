@@ -31,7 +31,8 @@ def test_asking_makes_no_folder(tiny_run, tmp_path):
     assert workspace.phase("rltf-sd") == tmp_path / "run" / "rltf_sd"
     assert not (tmp_path / "run").exists()
     workspace.begin()
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    written = sorted(path.name for path in (tmp_path / "run").iterdir())
+    assert written == ["config.yaml", "folders.json"]
     assert load_config(tmp_path / "run" / "config.yaml") == tiny_run.config
 
 
@@ -216,7 +217,8 @@ def test_a_config_that_somebody_wrote_is_kept(tiny_run, tmp_path):
     for seed in (6, 7):
         Workspace(tmp_path, tiny.with_values(tiny_run.config, seed=seed)).begin()
         assert load_config(tmp_path / "config.yaml").seed == seed
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.1.yaml", "config.yaml"]
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["config.1.yaml", "config.yaml", "folders.json"]
     assert (tmp_path / "config.1.yaml").read_text() == mine
 
 

@@ -110,7 +110,8 @@ def test_a_folder_appears_whole(study_file, tmp_path, monkeypatch):
     assert not cell.folder.exists()
     (shared.folder / "sft").mkdir()
     runner.begin(cell)
-    assert {p.name for p in cell.folder.iterdir()} == {"config.yaml", "tokenizer", "sft"}
+    written = {path.name for path in cell.folder.iterdir()}
+    assert written == {"config.yaml", "folders.json", "tokenizer", "sft"}
 
 
 @pytest.mark.parametrize("jobs", ["0", "-1", "two"])
