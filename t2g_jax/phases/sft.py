@@ -110,8 +110,16 @@ def demonstrations(context: Context, step: int) -> list[TokenSequence]:
         for example in examples
     ]
     repairs = [i for i, (_, _, repair) in enumerate(drafts) if repair and i not in critics]
-    wrong = poor(context, [drafts[i][:2] for i in repairs]) if repairable(context) else []
-    asked = sorted(critics | {i for i, is_wrong in zip(repairs, wrong, strict=False) if is_wrong})
+    repaired: set[int] = set()
+    if repairable(context):
+        wrong = poor(context, [drafts[i][:2] for i in repairs])
+        solve = require_capability(context.task, "solve", needed_by="sft.repair_fraction")
+        repaired = {
+            i
+            for i, is_wrong in zip(repairs, wrong, strict=True)
+            if is_wrong and solve(drafts[i][0]) is not None
+        }
+    asked = sorted(critics | repaired)
     feedback: dict[int, Critique | JudgeError] = {}
     if asked:
         critic = context.judges if sft.critiques == "judge" else context.own_judges
@@ -163,13 +171,13 @@ def demonstration(
     if isinstance(feedback, Critique):
         if as_critic:
             asked = [prompt, (attempt, given), (critique_request(tokenizer, attempt), given)]
-            answer = feedback.text
+            answer: str | None = feedback.text
         else:
             asked = [*parts, (tokenizer.next_turn(feedback.text, ended=True), given)]
             solve = require_capability(context.task, "solve", needed_by="sft.repair_fraction")
             answer = solve(example)
-        whole = [*asked, (tokenizer.answer(answer or ""), learn)]
-        has_room = context.prompts.has_room([], sum(len(tokens) for tokens, _ in whole))
-        if answer is not None and has_room:
-            parts = whole
+        if answer is not None:
+            whole = [*asked, (tokenizer.answer(answer), learn)]
+            if context.prompts.has_room([], sum(len(tokens) for tokens, _ in whole)):
+                parts = whole
     return TokenSequence.from_parts(*parts)

@@ -78,6 +78,21 @@ def test_critique_fraction(tiny_context):
         assert critique == f"{expected}<|end|>"
 
 
+def test_nobody_is_asked_about_what_cannot_be_repaired(tiny_context, monkeypatch):
+    """A judge may cost money, and its critique would be shown with no answer to it."""
+    asked = []
+    judge = type(tiny_context.judge)
+    critique = judge.critique
+    monkeypatch.setattr(judge, "critique", lambda *a: asked.append(a) or critique(*a))
+    context = tiny.changed(tiny_context, sft__repair_fraction=1.0)
+    assert 4 in {len(pieces) for pieces in conversations(context)}
+    assert asked
+    asked.clear()
+    monkeypatch.setattr(type(context.task), "solve", lambda *_: None)
+    assert {len(pieces) for pieces in conversations(context)} == {2}
+    assert not asked
+
+
 def test_a_judge_that_fails_leaves_the_first_attempt(tiny_context, monkeypatch):
     def fail(*_):
         raise JudgeError("no credit left")
