@@ -4,6 +4,7 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import sys
 
 import pytest
 
@@ -69,4 +70,8 @@ def test_examples_run(name):
     example, said = EXAMPLES[name], []
     example.globs = {"__name__": "__main__"}
     runner = doctest.DocTestRunner(optionflags=doctest.FAIL_FAST, verbose=False)
+    before = set(sys.modules)
     assert runner.run(example, out=said.append).failed == 0, "".join(said)
+    for module in set(sys.modules) - before:
+        if sys.modules[module].__spec__ is None:  # which the example made, of no file
+            del sys.modules[module]
