@@ -769,13 +769,16 @@ class PPOConfig(PolicyConfig):
 
     @property
     def measures(self) -> frozenset[str]:
-        return super().measures | {"value_loss", "value_clip_fraction"}
+        return super().measures | ({"value_loss", "value_clip_fraction"} if self.heads else set())
 
 
 @dataclasses.dataclass(frozen=True)
 class Text2GradConfig(PPOConfig):
     """Text2Grad (arXiv 2505.22338): PPO on span rewards that come from critiques."""
 
+    baseline: Literal["value", "group", "batch"] = "value"
+    """What a token's return is compared with: a value head's estimate (the paper: GAE), the mean of
+    the other completions of its group at the same place, or the mean over the round."""
     kl: Divergence | None = None
     """As in ppo. The paper's is `full`: each token costs 0 or more, which pays for ending early."""
     span_source: Literal["reward_model", "judge"] = "reward_model"
@@ -799,6 +802,25 @@ class Text2GradConfig(PPOConfig):
             f"reward_threshold ({self.reward_threshold}) has no effect with reward: expected; "
             "leave it out, or set reward: hard",
         )
+        for name in ("gae_lambda", "value_coefficient", "value_clip"):
+            given, default = getattr(self, name), getattr(type(self), name)
+            require(
+                bool(self.heads) or given == default,
+                f"{name} ({given}) has no effect with baseline: {self.baseline}, which has no "
+                "value head; leave it out, or set baseline: value",
+            )
+        require(
+            self.baseline != "group" or self.group_size >= 2,
+            "baseline: group needs a group_size of at least 2: others to compare with",
+        )
+        require(
+            self.baseline != "batch" or self.whiten,
+            "baseline: batch needs whiten: true, which takes the round's mean off",
+        )
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return super().heads if self.baseline == "value" else ()
 
     @property
     def critiques_per_step(self) -> int:

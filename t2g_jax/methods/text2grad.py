@@ -11,15 +11,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from t2g_jax.advantages import gae, whiten
 from t2g_jax.config import Text2GradConfig
 from t2g_jax.feedback.judgment import aligned, token_labels
 from t2g_jax.feedback.reward_model import Answer, RewardModel
-from t2g_jax.methods.base import Trajectory
-from t2g_jax.methods.ppo import PPO
+from t2g_jax.methods.base import Trajectory, group_advantages
+from t2g_jax.methods.ppo import PPO, fields_of, table
+from t2g_jax.methods.scores import Scores
 from t2g_jax.rollouts.episodes import Episode
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
 from t2g_jax.tasks.base import JudgeError
+from t2g_jax.training.sequences import Field, TokenSequence
+from t2g_jax.training.terms import ADVANTAGES, POLICY_WEIGHT
 
 FADE_WIDTH = 6
 """Half way through fading this many tokens after its start, as in the authors' summaries."""
@@ -77,8 +81,39 @@ class Text2Grad(PPO):
             return model.hard_rewards(answers, at_once, threshold=threshold)
         return model.rewards(answers, at_once)
 
+    def estimates(
+        self, rows: Sequence[TokenSequence], rewards: Sequence[np.ndarray], before: Scores | None
+    ) -> list[dict[Field, np.ndarray]]:
+        if self.config.heads:
+            return super().estimates(rows, rewards, before)
+        return compared_to_go(rows, rewards, self.config)
+
     def trajectory(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray) -> Trajectory:
         return Trajectory(Episode((turn,)), [advantages], span_rewards=earned)
+
+
+def compared_to_go(
+    rows: Sequence[TokenSequence], rewards: Sequence[np.ndarray], config: Text2GradConfig
+) -> list[dict[Field, np.ndarray]]:
+    """`ADVANTAGES` of each row without a value head: Gₜ − b, with Gₜ = Σ_{k ≥ t} γ^(k−t) r_k.
+
+    The baseline b is the mean of Gₜ over the group's other completions that have a token t, or what
+    whitening takes off: the mean over all tokens of the round.
+
+    Args:
+      rows: groups side by side, with `POLICY_WEIGHT`, not 0 on the tokens that were sampled.
+      rewards: [n] for each row, about each token.
+    """
+    mask = table([row.values[POLICY_WEIGHT] for row in rows])
+    to_go, _ = gae(table(rewards), np.zeros_like(mask), mask, gamma=config.gamma, gae_lambda=1.0)
+    advantages = np.asarray(to_go)
+    if config.baseline == "group":
+        among = advantages[: len(rows)], mask[: len(rows)]
+        compared = group_advantages(*among, "leave_one_out", config.group_size)
+        advantages = table(list(compared))
+    if config.whiten:
+        advantages = np.asarray(whiten(advantages, mask))
+    return fields_of(rows, {ADVANTAGES: advantages})
 
 
 def faded(rewards: np.ndarray, after: int) -> np.ndarray:

@@ -76,7 +76,7 @@ ELSEWHERE = {
     *"kl kl_in kl_coefficient adaptive_kl_target_per_sequence adaptive_kl_horizon".split(),
     "log_kl",  # test_needs
     *"gamma gae_lambda whiten".split(),  # test_ppo
-    *"span_source fade_after reward reward_threshold".split(),  # test_text2grad
+    *"baseline span_source fade_after reward reward_threshold".split(),  # test_text2grad
     *"advantage resample_rounds overlong_tokens turns".split(),  # test_grpo, test_episodes
     # test_rltf
     *"distill_coefficient distill_schedule baseline critique_correct".split(),
@@ -267,6 +267,16 @@ def loaded(tmp_path):
             "text2grad: {reward_threshold: 0.5}",
             "reward_threshold (0.5) has no effect with reward: expected",
         ),
+        (
+            "text2grad: {baseline: group, gae_lambda: 0.9}",
+            "gae_lambda (0.9) has no effect with baseline: group, which has no value head",
+        ),
+        (
+            "text2grad: {baseline: batch, value_coefficient: 0.2}",
+            "value_coefficient (0.2) has no effect with baseline: batch",
+        ),
+        ("text2grad: {baseline: group, group_size: 1}", "baseline: group needs a group_size of at"),
+        ("text2grad: {baseline: batch, whiten: false}", "baseline: batch needs whiten: true"),
         (
             "reward_model: {class_weights: [0, 1, 1]}",
             "`reward_model.class_weights.0` is 0; must be greater than 0",

@@ -93,6 +93,48 @@ def test_advantages(collect, moved, read, kind, sampling, whiten):
     assert collected.metrics["tokens_generated"] == sum(len(turn.tokens) for turn in turns)
 
 
+@pytest.mark.parametrize("whiten", [True, False])
+@pytest.mark.parametrize("baseline", ["group", "batch"])
+def test_without_a_value_head(collect, baseline, whiten):
+    """What follows a token, less what follows it in the group's others, or in the whole round."""
+    if baseline == "batch" and not whiten:
+        return  # refused, see test_settings
+    method, collected, turns, delta = collect(
+        beta=0.0,
+        text2grad__baseline=baseline,
+        text2grad__whiten=whiten,
+        text2grad__gae_lambda=0.95,  # the default: it has no effect
+        text2grad__kl_coefficient=0.0,
+    )
+    assert "value_head" not in method.params
+    assert {term.name for term in method.plan.objective.terms} == {"policy_loss"}
+    to_go = [
+        [sum(GAMMA ** (k - t) * r[k] for k in range(t, len(r))) for t in range(len(r))]
+        for r in delta
+    ]
+    expected = []
+    for i, mine in enumerate(to_go):
+        group = i // method.config.group_size * method.config.group_size
+        others = [to_go[j] for j in range(group, group + method.config.group_size) if j != i]
+        if baseline == "batch":
+            expected.append(np.array(mine))
+            continue
+        there = [[other[t] for other in others if t < len(other)] for t in range(len(mine))]
+        expected.append(
+            np.array([g - np.mean(of) if of else 0.0 for g, of in zip(mine, there, strict=True)])
+        )
+    if whiten:
+        everything = np.concatenate(expected)
+        deviation = np.sqrt(everything.var(ddof=1) + 1e-8)
+        expected = [(each - everything.mean()) / deviation for each in expected]
+    for row, turn, wanted in zip(collected.rows, turns, expected, strict=True):
+        learned = row.fields["policy_weight"] > 0
+        assert row.tokens[learned].tolist() == turn.tokens
+        np.testing.assert_allclose(row.fields["advantages"][learned], wanted, rtol=1e-4, atol=1e-4)
+        assert not row.fields["advantages"][~learned].any()
+        assert not {"returns", "old_values"} & set(row.fields)
+
+
 def test_the_tasks_reward_is_not_learned(collect):
     """Spans alone are: the completions earn random numbers, and returns do not show them."""
     _, collected, turns, delta = collect(
