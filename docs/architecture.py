@@ -30,10 +30,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ),
     (
         "one process",
-        (
-            *("runtime", "yaml_text", "sections", "overrides", "user_code", "factories"),
-            *("plugins", "outside_methods", "config"),
-        ),
+        (*("runtime", "user_code", "plugins", "config", "factories"),),
     ),
     ("components", ("parallel", "models", "sampling", "data", "tasks", "judges", "training")),
     ("a run", ("report", "run", "rollouts", "feedback", "methods")),

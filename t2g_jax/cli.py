@@ -19,10 +19,10 @@ from t2g_jax.config import (
     load_config,
     print_options,
 )
+from t2g_jax.config.base import read_yaml
 from t2g_jax.errors import EXIT_USER_ERROR, ConfigError, T2GError
 from t2g_jax.printing import one_line, show_error, tell
 from t2g_jax.runtime import files, streams
-from t2g_jax.sections import read_yaml
 
 EXIT_INTERRUPTED = 130
 
@@ -239,7 +239,7 @@ def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
     import jax
 
     from t2g_jax import __version__
-    from t2g_jax.sections import values
+    from t2g_jax.config.base import values
 
     code = hashlib.sha256()
     for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")):

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from t2g_jax import user_code
+from t2g_jax.config.base import with_environment
 from t2g_jax.errors import T2GError
-from t2g_jax.sections import with_environment
 
 
 def make(

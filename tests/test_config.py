@@ -11,8 +11,8 @@ import pytest
 
 from t2g_jax import config as schema
 from t2g_jax.config import Config, ConfigError, changes, config_hash, diff, load_config, to_yaml
-from t2g_jax.overrides import override, print_options
-from t2g_jax.sections import Section, differences, with_environment
+from t2g_jax.config.base import Section, differences, with_environment
+from t2g_jax.config.overrides import override, print_options
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
 

@@ -8,8 +8,8 @@ import pytest
 
 from t2g_jax import cli, printing
 from t2g_jax.config import Config, ModelConfig
+from t2g_jax.config.overrides import print_options
 from t2g_jax.errors import T2GError
-from t2g_jax.overrides import print_options
 from t2g_jax.printing import one_line, visible
 from t2g_jax.run.context import say
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t2g_jax.config.yaml_text import dump, load
 from t2g_jax.errors import ConfigError
-from t2g_jax.yaml_text import dump, load
 
 
 def value_of(text):

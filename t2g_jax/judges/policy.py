@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2g_jax.config import MeshConfig, PositiveInt, TemplateOptions
+from t2g_jax.config.base import Section, parse
 from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import split_thought
 from t2g_jax.errors import T2GError
@@ -33,7 +34,6 @@ from t2g_jax.parallel.shapes import bucket, round_up
 from t2g_jax.parallel.sharding import ROWS, make_mesh, parts, state_shardings
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import Completion, generate_rows
-from t2g_jax.sections import Section, parse
 from t2g_jax.tasks.base import (
     CRITIQUE_REQUEST,
     Critique,

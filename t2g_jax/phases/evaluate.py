@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from t2g_jax.config import Config
+from t2g_jax.config.base import differences
 from t2g_jax.judges.counts import judge_columns
 from t2g_jax.models.heads import Params
 from t2g_jax.report import learnability
@@ -23,7 +24,6 @@ from t2g_jax.run.claim import claimed
 from t2g_jax.run.context import READING, Context, say
 from t2g_jax.run.workspace import SFT, Workspace, read_json, write_json
 from t2g_jax.runtime import hosts
-from t2g_jax.sections import differences
 from t2g_jax.tasks.base import JudgeError
 from t2g_jax.tasks.scoring import floor_of, score_metrics
 

@@ -13,6 +13,7 @@ import rich.console
 
 import t2g_jax
 from t2g_jax.config import Config, to_yaml
+from t2g_jax.config.base import differences
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.counts import FAILED
 from t2g_jax.printing import one_line
@@ -34,7 +35,6 @@ from t2g_jax.run import provenance
 from t2g_jax.run.samples import read_samples
 from t2g_jax.run.workspace import REWARD_MODEL, SFT, Workspace, command, read_json
 from t2g_jax.runtime import hosts
-from t2g_jax.sections import differences
 from t2g_jax.training.metrics import FILE, checksum, read_metrics
 
 SECOND = "accuracy_turn_2"

@@ -22,8 +22,7 @@ from typing import Any
 import jax
 
 import t2g_jax
-from t2g_jax import sections
-from t2g_jax.config import JUDGE_LIMITS, Config, is_aside, section_of
+from t2g_jax.config import JUDGE_LIMITS, Config, base, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
 from t2g_jax.errors import T2GError
@@ -299,7 +298,7 @@ def differs(record: Made, config: Config, phase: str) -> list[str]:
     """What a phase was made with that a config says otherwise: "seed: 0, not 7"."""
     return [
         change.replace(" → ", ", not ")
-        for change in sections.differences(record["inputs"], inputs(phase, config))
+        for change in base.differences(record["inputs"], inputs(phase, config))
     ]
 
 
@@ -332,7 +331,7 @@ def of_values(values: Mapping[str, Any]) -> str:
 
 
 def _of(keys: Sequence[str], config: Config) -> Iterable[tuple[str, Any]]:
-    for key, value in sections.values(config).items():
+    for key, value in base.values(config).items():
         if any(key == name or key.startswith(f"{name}.") for name in keys):
             yield key, value
 

@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from t2g_jax import plugins, sections, user_code
-from t2g_jax.config import Config, Seed, Tokens, config_class, section_of
-from t2g_jax.sections import ConfigError, Section, config_hash
+from t2g_jax import plugins, user_code
+from t2g_jax.config import Config, Seed, Tokens, base, config_class, section_of
+from t2g_jax.config.base import ConfigError, Section, config_hash
 
 SHARED = "shared"
 """Folder of what the arms of a task and seed have in common."""
@@ -110,7 +110,7 @@ def load_study(path: str | os.PathLike[str]) -> Study:
     """
     stem = os.path.splitext(os.path.basename(path))[0]
     name = re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-") or "study"
-    file = sections.read(StudyFile(name=name), path)
+    file = base.read(StudyFile(name=name), path)
     problems = list(_problems(file))
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
@@ -163,7 +163,7 @@ def _arm(
     if "method" not in values:
         raise ConfigError(f"{source}: `method` is missing")
     about = {key: values[key] for key in ("method", "baseline") if key in values}
-    arm = sections.changed(Arm(method="grpo"), about, source=source)
+    arm = base.changed(Arm(method="grpo"), about, source=source)
     if arm.method not in known:
         raise ConfigError(
             f"{source}: `method` is {json.dumps(arm.method)}; "
@@ -190,7 +190,7 @@ def _cells(
 
     def build(where: str, config: Config, *layers: Mapping[str, Any]) -> Config | None:
         try:
-            return sections.changed(config, *layers, source="")
+            return base.changed(config, *layers, source="")
         except ConfigError as error:
             for line in str(error).removeprefix(": ").split("\n: "):
                 problems.setdefault(line, []).append(where)

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from t2g_jax import plugins
 from t2g_jax.config import DATA, PUZZLES
+from t2g_jax.config.base import with_environment
 from t2g_jax.installation import pip_install
-from t2g_jax.sections import with_environment
 from t2g_jax.tasks.base import Example, Floor, Score, Task, TaskError
 
 if TYPE_CHECKING:

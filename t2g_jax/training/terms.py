@@ -8,7 +8,7 @@ A new loss is a subclass of `Term`, here or in a file of its own, and a setting 
 configured. It declares a `Field` for each value that it reads of a token and that no other term has
 declared, and is handed to an `Objective` by the method. Batches, denominators, `t2g plan` and the
 step need no change. A new method is a file in `methods/` that makes sequences with those fields,
-its section in `config.py`, and its name in `methods/__init__.py`.
+its section in `config/methods.py`, and its name in `methods/__init__.py`.
 """
 
 from __future__ import annotations

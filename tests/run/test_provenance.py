@@ -13,6 +13,7 @@ from tiny import without_checksum
 
 from t2g_jax import cli
 from t2g_jax.config import METHODS, is_aside
+from t2g_jax.config.base import values
 from t2g_jax.data import trial
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.errors import T2GError
@@ -20,7 +21,6 @@ from t2g_jax.phases import annotate, evaluate, generate, policy, reporting, rewa
 from t2g_jax.run import provenance
 from t2g_jax.run.context import Context
 from t2g_jax.run.workspace import BEFORE_METHODS, Workspace, accept_changes
-from t2g_jax.sections import values
 from t2g_jax.training.checkpoint import Checkpoints
 
 PHASES = (*BEFORE_METHODS, *METHODS)

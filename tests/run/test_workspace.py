@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from t2g_jax.config import METHODS, is_aside, load_config
+from t2g_jax.config.base import values
 from t2g_jax.errors import T2GError
 from t2g_jax.run import provenance
 from t2g_jax.run.context import once, say
@@ -22,7 +23,6 @@ from t2g_jax.run.workspace import (
     write_text,
 )
 from t2g_jax.runtime import checked, hosts
-from t2g_jax.sections import values
 
 
 def test_asking_makes_no_folder(tiny_run, tmp_path):

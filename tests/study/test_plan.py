@@ -5,7 +5,7 @@ import re
 import pytest
 
 from t2g_jax.config import ConfigError
-from t2g_jax.sections import diff
+from t2g_jax.config.base import diff
 from t2g_jax.study.plan import load_study
 
 

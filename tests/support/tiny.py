@@ -11,15 +11,15 @@ import numpy as np
 
 from t2g_jax import cli
 from t2g_jax.config import Config, load_config, to_yaml
+from t2g_jax.config.base import AnySection, Section
 from t2g_jax.rollouts.turns import Turn
 from t2g_jax.run.context import Context
 from t2g_jax.runtime import checked
 from t2g_jax.sampling.generate import Completion
-from t2g_jax.sections import AnySection, Section
 from t2g_jax.tasks.base import Score
 from t2g_jax.training.metrics import Stopwatch
 
-CHECKS = ("t2g_jax.config", "t2g_jax.sections", "t2g_jax.run.capacity", "t2g_jax.run.needs")
+CHECKS = ("t2g_jax.config", "t2g_jax.config.base", "t2g_jax.run.capacity", "t2g_jax.run.needs")
 """They look at a config before a run, and nothing that it makes depends on them."""
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"

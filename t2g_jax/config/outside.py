@@ -17,10 +17,11 @@ import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from t2g_jax import overrides, plugins, sections, user_code
+from t2g_jax import plugins, user_code
+from t2g_jax.config import overrides
+from t2g_jax.config.base import Section, parse
 from t2g_jax.errors import ConfigError, T2GError
 from t2g_jax.printing import one_line
-from t2g_jax.sections import Section
 
 TAKES = "a method's class"
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -215,7 +216,7 @@ def _checked(
     )
     require(callable(getattr(method, "collect", None)), "has no method collect(state, step)")
     what = f"{where}: its section {section.__name__} cannot be used"
-    user_code.call(what, sections.parse, section, {}, f"{where}: its section {section.__name__}")
+    user_code.call(what, parse, section, {}, f"{where}: its section {section.__name__}")
     return method
 
 

@@ -1,7 +1,7 @@
 """Frozen dataclasses as configuration: YAML in, clear errors out.
 
-Knows nothing of any particular option; `config.py` has those. `yaml_text` reads the file, pydantic
-checks types and ranges, and `overrides` takes what the command line says.
+Knows nothing of any particular option; `sections` and `methods` have those. `yaml_text` reads the
+file, pydantic checks types and ranges, and `overrides` takes what the command line says.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 
-from t2g_jax import yaml_text
+from t2g_jax.config import yaml_text
 from t2g_jax.errors import ConfigError, T2GError, nearest
 from t2g_jax.printing import one_line
 from t2g_jax.runtime import files

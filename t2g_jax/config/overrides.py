@@ -19,10 +19,8 @@ from typing import Any
 
 import pydantic
 
-from t2g_jax import yaml_text
-from t2g_jax.errors import ConfigError
-from t2g_jax.printing import one_line
-from t2g_jax.sections import (
+from t2g_jax.config import yaml_text
+from t2g_jax.config.base import (
     DASHES,
     AnySection,
     Section,
@@ -32,6 +30,8 @@ from t2g_jax.sections import (
     is_mapping,
     is_section,
 )
+from t2g_jax.errors import ConfigError
+from t2g_jax.printing import one_line
 
 _NOTHING = ("null", "none", "None")
 _JSON = (str, bool, int, float, list, dict, types.NoneType)
