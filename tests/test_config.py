@@ -285,7 +285,7 @@ def test_wrong_override(write, overrides, expected):
 )
 def test_a_word_means_what_it_means_in_yaml(write, words, key, value):
     config = load_config(write(""), words.split())
-    assert schema.sections.values(config)[key] == value
+    assert schema.base.values(config)[key] == value
 
 
 @pytest.mark.parametrize(
@@ -490,19 +490,19 @@ def test_wrong_settings_of_ones_own(words, expected):
 )
 def test_no_change_of_settings_is_overlooked(before, after, said):
     old, new = (WithOwn(Own(settings)) for settings in (before, after))
-    assert said in schema.sections.changes(old, new)
-    assert said in differences(schema.sections.values(old), schema.sections.values(new))
+    assert said in schema.base.changes(old, new)
+    assert said in differences(schema.base.values(old), schema.base.values(new))
 
 
 def test_every_option_is_listed_with_its_meaning_and_value(capsys):
     config = Config(name="run")
     print_options(config)
     shown = " ".join(capsys.readouterr().out.split())
-    for key, annotation in schema.sections.fields_of(Config):
-        if schema.sections.is_section(annotation):
+    for key, annotation in schema.base.fields_of(Config):
+        if schema.base.is_section(annotation):
             assert f" {key} options: " in shown
         else:
-            option = f"--{key}.NAME" if schema.sections.is_mapping(annotation) else f"--{key}"
+            option = f"--{key}.NAME" if schema.base.is_mapping(annotation) else f"--{key}"
             found = re.search(rf" {re.escape(option)} (\S.*?) \(default: (.*?)\)( |$)", shown)
             assert found, option
             assert len(found[1].split()) > 2, option  # a type, and what it means

@@ -268,8 +268,7 @@ class Text2GradConfig(PPOConfig):
     """Text2Grad (arXiv 2505.22338): PPO on span rewards that come from critiques."""
 
     baseline: Literal["value", "group", "batch"] = "value"
-    """What a token's return is compared with: a value head's estimate (the paper: GAE), the mean of
-    the other completions of its group at the same place, or the mean over the round."""
+    """Of a return: a value head (the paper), the rest of the group, or the round."""
     kl: Divergence | None = None
     """As in ppo. The paper's is `full`: each token costs 0 or more, which pays for ending early."""
     span_source: Literal["reward_model", "judge"] = "reward_model"
