@@ -13,9 +13,12 @@ SHORT = (
     *("--rltf_sd.steps", "2", "--rltf_sd.prompts_per_step", "2"),
     *("--text2grad.steps", "2", "--text2grad.prompts_per_step", "2"),
     *("--rltf_sd.eval_every", "0", "--text2grad.eval_every", "0"),
-    *("--evaluate.samples_per_prompt", "1",),
+    *(
+        "--evaluate.samples_per_prompt",
+        "1",
+    ),
 )
-"""Enough to see that everything is in its place; benchmarks/words.py learns it."""
+"""Enough to see that everything is in its place."""
 
 
 @pytest.fixture(scope="module")
