@@ -27,6 +27,8 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from t2g_jax import user_code  # noqa: E402
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -54,6 +56,13 @@ def precision(request):
     else:
         with jax.enable_x64(True):
             yield Precision(np.float64, 1e-10)
+
+
+@pytest.fixture(autouse=True)
+def places_of_user_code(monkeypatch):
+    """Where one test looks for modules and files is nothing to the next."""
+    monkeypatch.setattr(user_code, "_folders", list(user_code._folders))
+    monkeypatch.setattr(sys, "path", list(sys.path))
 
 
 @pytest.fixture

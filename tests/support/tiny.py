@@ -19,8 +19,9 @@ from t2g_jax.sampling.generate import Completion
 from t2g_jax.tasks.base import Score
 from t2g_jax.training.metrics import Stopwatch
 
-CHECKS = ("t2g_jax.config", "t2g_jax.config.base", "t2g_jax.run.capacity", "t2g_jax.run.needs")
-"""They look at a config before a run, and nothing that it makes depends on them."""
+CHECKS = ("t2g_jax.config", "t2g_jax.run.capacity", "t2g_jax.run.needs")
+"""Modules, and what is in them, that look at a config before a run, and nothing that it makes
+depends on them."""
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
 
@@ -72,12 +73,15 @@ def spying(read: set[tuple[str, str]]):
 
     def look(section, name):
         frame = sys._getframe(1)
-        while frame.f_globals["__name__"] in ("dataclasses", "copy", __name__) or isinstance(
-            getattr(type(section), frame.f_code.co_name, None), property
+        while (
+            frame.f_globals["__name__"] in ("dataclasses", "copy", __name__)
+            or frame.f_code.co_name == "of_method"
+            or isinstance(getattr(type(section), frame.f_code.co_name, None), property)
         ):  # whoever asks a section what follows from its fields reads them
             frame = frame.f_back
         reader = frame.f_globals["__name__"]
-        if reader.startswith("t2g_jax.") and reader not in CHECKS:
+        checks = any(f"{reader}.".startswith(f"{module}.") for module in CHECKS)
+        if reader.startswith("t2g_jax.") and not checks:
             read.add((type(section).__name__, name))
         return object.__getattribute__(section, name)
 
