@@ -11,7 +11,7 @@ import pytest
 SHORT = (
     *("--sft.steps", "4", "--sft.batch_size", "8", "--tokenizer.texts", "200"),
     *("--rltf_sd.steps", "2", "--rltf_sd.prompts_per_step", "2"),
-    *("--text2grad.steps", "2", "--text2grad.prompts_per_step", "2"),
+    *("--text2grad.steps", "2", "--text2grad.prompts_per_step", "4"),
     *("--rltf_sd.eval_every", "0", "--text2grad.eval_every", "0"),
     *(
         "--evaluate.samples_per_prompt",
