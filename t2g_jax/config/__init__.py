@@ -2,9 +2,9 @@
 
     config = load_config("configs/quickstart.yaml", ["--grpo.group_size", "4"])
 
-A run is one YAML file. What the file leaves out keeps the default written here. pydantic checks
-file and overrides against these classes, so this page is also the list of options:
-`t2g run CONFIG --help` prints it.
+A run is one YAML file. What the file leaves out keeps the default written in `sections` and
+`methods`. pydantic checks file and overrides against their classes, so these are also the list of
+options: `t2g run CONFIG --help` prints it.
 """
 
 import dataclasses
