@@ -62,9 +62,14 @@ class RolloutConfig(Section):
         return self.epochs * self.minibatches
 
     @property
+    def attempts(self) -> int:
+        """The most that a conversation has."""
+        return 1
+
+    @property
     def completions_per_step(self) -> int:
         """The most that a round has."""
-        return self.prompts_per_step * self.group_size
+        return self.prompts_per_step * self.group_size * self.attempts
 
     @property
     def rows_per_step(self) -> int:
@@ -74,7 +79,7 @@ class RolloutConfig(Section):
     @property
     def critiques_per_step(self) -> int:
         """Questions to the judge in a round, if every attempt is wrong. 0: it asks none."""
-        return 0
+        return self.prompts_per_step * self.group_size * (self.attempts - 1)
 
     @property
     def needs_reward_model(self) -> bool:
@@ -376,12 +381,8 @@ class EpisodeConfig(GroupConfig):
     """Attempts a conversation may have; a correct one ends it."""
 
     @property
-    def completions_per_step(self) -> int:
-        return super().completions_per_step * self.turns
-
-    @property
-    def critiques_per_step(self) -> int:
-        return self.prompts_per_step * self.group_size * (self.turns - 1)
+    def attempts(self) -> int:
+        return self.turns
 
     @property
     def measures(self) -> frozenset[str]:
@@ -460,12 +461,8 @@ class RejectionSamplingConfig(RolloutConfig):
     """Answers are learned from that earn so much. None: those that are right."""
 
     @property
-    def completions_per_step(self) -> int:
-        return super().completions_per_step * self.turns
-
-    @property
-    def critiques_per_step(self) -> int:
-        return self.prompts_per_step * self.group_size * (self.turns - 1)
+    def attempts(self) -> int:
+        return self.turns
 
     @property
     def measures(self) -> frozenset[str]:

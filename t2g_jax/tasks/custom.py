@@ -204,8 +204,8 @@ def _floor(found: Any, where: str) -> Floor | None:
     return found
 
 
-def _completion(found: Any, where: str) -> str:
-    if not isinstance(found, str):
+def _completion(found: Any, where: str) -> str | None:
+    if not isinstance(found, str | None):
         raise T2GError(f"{where} returned {user_code.shown(found)}; return the completion's text")
     return found
 
@@ -221,8 +221,8 @@ def _judge(found: Any, where: str) -> Any:
 
 _CHECKS: dict[str, Callable[[Any, str], Any]] = {
     "floor": _floor,
-    "solve": lambda found, where: None if found is None else _completion(found, where),
-    "demonstrate": lambda found, where: None if found is None else _completion(found, where),
+    "solve": _completion,
+    "demonstrate": _completion,
     "judge": _judge,
 }
 
