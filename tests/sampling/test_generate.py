@@ -11,6 +11,7 @@ from t2g_jax.errors import T2GError
 from t2g_jax.models import heads, lora
 from t2g_jax.parallel.shapes import bucket
 from t2g_jax.parallel.sharding import make_mesh, state_shardings
+from t2g_jax.sampling import generate as module
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.sampling.generate import generate
 from t2g_jax.sampling.sampler import pad_prompts, sample
@@ -144,3 +145,17 @@ def test_prompts_of_all_lengths_have_few_widths():
     assert widths == sorted(widths)
     assert all(length <= width <= 7200 for length, width in enumerate(widths, 1))
     assert set(widths[:5000]) == {bucket([range(length)]) for length in range(1, 5001)}
+
+
+def test_any_number_of_prompts_makes_five_shapes(monkeypatch, draw):
+    """As many retries as there were wrong attempts: each number would compile a program."""
+    shapes = set()
+
+    def note(params, prompts, keys, *, width, **kwargs):
+        shapes.add((len(keys), width))
+        return [None] * len(prompts)
+
+    monkeypatch.setattr(module, "generate_rows", note)
+    for count in range(1, 65):
+        assert len(draw([[3, 4]] * count, batch_size=64)) == count
+    assert shapes == {(rows, 16) for rows in (16, 24, 32, 48, 64)}
