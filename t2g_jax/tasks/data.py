@@ -6,10 +6,11 @@ task: {name: data, settings: {train: prompts.jsonl, reward: numeric}}
 from __future__ import annotations
 
 import collections
+import contextlib
 import inspect
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from t2g_jax.tasks.base import (
 )
 from t2g_jax.tasks.rewards import Rewards, make_rewards
 from t2g_jax.tasks.rows import Quarantined, Rows, Spool, read_rows
-from t2g_jax.tasks.sources import Source
+from t2g_jax.tasks.sources import Row, Source
 
 HELD_OUT = 0.1
 """Share of the training rows that is held out where there are no test rows."""
@@ -153,16 +154,17 @@ class DataTask:
                 "the test rows'"
             )
         if self.quarantine:
-            first = self.quarantine[0]
+            first, count = self.quarantine[0], len(self.quarantine)
+            rows = "1 row" if count == 1 else f"{count} rows"
             lines.append(
-                f"Warning: task: {len(self.quarantine)} rows cannot be used; the first is "
+                f"Warning: task: {rows} cannot be used; the first is "
                 f"{first.source}, line {first.line}: {first.reason}"
             )
         return lines
 
     def _read(self, which: str, given: Any) -> Spool:
         sources = _sources(which, given)
-        rows = itertools.chain.from_iterable(source.rows(which) for source in sources)
+        rows = itertools.chain.from_iterable(_rows_of(which, source) for source in sources)
         problem = self.rewards.problem if self.rewards else lambda example: None
         spool, bad = read_rows(rows, columns=self._columns, problem=problem)
         self.quarantine += bad
@@ -248,10 +250,25 @@ def _sources(which: str, given: Any) -> list[Source]:
                 )
             _require_text(f"{which}.{name}", value)
         named = {name: value for name, value in options.items() if name != "source"}
-        sources += Source(options["source"], **named).files()
+        with _named(which):
+            sources += Source(options["source"], **named).files()
     if not sources:
         raise T2GError(f"{key} is empty; name a file or dataset")
     return sources
+
+
+def _rows_of(which: str, source: Source) -> Iterator[Row]:
+    with _named(which):
+        yield from source.rows(which)
+
+
+@contextlib.contextmanager
+def _named(which: str) -> Iterator[None]:
+    """Errors say which setting named the source."""
+    try:
+        yield
+    except T2GError as error:
+        raise T2GError(f"task.settings.{which}: {error}") from error
 
 
 def _checked_columns(columns: Any) -> dict[str, str]:

@@ -157,7 +157,7 @@ def to_example(row: Row, columns: Mapping[str, str]) -> Example:
     values = {name: value for name, value in values.items() if value is not None}
     if "prompt" not in values:
         have = ", ".join(sorted(row.values)) or "none"
-        raise Malformed(f"no `prompt`; columns: {have}")
+        raise Malformed(f"no `prompt` (columns: {have}); task.settings.columns says which it is")
     return Example(
         id=_id(values.pop("id", f"{row.source}:{row.line}")),
         prompt=checked_prompt(values.pop("prompt")),

@@ -103,7 +103,7 @@ def test_rows_from_demonstrations_to_second_attempts(tmp_path, run, capsys):
     assert all({"accuracy", "reward", "score_numeric", "score_regex"} <= set(line) for line in log)
     said = capsys.readouterr().err
     assert "task: 20 rows to train on, 4 to evaluate on" in said
-    assert "1 rows cannot be used; the first is" in said
+    assert "1 row cannot be used; the first is" in said
     assert f"{workdir / 'quarantine/rows.jsonl'} has them all" in said
 
     # The run goes on with these rows, and with no others.

@@ -65,7 +65,7 @@ BAD = {
     "{bad": "not JSON: Expecting property name",
     "[1]": "list [1], not an object {…}",
     '{"prompt": NaN}': "NaN is no number of JSON",
-    '{"question": "x"}': "no `prompt`; columns: question",
+    '{"question": "x"}': "no `prompt` (columns: question); task.settings.columns says which it is",
     '{"prompt": null}': "no `prompt`",
     '{"prompt": " "}': "`prompt` is empty",
     '{"prompt": 3}': "`prompt` is int 3; must be text or messages",
@@ -234,7 +234,7 @@ def test_files_beside_the_config_patterns_and_gzip(here, monkeypatch):
     write(folder / "a-2.jsonl", sums(2, start=5))
     with gzip.open("b.jsonl.gz", "wt") as file:
         file.write('\ufeff{"prompt": "z"}\n')
-    with pytest.raises(T2GError, match=r"there is no file a-\*.jsonl"):
+    with pytest.raises(T2GError, match=r"task\.settings\.train: there is no file a-\*.jsonl"):
         task("a-*.jsonl")
     user_code.look_in(folder)
     made = task(["a-*.jsonl", "b.jsonl.gz"], test="a-1.jsonl")
@@ -254,7 +254,7 @@ def test_a_file_that_cannot_be_read(here):
     (here / "train.csv").write_text("prompt\nx")
     with pytest.raises(T2GError, match=r"rows are read from \.jsonl"):
         task("train.csv")
-    with pytest.raises(T2GError, match=r"there is no file missing\.jsonl"):
+    with pytest.raises(T2GError, match=r"task\.settings\.train: there is no file missing\.jsonl"):
         task("missing.jsonl")
     with pytest.raises(T2GError, match=r"there is no folder \./missing"):
         task("./missing")
