@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import re
@@ -70,45 +71,55 @@ def class_of_run(
     if folder is not None:
         spoken_of |= {entry.name for entry in os.scandir(folder) if entry.is_dir()}
     ours = tuple(known_methods(base, of_method))
-    found: dict[str, tuple[str, type]] = {}
-
-    def add(named: str, where: str, method: Any, name: str | None = None) -> None:
+    brought: dict[str, tuple[str, type]] = {}  # by whom, and the class
+    for by, where, method, name in itertools.chain(
+        _named_in_plugins(values, said, source), _of_packages(spoken_of, ours, source)
+    ):
         checked = _checked(method, where, base, of_method, name)
-        before, same = found.setdefault(checked.name, (named, checked))
+        before, same = brought.setdefault(checked.name, (by, checked))
         if same is not checked:
             raise ConfigError(
-                f"{where}: the method {checked.name!r} is brought by {before} and by {named}: "
+                f"{where}: the method {checked.name!r} is brought by {before} and by {by}: "
                 "leave one out, or give it another name"
             )
+    _refuse_unknown(chosen, (*ours, *brought), "command line" if "methods" in said else source)
+    kind: Any = base
+    return typing.cast(
+        type[AnyConfig], extended(kind, tuple(method for _, method in brought.values()))
+    )
 
-    at = "command line" if "plugins" in said else source
+
+def _named_in_plugins(
+    values: Mapping[str, Any], said: Mapping[str, Any], source: str
+) -> Iterator[tuple[str, str, Any, str | None]]:
+    """Methods under `plugins`: by whom each is brought, where that is said, and its class."""
+    where = f"{'command line' if 'plugins' in said else source}: plugins"
     for value in _texts(said.get("plugins", values.get("plugins", ()))):
         if user_code.is_name(value):  # else it is refused with all that the file says
-            where = f"{at}: plugins"
-            add(value, f"{where}: {value}", user_code.load(value, key=where, takes=TAKES))
+            yield value, f"{where}: {value}", user_code.load(value, key=where, takes=TAKES), None
+
+
+def _of_packages(
+    spoken_of: Collection[str], ours: Sequence[str], source: str
+) -> Iterator[tuple[str, str, Any, str | None]]:
+    """Likewise those of installed packages that are spoken of, and the names they must have."""
+    key = f"{source}: methods"
     for name in plugins.names(plugins.METHODS):
         if section_of(name) in spoken_of:
-            key = f"{source}: methods"
             entry = plugins.find(plugins.METHODS, name, key=key, ours=ours)
+            where = f"{source}: the method {name} of {plugins.package_of(entry)}"
             method = plugins.load(entry, key=key, takes=TAKES)
-            add(
-                plugins.described(entry),
-                f"{source}: the method {name} of {plugins.package_of(entry)}",
-                method,
-                name,
-            )
+            yield plugins.described(entry), where, method, name
+
+
+def _refuse_unknown(chosen: Iterable[str], known: Collection[str], at: str) -> None:
     for i, name in enumerate(chosen):
-        if _NAME.fullmatch(name) and name not in (known := (*ours, *found)):
-            at = "command line" if "methods" in said else source
+        if _NAME.fullmatch(name) and name not in known:
             raise ConfigError(
                 f"{at}: `methods.{i}` is {json.dumps(one_line(name, 60), ensure_ascii=False)}; "
                 f"{plugins.choice(plugins.METHODS, name, known)} (one of your own: name its class "
                 "in `plugins`, or install the package that brings it)"
             )
-    kind: Any = base
-    return typing.cast(
-        type[AnyConfig], extended(kind, tuple(method for _, method in found.values()))
-    )
 
 
 @functools.cache
