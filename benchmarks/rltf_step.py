@@ -28,16 +28,18 @@ from t2g_jax.training.terms import DISTILL_WEIGHT
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 METHOD = "rltf-sd"
+CHANGES = "--sft.steps 500 --rltf_sd.prompts_per_step 16 --rltf_sd.minibatches 1".split()
+"""Of the quickstart. A short warm start: most attempts are wrong, so that most rows have two turns,
+but not all earn the same, so that there is something to learn. One update of all rows, as in the
+loop."""
 
 
 def measure(*, small: bool = False) -> Section:
     turns = 1 if small else 7
-    # A short warm start: most attempts are wrong, so that most rows have two turns, but not all
-    # earn the same, so that there is something to learn.
     config = (
         load_config(ROOT / "tests/configs/tiny.yaml")
         if small
-        else load_config(ROOT / "configs/quickstart.yaml", ["--sft.steps", "100"])
+        else load_config(ROOT / "configs/quickstart.yaml", CHANGES)
     )
     with tempfile.TemporaryDirectory() as folder:
         sft.run(config, folder)
