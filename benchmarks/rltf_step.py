@@ -28,7 +28,9 @@ from t2g_jax.training.terms import DISTILL_WEIGHT
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 METHOD = "rltf-sd"
-CHANGES = "--sft.steps 500 --rltf_sd.prompts_per_step 16 --rltf_sd.minibatches 1".split()
+CHANGES = (
+    "--sft.steps 500 --rltf_sd.prompts_per_step 16 --rltf_sd.group_size 4 --rltf_sd.minibatches 1"
+).split()
 """Of the quickstart. A short warm start: most attempts are wrong, so that most rows have two turns,
 but not all earn the same, so that there is something to learn. One update of all rows, as in the
 loop."""
