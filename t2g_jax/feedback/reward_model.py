@@ -24,14 +24,12 @@ from t2g_jax.run.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.spans.token_offsets import Offsets
 from t2g_jax.spans.transfer import transfer_values
-from t2g_jax.tasks.base import CRITIQUE_REQUEST
+from t2g_jax.tasks.base import CRITIQUE_REQUEST, MARK_REQUEST
 from t2g_jax.training.batch import Batch
 from t2g_jax.training.forward import Need
 from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.step import SPAN_PROBABILITIES, score
 from t2g_jax.training.terms import NLL_WEIGHT, SPAN_LABELS, SPAN_WEIGHT
-
-MARK_REQUEST = "Mark the answer."
 
 NEUTRAL = np.array([0.0, 1.0, 0.0], np.float32)
 """The classes of a token that the reward model has not seen."""

@@ -41,6 +41,8 @@ from t2g_jax.runtime import durable, hosts, preemption
 from t2g_jax.sampling.distribution import Sampling
 from t2g_jax.tasks import find_task
 from t2g_jax.tasks.base import (
+    CRITIQUE_REQUEST,
+    MARK_REQUEST,
     CritiqueLevel,
     JudgeError,
     Task,
@@ -355,8 +357,9 @@ def _make_tokenizer(workspace: Workspace, task: Task, source: ChatTokenizer | No
 
 
 def _texts(task: Task, level: CritiqueLevel, count: int) -> Iterator[str]:
-    """What the tokenizer is trained on: prompts and, where there are any, careless and right
-    answers, and critiques of the task's own program: another judge is not asked for this."""
+    """What the tokenizer is trained on: the requests of a run, prompts and, where there are any,
+    careless, broken and right answers, and critiques of the task's own program: another judge is
+    not asked for this."""
     rng = random.Random(0)
     train = task.split("train")
     demonstrate, solve = capability(task, "demonstrate"), capability(task, "solve")
@@ -364,12 +367,14 @@ def _texts(task: Task, level: CritiqueLevel, count: int) -> Iterator[str]:
     judge = None if judge is None else judge(level)
     for index in range(min(count, len(train))):
         example = train[index]
-        attempt = None if demonstrate is None else demonstrate(example, rng)
-        yield prompt_text(example.prompt)
-        if attempt is not None:
-            yield attempt
-            if judge is not None:
-                with contextlib.suppress(JudgeError):
-                    yield judge.critique(example, attempt).text
+        yield from (prompt_text(example.prompt), CRITIQUE_REQUEST, MARK_REQUEST)
+        if demonstrate is not None and (attempt := demonstrate(example, rng)) is not None:
+            # A policy breaks the form of an answer in ways that nobody demonstrates, and is told.
+            start, end = sorted(rng.randint(0, len(attempt)) for _ in range(2))
+            for text in (attempt, attempt[:start] + attempt[end:]):
+                yield text
+                if judge is not None:
+                    with contextlib.suppress(JudgeError):
+                        yield judge.critique(example, text).text
         if solve is not None and (answer := solve(example)) is not None:
             yield answer

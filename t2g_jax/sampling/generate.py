@@ -54,7 +54,7 @@ def generate(
       prompts: token lists.
       key: PRNG key.
       batch_size: most rows sampled at once; rounded up, see `round_up`. Fewer prompts are padded to
-        a quarter of it, so that numbers that vary from step to step compile five programs at most.
+        half of it, so that numbers that vary from step to step compile three programs at most.
       context_length: most tokens a row may have.
 
     Raises:
@@ -69,7 +69,7 @@ def generate(
             f"model.context_length={context_length}: raise it, or lower sampling.max_new_tokens"
         )
     shards = parts(mesh, *ROWS, "context")
-    rows = round_up(min(batch_size, max(len(prompts), batch_size // 4)), shards)
+    rows = round_up(min(batch_size, max(len(prompts), batch_size // 2)), shards)
     width = bucket(prompts, most=context_length - sampling.max_new_tokens)
     completions: list[Completion] = []
     for start in range(0, len(prompts), rows):

@@ -275,6 +275,9 @@ class Critique:
 CRITIQUE_REQUEST = "Critique the answer."
 """What a model is asked that is to critique the answer before."""
 
+MARK_REQUEST = "Mark the answer."
+"""What a reward model is asked that is to mark the spans of an answer which it has critiqued."""
+
 
 class Judge(Protocol):
     """A source of critiques: a program, a language model, or a person."""

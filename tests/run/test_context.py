@@ -8,7 +8,7 @@ import tiny
 from t2g_jax.run import context as contexts
 from t2g_jax.run.context import Context
 from t2g_jax.run.pretrained import decoder_config
-from t2g_jax.tasks.base import Critique, JudgeError
+from t2g_jax.tasks.base import CRITIQUE_REQUEST, MARK_REQUEST, Critique, JudgeError
 
 
 def ids(examples):
@@ -72,7 +72,7 @@ def test_a_judge_that_fails_is_no_exception(tiny_context, monkeypatch):
     assert failure.reason == "no credit left"
     # The tokenizer then learns from prompts and answers alone.
     texts = list(contexts._texts(tiny_context.task, tiny_context.judge, 4))
-    assert len(texts) == 3 * 4
+    assert len(texts) == 6 * 4
 
 
 def test_the_tokenizer_is_trained_once_on_the_first_texts(tiny_run, tmp_path, monkeypatch):
@@ -91,9 +91,17 @@ def test_the_tokenizer_is_trained_once_on_the_first_texts(tiny_run, tmp_path, mo
     monkeypatch.setattr(contexts, "train_tokenizer", train)
     config = tiny.with_values(tiny_run.config, tokenizer__texts=5, tokenizer__vocabulary_size=300)
     first = Context.open(config, tmp_path)
-    assert trained == [(4 * 5, 300)]
+    assert trained == [(8 * 5, 300)]
     assert Context.open(config, tmp_path).tokenizer.vocab_size == first.tokenizer.vocab_size
     assert len(trained) == 1
+
+
+def test_the_tokenizer_knows_what_a_run_asks_and_what_is_said_of_broken_answers(tiny_context):
+    """Nobody demonstrates a broken answer; a critique of one would be spelled letter by letter."""
+    task, judge = tiny_context.task, tiny_context.judge
+    texts = set(contexts._texts(task, judge.level, 24))
+    without_a_box = judge.critique(task.split("test")[0], "").text
+    assert {CRITIQUE_REQUEST, MARK_REQUEST, without_a_box} <= texts
 
 
 def test_the_vocabulary_is_rounded_up_for_sharding(tiny_run):

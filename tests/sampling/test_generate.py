@@ -147,7 +147,7 @@ def test_prompts_of_all_lengths_have_few_widths():
     assert set(widths[:5000]) == {bucket([range(length)]) for length in range(1, 5001)}
 
 
-def test_any_number_of_prompts_makes_five_shapes(monkeypatch, draw):
+def test_any_number_of_prompts_makes_three_shapes(monkeypatch, draw):
     """As many retries as there were wrong attempts: each number would compile a program."""
     shapes = set()
 
@@ -158,4 +158,4 @@ def test_any_number_of_prompts_makes_five_shapes(monkeypatch, draw):
     monkeypatch.setattr(module, "generate_rows", note)
     for count in range(1, 65):
         assert len(draw([[3, 4]] * count, batch_size=64)) == count
-    assert shapes == {(rows, 16) for rows in (16, 24, 32, 48, 64)}
+    assert shapes == {(rows, 16) for rows in (32, 48, 64)}
