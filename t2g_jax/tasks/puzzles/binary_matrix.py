@@ -26,9 +26,9 @@ class BinaryMatrix(ReasoningTask[Grid, Grid]):
         "paper": {"min_n": 3, "max_n": 5, "p_zero": 0.25},
         "tiny": {"min_n": 3, "max_n": 4, "p_zero": 0.25},
     }
-    default_mistakes = {"copy": 0.1, "rows": 0.3, "columns": 0.3, "diagonals": 0.3}
+    default_mistakes = {"copy": 0.1, "rows": 0.25, "columns": 0.25, "diagonals": 0.2, "short": 0.2}
     """copy: the matrix itself; rows, columns: looks only along those; diagonals: counts a step
-    across a corner as one."""
+    across a corner as one; short: does not count the last step."""
 
     def draw(self, rng: random.Random) -> Grid:
         n = rng.randint(self.settings["min_n"], self.settings["max_n"])
@@ -96,6 +96,7 @@ _METRICS: dict[str, Metric] = {
     "rows": lambda rows, columns: columns if rows == 0 else None,
     "columns": lambda rows, columns: rows if columns == 0 else None,
     "diagonals": max,
+    "short": lambda rows, columns: max(rows + columns - 1, 0),
 }
 
 

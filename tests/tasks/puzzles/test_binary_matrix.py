@@ -83,6 +83,7 @@ def test_wrong_answers(answer):
         ("rows", "0 1 2\n1 1 1\n2 1 0"),
         ("columns", "0 1 2\n1 1 1\n2 1 0"),
         ("diagonals", "0 1 2\n1 1 1\n2 1 0"),
+        ("short", "0 0 1\n0 1 0\n1 0 0"),
     ],
 )
 def test_mistakes(mistake, first_attempt):
@@ -104,6 +105,7 @@ def test_mistakes_of_rows_and_columns_differ():
         "rows": "0 1 2\n1 1 1\n1 1 1",
         "columns": "0 1 1\n1 1 1\n2 1 1",
         "diagonals": "0 1 2\n1 1 2\n2 2 2",
+        "short": "0 0 1\n0 1 2\n1 2 3",
     }
 
 
