@@ -19,7 +19,8 @@ from t2g_jax.errors import T2GError
 from t2g_jax.judges.batches import AnyJudge, Outcome, batched, takes_batches
 from t2g_jax.judges.cache import CritiqueCache
 from t2g_jax.printing import one_line
-from t2g_jax.spans.align import Alignment, Quote, align
+from t2g_jax.spans.align import align
+from t2g_jax.spans.quotes import Alignment, Quote
 from t2g_jax.tasks.base import (
     MAX_DETAILS,
     MAX_REASON,

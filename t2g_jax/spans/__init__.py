@@ -7,17 +7,10 @@ tokenizer for those of another. On the device `span_mask` and `token_rewards` ma
 """
 
 from t2g_jax.deprecation import keep_old_names
-from t2g_jax.spans.align import (
-    Alignment,
-    CharSpan,
-    Quote,
-    TokenSpan,
-    Unaligned,
-    align,
-    to_token_spans,
-)
+from t2g_jax.spans.align import align, to_token_spans
 from t2g_jax.spans.batch import rewards
 from t2g_jax.spans.masks import span_mask, token_rewards
+from t2g_jax.spans.quotes import Alignment, CharSpan, Quote, TokenSpan, Unaligned
 from t2g_jax.spans.token_offsets import offsets
 from t2g_jax.spans.transfer import transfer_spans, transfer_values
 

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax.spans.align import Quote, Unaligned, align, to_token_spans
+from t2g_jax.spans.align import align, to_token_spans
 from t2g_jax.spans.masks import Overlap, token_rewards
+from t2g_jax.spans.quotes import Quote, Unaligned
 from t2g_jax.spans.token_offsets import Offsets
 
 Quotes = Sequence[Quote | str | tuple[str, float]]

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from t2g_jax.spans.align import CharSpan, TokenSpan, to_token_spans
+from t2g_jax.spans.align import to_token_spans
+from t2g_jax.spans.quotes import CharSpan, TokenSpan
 from t2g_jax.spans.token_offsets import Offsets
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, Protocol
 
 from t2g_jax.errors import T2GError
-from t2g_jax.spans.align import Quote
+from t2g_jax.spans.quotes import Quote
 
 MAX_REASON = 60
 """Characters of a failure's reason; a longer one is no reason to count by."""

@@ -18,7 +18,8 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from t2g_jax.data.tokenizer import SPECIAL_TOKENS, ChatTokenizer, train_tokenizer
-from t2g_jax.spans.align import Quote, align, to_token_spans
+from t2g_jax.spans.align import align, to_token_spans
+from t2g_jax.spans.quotes import Quote
 
 CORPUS = [
     "The cat sat on the mat, and the answer is \\boxed{12}.\n",

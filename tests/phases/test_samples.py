@@ -5,7 +5,7 @@ import pytest
 import tiny
 
 from t2g_jax.phases.samples import SAMPLES, chosen, episode_sample, sample_of
-from t2g_jax.spans.align import Quote
+from t2g_jax.spans.quotes import Quote
 from t2g_jax.tasks.base import Critique, JudgeError
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from t2g_jax.spans import search
-from t2g_jax.spans.align import CharSpan, Quote, TokenSpan, align, to_token_spans
+from t2g_jax.spans.align import align, to_token_spans
+from t2g_jax.spans.quotes import CharSpan, Quote, TokenSpan
 
 STORY = "The cat sat on the mat. The dog sat on the log, and the cat saw the dog."
 

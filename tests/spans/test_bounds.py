@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from t2g_jax.spans import search
-from t2g_jax.spans.align import Quote, align
+from t2g_jax.spans.align import align
+from t2g_jax.spans.quotes import Quote
 from t2g_jax.spans.reading import Reading
 
 # What a target is set for: half of a completion misquoted, or a critique that is nowhere in it.

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from t2g_jax.errors import T2GError
 from t2g_jax.judges import Critique, CritiqueLevel
-from t2g_jax.spans.align import Quote, align
+from t2g_jax.spans.align import align
+from t2g_jax.spans.quotes import Quote
 from t2g_jax.tasks.puzzles.quoting import phrase, quote_at, quote_last_line
 
 QUOTES = st.builds(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from t2g_jax.spans.align import Quote
+from t2g_jax.spans.quotes import Quote
 from t2g_jax.tasks.base import CritiqueLevel
 from t2g_jax.tasks.puzzles.boxed import Box
 
