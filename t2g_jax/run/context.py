@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
 import os
@@ -43,8 +42,9 @@ from t2g_jax.tasks import find_task
 from t2g_jax.tasks.base import (
     CRITIQUE_REQUEST,
     MARK_REQUEST,
+    Critique,
     CritiqueLevel,
-    JudgeError,
+    Example,
     Task,
     capability,
     prompt_text,
@@ -364,17 +364,22 @@ def _texts(task: Task, level: CritiqueLevel, count: int) -> Iterator[str]:
     train = task.split("train")
     demonstrate, solve = capability(task, "demonstrate"), capability(task, "solve")
     judge = capability(task, "judge")
-    judge = None if judge is None else judge(level)
+    attempts: list[tuple[Example, str]] = []
     for index in range(min(count, len(train))):
         example = train[index]
         yield from (prompt_text(example.prompt), CRITIQUE_REQUEST, MARK_REQUEST)
         if demonstrate is not None and (attempt := demonstrate(example, rng)) is not None:
             # A policy breaks the form of an answer in ways that nobody demonstrates, and is told.
             start, end = sorted(rng.randint(0, len(attempt)) for _ in range(2))
-            for text in (attempt, attempt[:start] + attempt[end:]):
-                yield text
-                if judge is not None:
-                    with contextlib.suppress(JudgeError):
-                        yield judge.critique(example, text).text
+            broken = attempt[:start] + attempt[end:]
+            yield from (attempt, broken)
+            attempts += [(example, attempt), (example, broken)]
         if solve is not None and (answer := solve(example)) is not None:
             yield answer
+    if judge is not None and attempts:
+        # One that fails is found out where critiques are learned from.
+        guard = Guard(max_failures_in_a_row=len(attempts) + 1)
+        examples, texts = zip(*attempts, strict=True)
+        for outcome in guard.critiques(judge(level), examples, texts):
+            if isinstance(outcome, Critique):
+                yield outcome.text

@@ -70,8 +70,17 @@ def test_a_judge_that_fails_is_no_exception(tiny_context, monkeypatch):
     failure = tiny_context.judges.critique(example, "")
     assert isinstance(failure, JudgeError)
     assert failure.reason == "no credit left"
-    # The tokenizer then learns from prompts and answers alone.
-    texts = list(contexts._texts(tiny_context.task, tiny_context.judge, 4))
+
+
+@pytest.mark.parametrize("error", [JudgeError("no credit left"), ValueError("no box in it")])
+def test_with_a_judge_that_fails_the_tokenizer_learns_from_prompts_and_answers(
+    tiny_context, monkeypatch, error
+):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(type(tiny_context.judge), "critique", fail)
+    texts = list(contexts._texts(tiny_context.task, tiny_context.judge.level, 4))
     assert len(texts) == 6 * 4
 
 
