@@ -13,7 +13,7 @@ from t2g_jax import losses, spans
 
 INNER = {  # of which nothing is public, and whose functions say which public one they are of
     *("chunked", "chunked_distillation"),
-    *("spans.reading", "spans.sameness", "spans.search"),
+    *("spans.page", "spans.reading", "spans.sameness", "spans.search"),
 }
 GROUND = ("advantages", "deprecation", "divergences", "kl", "logprobs", "numerics", "reductions")
 MODULES = [

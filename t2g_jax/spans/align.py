@@ -11,6 +11,7 @@ from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from numbers import Real
 
 from t2g_jax.spans.page import Found, Page
 from t2g_jax.spans.quotes import (
@@ -19,8 +20,6 @@ from t2g_jax.spans.quotes import (
     Quote,
     TokenSpan,
     Unaligned,
-    as_quote,
-    refusal,
 )
 from t2g_jax.spans.reading import Place
 from t2g_jax.spans.search import TooLong
@@ -114,7 +113,7 @@ def align(
     """
     if fuzzy_threshold is not None and not 0 < fuzzy_threshold <= 100:
         raise ValueError(f"fuzzy_threshold must be in (0, 100] or None, got {fuzzy_threshold!r}")
-    given = [as_quote(quote) for quote in quotes]
+    given = [_as_quote(quote) for quote in quotes]
     page = Page(text, fuzzy_threshold)
     outcomes: list[CharSpan | str | None] = [None] * len(given)
     # Quotes that name none of their phrase's places, by the phrase and its place if it is one.
@@ -123,7 +122,7 @@ def align(
 
     for i, quote in enumerate(given):
         page.budget.begin()
-        if reason := refusal(quote):
+        if reason := _refusal(quote):
             outcomes[i] = reason
             continue
         try:
@@ -205,6 +204,31 @@ def to_token_spans(
         else:
             spans.append(TokenSpan(0, 0, span.reward))
     return tuple(spans)
+
+
+def _as_quote(quote: Quote | str | tuple[str, float]) -> Quote:
+    if isinstance(quote, str):
+        quote = Quote(quote, 1.0)
+    elif isinstance(quote, (tuple, list)) and len(quote) == 2:
+        quote = Quote(*quote)
+    texts = isinstance(quote, Quote) and [quote.text, quote.before, quote.after]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"a quote is a Quote, a str or a (str, reward) pair, got {quote!r}")
+    if not isinstance(quote.reward, Real):
+        raise TypeError(f"the reward of quote {quote.text!r} is no number: {quote.reward!r}")
+    return quote
+
+
+def _refusal(quote: Quote) -> str:
+    """Why a quote is refused before any search; empty if it is not."""
+    if not quote.text.strip():
+        return "the quote is empty"
+    if not math.isfinite(quote.reward):
+        return f"the reward is {quote.reward}, not a finite number"
+    ordinal = quote.ordinal
+    if ordinal is not None and (type(ordinal) is not int or ordinal < 1):
+        return f"ordinal counts from 1, got {ordinal!r}"
+    return ""
 
 
 def _choose(page: Page, places: Sequence[Place], quote: Quote) -> int | str:

@@ -1,8 +1,6 @@
 """Quotes of a text, and the spans of characters and of tokens that they become."""
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import Literal
 
 
@@ -86,33 +84,3 @@ class TokenSpan:
     start: int
     end: int
     reward: float
-
-
-def as_quote(quote: Quote | str | tuple[str, float]) -> Quote:
-    """A `Quote` of what may be given for one.
-
-    Raises:
-      TypeError: it is none of these.
-    """
-    if isinstance(quote, str):
-        quote = Quote(quote, 1.0)
-    elif isinstance(quote, (tuple, list)) and len(quote) == 2:
-        quote = Quote(*quote)
-    texts = isinstance(quote, Quote) and [quote.text, quote.before, quote.after]
-    if not texts or not all(isinstance(text, str) for text in texts):
-        raise TypeError(f"a quote is a Quote, a str or a (str, reward) pair, got {quote!r}")
-    if not isinstance(quote.reward, Real):
-        raise TypeError(f"the reward of quote {quote.text!r} is no number: {quote.reward!r}")
-    return quote
-
-
-def refusal(quote: Quote) -> str:
-    """Why a quote is refused before any search; empty if it is not."""
-    if not quote.text.strip():
-        return "the quote is empty"
-    if not math.isfinite(quote.reward):
-        return f"the reward is {quote.reward}, not a finite number"
-    ordinal = quote.ordinal
-    if ordinal is not None and (type(ordinal) is not int or ordinal < 1):
-        return f"ordinal counts from 1, got {ordinal!r}"
-    return ""

@@ -48,7 +48,7 @@ def budgets(monkeypatch):
             super().__init__()
             made.append(self)
 
-    monkeypatch.setattr(sys.modules["t2g_jax.spans.align"], "Budget", Kept)
+    monkeypatch.setattr(sys.modules["t2g_jax.spans.page"], "Budget", Kept)
     return made
 
 
