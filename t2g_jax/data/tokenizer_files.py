@@ -16,7 +16,6 @@ GENERATION = "generation_config.json"
 
 _OTHER_FILES = ("tokenizer.model", "tekken.json", "vocab.json", "vocab.txt", "spiece.model")
 
-
 _Token = str | dict[str, Any] | None
 
 

@@ -14,13 +14,7 @@ from itertools import pairwise
 from numbers import Real
 
 from t2g_jax.spans.page import Found, Page
-from t2g_jax.spans.quotes import (
-    Alignment,
-    CharSpan,
-    Quote,
-    TokenSpan,
-    Unaligned,
-)
+from t2g_jax.spans.quotes import Alignment, CharSpan, Quote, TokenSpan, Unaligned
 from t2g_jax.spans.reading import Place
 from t2g_jax.spans.search import TooLong
 
