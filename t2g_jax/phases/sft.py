@@ -20,10 +20,11 @@ from t2g_jax.phases.evaluate import first_look
 from t2g_jax.report import learnability
 from t2g_jax.run import provenance
 from t2g_jax.run.context import Context, once, say
+from t2g_jax.run.needs import why_no_repairs
 from t2g_jax.run.trainer import Experience, UpdatePlan, run_training
 from t2g_jax.run.workspace import SFT
 from t2g_jax.runtime import hosts
-from t2g_jax.tasks.base import Critique, Example, JudgeError, capability, require_capability
+from t2g_jax.tasks.base import Critique, Example, JudgeError, require_capability
 from t2g_jax.training.objective import Objective
 from t2g_jax.training.sequences import TokenSequence
 from t2g_jax.training.terms import NLL, NLL_WEIGHT
@@ -111,7 +112,7 @@ def demonstrations(context: Context, step: int) -> list[TokenSequence]:
     ]
     repairs = [i for i, (_, _, repair) in enumerate(drafts) if repair and i not in critics]
     repaired: set[int] = set()
-    if repairable(context):
+    if why_no_repairs(context.config, context.task) is None:
         wrong = poor(context, [drafts[i][:2] for i in repairs])
         solve = require_capability(context.task, "solve", needed_by="sft.repair_fraction")
         repaired = {
@@ -129,13 +130,6 @@ def demonstrations(context: Context, step: int) -> list[TokenSequence]:
         demonstration(context, example, first, feedback.get(i), as_critic=i in critics)
         for i, (example, first, _) in enumerate(drafts)
     ]
-
-
-def repairable(context: Context) -> bool:
-    """Whether second attempts can be shown: after a critique, and right ones."""
-    own = context.config.sft.critiques == "task"
-    judge = capability(context.task, "judge") if own else context.judge
-    return judge is not None and capability(context.task, "solve") is not None
 
 
 def poor(context: Context, attempts: Sequence[tuple[Example, str]]) -> list[bool]:

@@ -29,7 +29,7 @@ from t2g_jax.printing import one_line, tell
 from t2g_jax.run import capacity, pretrained, provenance
 from t2g_jax.run.claim import claimed, is_claimed
 from t2g_jax.run.keys import Keys
-from t2g_jax.run.needs import require_needed
+from t2g_jax.run.needs import ignored, require_needed
 from t2g_jax.run.panel import JudgePanel
 from t2g_jax.run.prompts import Prompts
 from t2g_jax.run.rows import QUARANTINE, require_rows
@@ -119,7 +119,7 @@ class Context:
                 else None
             )
             if new:
-                for note in notes_of(task, workspace.root):
+                for note in [*notes_of(task, workspace.root), *ignored(config, task)]:
                     say(note)
             workspace.begin()
             pretrained.pin(config, workspace.root, record=True)

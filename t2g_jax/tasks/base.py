@@ -148,7 +148,7 @@ _MISSING = {
     ),
     "solve": (
         "has no right answers to show, which {} needs: give it `solve(example)` (rows: an `answer` "
-        "that the reward calls right)"
+        "that the reward calls right, which of a function needs `correct_from`)"
     ),
     "judge": (
         "has no judge of its own, which {} needs: name one in judge.name (docs/judges.md), give "

@@ -18,7 +18,7 @@ from typing import Any
 
 from t2g_jax import factories, user_code
 from t2g_jax.errors import T2GError
-from t2g_jax.tasks.base import Example, Floor, Score, Split, capability
+from t2g_jax.tasks.base import Example, Floor, Score, Split, capability, prompt_text
 from t2g_jax.tasks.rows import Malformed, checked_prompt
 
 CHECKED = ("floor", "solve", "demonstrate", "judge")
@@ -59,6 +59,7 @@ class CustomTask:
             raise T2GError(f"task {name}: system is {user_code.shown(system)}; must be text")
         self.system: str = system or ""
         self._splits: dict[str, Sequence[Example]] = {}
+        self._grades: bool | None = None  # whether it only grades, once it is known
         scores = capability(task, "score") or capability(task, "score_batch")
         self.score_batch: Callable[..., list[Score]] | None = self._scores if scores else None
         for method in CHECKED:
@@ -73,6 +74,20 @@ class CustomTask:
         if split not in self._splits:
             self._splits[split] = self._checked(split)
         return self._splits[split]
+
+    def notes(self) -> list[str]:
+        """What is odd about the examples, where they are lists, in a line each."""
+        train, test = self.split("train"), self.split("test")
+        if isinstance(train, _Lazy) or isinstance(test, _Lazy):
+            return []
+        known = {prompt_text(example.prompt) for example in train}
+        both = sum(prompt_text(example.prompt) in known for example in test)
+        if not both:
+            return []
+        return [
+            f"Warning: task {self._name}: {both} of {len(test)} test examples have a prompt that "
+            "is trained on, too: what is measured on them says nothing of new ones"
+        ]
 
     def _checked(self, split: Split) -> Sequence[Example]:
         where = f"split({split!r}) of the task {self._name}"
@@ -120,8 +135,18 @@ class CustomTask:
                     f"{where} returned {user_code.shown(found)}; return a list of "
                     f"{len(completions)} scores, one for each completion"
                 )
-        function = batched or self._task.score
-        return [checked_score(score, f"{where}{user_code.defined(function)}") for score in found]
+        where += user_code.defined(batched or self._task.score)
+        scores = [checked_score(score, where) for score in found]
+        for score in scores:
+            grades = score.correct is None
+            if self._grades is None:
+                self._grades = grades
+            if grades != self._grades:
+                raise T2GError(
+                    f"{where}: correct is None for some completions, and True or False for others; "
+                    "say it of all, or of none"
+                )
+        return scores
 
 
 class _Lazy(Sequence[Example]):

@@ -27,7 +27,7 @@ from t2g_jax.tasks.base import (
     Split,
 )
 from t2g_jax.tasks.rewards import Rewards, make_rewards
-from t2g_jax.tasks.rows import Quarantined, Rows, Spool, read_rows
+from t2g_jax.tasks.rows import COLUMNS, Quarantined, Rows, Spool, read_rows
 from t2g_jax.tasks.sources import Row, Source
 
 HELD_OUT = 0.1
@@ -78,12 +78,14 @@ class DataTask:
         )
         self.score_batch = None if self.rewards is None else self._score_batch
         self._columns = columns
+        self._names: dict[str, str] = {}
         self.quarantine: list[Quarantined] = []
         """Rows that are not used, and why."""
         rows = self._read("train", train)
         if test is None:
-            kept, tests = _held_out(rows, test_size, seed)
-            of_test, self._test = rows, Rows(rows, tests)
+            of_test = rows
+            kept, tests = self._held_out(rows, test_size, seed)
+            self._test = Rows(rows, tests)
         else:
             of_test = self._read("test", test)
             known = np.isin(rows.prompts, of_test.prompts)
@@ -96,16 +98,19 @@ class DataTask:
                 "task.settings.train: every prompt is one of the test rows', too, so that nothing "
                 "is left to train on"
             )
+        self._check_columns(rows, of_test)
         self._train = Rows(rows, kept)
         self.fingerprint = f"{rows.fingerprint()}-{of_test.fingerprint()}"
         """Changes when any row does."""
         self.columns = rows.columns
         """How many training rows have each column that is not empty."""
         self.demonstrate = self._demonstrate if rows.columns["demonstration"] else None
-        answered = self.rewards is not None and rows.columns["answer"]
-        self.solve = self._solve if answered else None
+        decided = self.rewards is not None and self.rewards.decides and rows.columns["answer"]
+        self.solve = self._solve if decided else None
         spoken = rows.columns["feedback"] + rows.columns["privileged_context"]
         self.judge = self._judge if spoken else None
+        self.judge_quotes = False
+        """Whether that judge quotes what it speaks of."""
 
     def split(self, split: Split) -> Sequence[Example]:
         """The rows of a split, read when they are asked for."""
@@ -153,20 +158,48 @@ class DataTask:
                 f"task: {self.duplicates} training rows are left out, as their prompts are among "
                 "the test rows'"
             )
+        for name in self._columns:
+            guess = nearest(name, COLUMNS)
+            if guess and name not in COLUMNS and not (self.rewards and self.rewards.asks_for(name)):
+                lines.append(f"Warning: task.settings.columns: {name!r} has no meaning here{guess}")
         if self.quarantine:
-            first, count = self.quarantine[0], len(self.quarantine)
-            rows = "1 row" if count == 1 else f"{count} rows"
-            lines.append(
-                f"Warning: task: {rows} cannot be used; the first is "
-                f"{first.source}, line {first.line}: {first.reason}"
-            )
+            lines.append(f"Warning: task: {self._set_aside()}")
         return lines
+
+    def _set_aside(self) -> str:
+        first, count = self.quarantine[0], len(self.quarantine)
+        rows = "1 row" if count == 1 else f"{count} rows"
+        return (
+            f"{rows} cannot be used; the first is {first.source}, line {first.line}: {first.reason}"
+        )
+
+    def _held_out(
+        self, rows: Spool, test_size: int | None, seed: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return _held_out(rows, test_size, seed)
+        except T2GError as error:
+            raise T2GError(
+                f"{error} ({self._set_aside()})" if self.quarantine else str(error)
+            ) from error
+
+    def _check_columns(self, train: Spool, test: Spool) -> None:
+        """That somebody has what the settings ask for."""
+        for ours, theirs in self._columns.items():
+            if theirs not in train.read | test.read:
+                have = ", ".join(sorted(train.read | test.read))
+                raise T2GError(
+                    f"task.settings.columns: no row has the column `{theirs}`, which is to be "
+                    f"`{ours}`; columns: {have}"
+                )
+        if self.rewards:
+            self.rewards.expect([*(train.columns | test.columns)])
 
     def _read(self, which: str, given: Any) -> Spool:
         sources = _sources(which, given)
         rows = itertools.chain.from_iterable(_rows_of(which, source) for source in sources)
         problem = self.rewards.problem if self.rewards else lambda example: None
-        spool, bad = read_rows(rows, columns=self._columns, problem=problem)
+        spool, bad = read_rows(rows, columns=self._columns, problem=problem, names=self._names)
         self.quarantine += bad
         if not len(spool):
             names = ", ".join(source.name for source in sources)

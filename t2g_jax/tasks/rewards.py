@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import fractions
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any, Protocol
 
@@ -69,12 +69,30 @@ class Rewards:
     @property
     def built_in(self) -> bool:
         """Whether none of them is a function of one's own."""
-        return not any(isinstance(term.reward, RewardFunction) for term in self.terms)
+        return not self._functions
 
     def problem(self, example: Example) -> str | None:
         """Why no completion of this example can be rewarded, or None."""
         said = (term.reward.problem(example) for term in self.terms)
         return next((problem for problem in said if problem), None)
+
+    def expect(self, columns: Collection[str]) -> None:
+        """Says which columns the rows have, see `RewardFunction.expect`.
+
+        Raises:
+          T2GError: a function asks for another.
+        """
+        for function in self._functions:
+            function.expect(columns)
+
+    def asks_for(self, name: str) -> bool:
+        """Whether a function would be handed a column of this name."""
+        return any(function.asks_for(name) for function in self._functions)
+
+    @property
+    def _functions(self) -> list[RewardFunction]:
+        rewards = (term.reward for term in self.terms)
+        return [reward for reward in rewards if isinstance(reward, RewardFunction)]
 
     def score(
         self,
@@ -95,7 +113,8 @@ class Rewards:
           completion_ids, step, steps: for functions that ask for them, see `reward_functions`.
 
         Raises:
-          T2GError: a function raised, or returned what is no list of so many finite numbers.
+          T2GError: a function raised, or returned what is no list of so many finite numbers; or
+            their sum is not finite.
         """
         batch = Batch(examples, completions, completion_ids, step, steps)
         columns = [term.reward.values(batch) for term in self.terms]
@@ -104,7 +123,14 @@ class Rewards:
 
     def _sum(self, values: Sequence[float | None], logged: Mapping[str, float]) -> Score:
         pairs = list(zip(self.terms, values, strict=True))
-        total = math.fsum(term.weight * value for term, value in pairs if value is not None)
+        parts = [(term.weight, value) for term, value in pairs if value is not None]
+        try:
+            total = math.fsum(weight * value for weight, value in parts)
+        except (OverflowError, ValueError):  # on the way, or of infinities
+            total = math.nan
+        if not math.isfinite(total):
+            said = " + ".join(f"{weight:g} × {value:g}" for weight, value in parts)
+            raise T2GError(f"task.settings.reward: {said} is not finite; lower the weights")
         deciding = [(t.correct_from, value) for t, value in pairs if t.correct_from is not None]
         correct = (
             all(value is not None and value >= least for least, value in deciding)
@@ -125,7 +151,8 @@ def make_rewards(given: Any, *, aliases: Mapping[str, str] | None = None) -> Rew
         a list of these. A name is one of `BUILT_IN`, or `module:function`. Options:
           exact: the completion, blanks apart, is the answer. `extract`: only what the last match of
             this pattern has in its group, or what stands in `boxed`. `ignore_case`.
-          numeric: its last number is that of the answer, to `tolerance` (relative). `extract`.
+          numeric: its last number is that of the answer, to `tolerance`, which is relative: 1e-6,
+            and 0 between whole numbers. `extract`.
           contains: the answer stands in it, as whole words. `ignore_case`.
           regex: `pattern` is found in it; `{answer}` in the pattern is the example's answer.
           math: its final expression equals the answer, by math-verify; `timeout_seconds`.
@@ -224,17 +251,22 @@ class Exact(_Compared):
 
 @dataclasses.dataclass(frozen=True)
 class Numeric(_Compared):
-    """The last number of the completion is the last of the answer, to a relative tolerance."""
+    """The last number of the completion is the last of the answer, to a relative tolerance.
+
+    tolerance: None: 1e-6, and 0 between whole numbers.
+    """
 
     extract: str | None = None
-    tolerance: float = 1e-6
+    tolerance: float | None = None
 
     def agrees(self, answer: str, completion: str) -> bool:
         text = extracted(completion, self.extract)
         said, wanted = (None if text is None else last_number(text)), last_number(answer)
         if said is None or wanted is None:
             return False
-        return abs(said - wanted) <= fractions.Fraction(self.tolerance) * abs(wanted)
+        whole = said.denominator == wanted.denominator == 1
+        tolerance = (0.0 if whole else 1e-6) if self.tolerance is None else self.tolerance
+        return abs(said - wanted) <= fractions.Fraction(tolerance) * abs(wanted)
 
     def problem(self, example: Example) -> str | None:
         if (missing := super().problem(example)) is not None:
@@ -246,14 +278,17 @@ class Numeric(_Compared):
 
 @dataclasses.dataclass(frozen=True)
 class Contains(_Compared):
-    """The answer stands somewhere in the completion, not as a part of a longer word or number."""
+    """The answer stands somewhere in the completion, not as a part of a longer word or number, and
+    not as the number without its sign."""
 
     ignore_case: bool = False
 
     def agrees(self, answer: str, completion: str) -> bool:
         words = r"\s+".join(map(regex.escape, answer.split()))
         flags = regex.IGNORECASE if self.ignore_case else 0
-        return _found(rf"(?<!\w)(?<!\d[.,]){words}(?!\w|[.,]\d)", completion, flags) is not None
+        sign = r"(?<!(?<!\w)[-−])" if answer.strip()[:1].isdigit() else ""
+        pattern = rf"(?<!\w)(?<!\d[.,]){sign}{words}(?!\w|[.,]\d)"
+        return _found(pattern, completion, flags) is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -347,7 +382,7 @@ def _check_option(option: str, value: Any, key: str) -> None:
     match option:
         case "ignore_case" if not isinstance(value, bool):
             raise T2GError(f"{key} is {user_code.shown(value)}; must be true or false")
-        case "tolerance" if _number(value, key) < 0:
+        case "tolerance" if value is not None and _number(value, key) < 0:
             raise T2GError(f"{key} is {value}; must be at least 0")
         case "timeout_seconds" if not 0 < _number(value, key) <= 600:
             raise T2GError(f"{key} is {value}; must be above 0, and at most 600")

@@ -10,6 +10,7 @@ import array
 import collections
 import hashlib
 import json
+import math
 import operator
 import os
 import tempfile
@@ -73,6 +74,8 @@ class Spool:
         self._content = hashlib.sha256()
         self.columns: collections.Counter[str] = collections.Counter()
         """How many examples have an answer, and each kind of metadata."""
+        self.read: set[str] = set()
+        """The columns of all rows, by the names that the rows have for them."""
 
     def append(self, example: Example) -> None:
         """Adds an example at the end.
@@ -110,34 +113,48 @@ def read_rows(
     *,
     columns: Mapping[str, str],
     problem: Callable[[Example], str | None],
+    names: dict[str, str] | None = None,
 ) -> tuple[Spool, list[Quarantined]]:
     """The examples of rows, and those rows that are none.
 
     Args:
       columns: what the rows call a column: its name here → its name there.
       problem: why an example cannot be used, if it cannot: for whoever is to score it.
+      names: of sources in the ids of rows that have none of their own, of earlier calls; those of
+        this call are added.
     """
     spool, bad = Spool(), list[Quarantined]()
-    seen: dict[int, int] = {}  # hash of an id → its line
+    names = {} if names is None else names
+    seen: dict[int, tuple[str, int]] = {}  # hash of an id → where it stands
     for row in rows:
+        name = names.get(row.source) or names.setdefault(row.source, _name(row.source, names))
+        spool.read.update(row.values or ())
         try:
-            example = to_example(row, columns)
+            example = to_example(row, columns, default_id=f"{name}:{row.line}")
             if (why := problem(example)) is not None:
                 raise Malformed(why)
-            if (first := seen.setdefault(_hashed(example.id), row.line)) != row.line:
-                raise Malformed(f"id {example.id!r} is that of line {first}, too")
+            if (at := seen.get(key := _hashed(example.id))) is not None:
+                raise Malformed(f"id {example.id!r} is that of {at[0]}, line {at[1]}, too")
             spool.append(example)
+            seen[key] = (row.source, row.line)
         except Malformed as error:
             bad.append(Quarantined(row.source, row.line, str(error)))
     return spool, bad
+
+
+def _name(source: str, taken: Mapping[str, str]) -> str:
+    """The last part of a path, wherever the rest of it may be; a number where there are several."""
+    name = source.rpartition("/")[2]
+    alike = sum(other.rpartition("/")[2] == name for other in taken)
+    return f"{name}#{alike + 1}" if alike else name
 
 
 class Malformed(Exception):
     """Why a row is no example."""
 
 
-def to_example(row: Row, columns: Mapping[str, str]) -> Example:
-    """A row as an example.
+def to_example(row: Row, columns: Mapping[str, str], *, default_id: str) -> Example:
+    """A row as an example; an id or answer that is a number is in its metadata, too, as it was.
 
     Raises:
       Malformed: it is none.
@@ -146,24 +163,24 @@ def to_example(row: Row, columns: Mapping[str, str]) -> Example:
         raise Malformed(row.problem)
     values = row.values
     for ours, theirs in columns.items():
-        if theirs not in row.values:
+        if theirs not in row.values and ours == "prompt":
             raise Malformed(f"there is no column `{theirs}`, which is to be `{ours}`")
         if ours in row.values and ours not in columns.values():
             raise Malformed(f"there are both a column `{ours}` and `{theirs}`, which is to be it")
     if columns:
-        moved = {ours: values[theirs] for ours, theirs in columns.items()}
+        moved = {ours: values.get(theirs) for ours, theirs in columns.items()}
         taken = set(columns.values())
         values = {name: value for name, value in values.items() if name not in taken} | moved
     values = {name: value for name, value in values.items() if value is not None}
     if "prompt" not in values:
         have = ", ".join(sorted(row.values)) or "none"
         raise Malformed(f"no `prompt` (columns: {have}); task.settings.columns says which it is")
-    return Example(
-        id=_id(values.pop("id", f"{row.source}:{row.line}")),
-        prompt=checked_prompt(values.pop("prompt")),
-        answer=_answer(values.pop("answer", "")),
-        metadata={name: _text(name, v) if name in TEXTS else v for name, v in values.items()},
-    )
+    identity, answer = values.pop("id", default_id), values.pop("answer", "")
+    prompt = checked_prompt(values.pop("prompt"))
+    metadata = {name: _text(name, v) if name in TEXTS else v for name, v in values.items()}
+    given = {"id": identity, "answer": answer}
+    numbers = {name: value for name, value in given.items() if not isinstance(value, str)}
+    return Example(_id(identity), prompt, _answer(answer), metadata | numbers)
 
 
 def checked_prompt(prompt: Any) -> Any:
@@ -234,6 +251,8 @@ def _answer(value: Any) -> str:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise Malformed(f"`answer` is {user_code.shown(value)}; must be text or a number")
+    if not math.isfinite(value):
+        raise Malformed(f"`answer` is {value}; must be finite, or null where there is none")
     whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
     return str(int(value) if whole else value)
 

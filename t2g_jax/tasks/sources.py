@@ -11,7 +11,8 @@ import glob
 import gzip
 import json
 import os
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,7 @@ class Source:
                 source = tfds.data_source(name, split=split)
         except Exception as error:  # of many kinds
             raise _unavailable(f"TFDS dataset {name!r}, split {split!r}", error) from error
-        for number in range(len(source)):
-            yield _row(f"{name}[{split}]", number + 1, source[number])
+        yield from _decoded((source[i] for i in range(len(source))), f"{name}[{split}]")
 
     def _hugging_face(self, name: str, default_split: str) -> Iterator[Row]:
         try:
@@ -145,8 +145,7 @@ class Source:
             raise
         except Exception as error:  # of many kinds
             raise _unavailable(f"dataset {name!r}, split {split!r}", error) from error
-        for number, values in enumerate(rows, start=1):
-            yield _row(f"{name}[{split}]", number, values)
+        yield from _decoded(rows, f"{name}[{split}]")
 
 
 def _lines(path: str) -> Iterator[Row]:
@@ -163,6 +162,8 @@ def _lines(path: str) -> Iterator[Row]:
                 yield _parsed(path, number, line)
     except EOFError as error:
         raise T2GError(f"{path} is cut short: {error}") from error
+    except zlib.error as error:
+        raise T2GError(f"{path} is damaged: {error}") from error
     except OSError as error:
         raise unreadable(path, error) if error.strerror else T2GError(f"{path}: {error}") from error
 
@@ -193,6 +194,17 @@ def _parquet(path: str) -> Iterator[Row]:
         raise T2GError(f"{path} cannot be read as Parquet: {reason(error)}") from error
 
 
+def _decoded(rows: Iterable[Mapping[str, Any]], source: str) -> Iterator[Row]:
+    """The rows of a dataset, which its library decodes when they are asked for."""
+    number = 0
+    try:
+        for values in rows:
+            number += 1
+            yield _row(source, number, values)
+    except Exception as error:  # of many kinds: a picture that is none
+        raise _unavailable(f"row {number + 1} of {source}", error) from error
+
+
 def _row(source: str, number: int, values: Mapping[str, Any]) -> Row:
     return Row(source, number, {name: _plain(value) for name, value in values.items()})
 
@@ -220,7 +232,17 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no number of JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, whose keys must differ: which of two values is meant nobody knows."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {twice!r} occurs twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_object)
 
 
 def _unavailable(what: str, error: Exception) -> T2GError:

@@ -7,7 +7,7 @@ import pytest
 from t2g_jax.config import load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.guard import Guard
-from t2g_jax.run.needs import require_needed
+from t2g_jax.run.needs import ignored, require_needed
 from t2g_jax.run.panel import JudgePanel
 from t2g_jax.run.rows import require_rows
 from t2g_jax.run.scorer import Scorer
@@ -55,7 +55,6 @@ def test_a_warm_start_needs_demonstrations(config, rows, method):
         ("rltf-fm", ()),
         ("grpo-multiturn", ()),
         ("rejection-sampling", ()),
-        ("text2grad", ("--text2grad.span_source", "judge")),
     ],
 )
 def test_methods_that_learn_from_critiques_need_a_judge(config, rows, method, options):
@@ -64,6 +63,41 @@ def test_methods_that_learn_from_critiques_need_a_judge(config, rows, method, op
         require_needed(config(method, *options), task)
     require_needed(config(method, *options), rows(demonstration="a", feedback="Say a."))
     require_needed(config(method, *options, "--judge.name", "my:judge"), task)
+
+
+@pytest.mark.parametrize("options", [(), ("--text2grad.span_source", "judge")])
+def test_spans_need_a_judge_that_quotes(config, rows, options):
+    options = (*options, "--annotate.prompts", "9")
+    task = rows(demonstration="a", feedback="Say a.")
+    with pytest.raises(T2GError, match="quotes nothing, but quotes are what the spans of text2g"):
+        require_needed(config("text2grad", *options), task)
+    with pytest.raises(T2GError, match="no judge of its own, which text2grad needs"):
+        require_needed(
+            config("text2grad", "--text2grad.span_source", "judge"), rows(demonstration="a")
+        )
+    require_needed(config("text2grad", *options, "--judge.name", "my:judge"), task)
+    unscored = rows(reward=None, demonstration="a", feedback="Say a.")
+    with pytest.raises(T2GError, match="what the reward of a task without `score` is made of"):
+        require_needed(config("grpo"), unscored)
+
+
+def test_what_a_run_does_nothing_with_is_told(config, rows):
+    own, others = ("--judge.name", "task"), ("--judge.name", "my:judge")
+    task = rows(demonstration="a", privileged_context="It is a.")
+    assert ignored(config("rltf-sd", *own), task) == []
+    assert ignored(config("grpo", *others), task) == [], "nobody is shown a critique"
+    (note,) = ignored(config("rltf-sd", *others), task)
+    assert "`privileged_context` (9 rows) is not shown to anybody" in note
+
+    without = rows(demonstration="a")
+    (note,) = ignored(config("rltf-sd", *others), without)
+    assert "repair_fraction (0.5): the warm start shows no second attempts" in note
+    assert "no judge of its own; sft.critiques: judge shows the run's" in note
+    assert ignored(config("rltf-sd", *others, "--sft.critiques", "judge"), without) == []
+    graded = rows(reward={"name": "exact", "correct_from": None}, demonstration="a", feedback="f")
+    (note,) = ignored(config("rltf-sd", *own), graded)
+    assert "as the task has no right answers" in note
+    assert ignored(config("rltf-sd", *own, "--sft.repair_fraction", "0"), graded) == []
 
 
 def test_one_turn_of_rejection_sampling_needs_none(config, rows):
@@ -93,10 +127,10 @@ def test_rejection_sampling_needs_right_answers_or_a_threshold(config, rows):
 
 
 def test_no_prompt_is_annotated_twice(config, rows):
-    task = rows(demonstration="a", feedback="f")
+    task, judge = rows(demonstration="a"), ("--judge.name", "my:judge")
     with pytest.raises(T2GError, match=r"annotate.prompts \(1000\) must not exceed the 9 training"):
-        require_needed(config("text2grad"), task)
-    require_needed(config("text2grad", "--annotate.prompts", "9"), task)
+        require_needed(config("text2grad", *judge), task)
+    require_needed(config("text2grad", *judge, "--annotate.prompts", "9"), task)
 
 
 # --- The reward ----------------------------------------------------------------------------------

@@ -125,6 +125,24 @@ def test_a_batch_of_scores():
     assert scored(make("Batched"), ["a", "b"]) == [Score(1.0), Score(1.0)]
 
 
+def test_a_task_says_of_all_completions_whether_they_are_right_or_of_none(module):
+    task = make("with_score", found="Score(1.0, None if completion else True)")
+    assert scored(task, ["a", "b"])[0].correct is None
+    with pytest.raises(T2GError, match=r"line \d+\): correct is None for some completions, and"):
+        scored(task, ["a", ""])
+    with pytest.raises(T2GError, match="say it of all, or of none"):
+        scored(task, [""])
+
+
+def test_prompts_that_are_in_both_splits_are_counted():
+    assert make(n=3).notes() == []
+    (note,) = make(
+        "with_split", found="[Example(split, '1?'), Example(split + '2', split)]"
+    ).notes()
+    assert "with_split: 1 of 2 test examples have a prompt that is trained on, too" in note
+    assert make("lazy", n=3).notes() == []
+
+
 def test_a_long_sequence_is_checked_where_it_is_read():
     task = make("lazy", n=1)
     train = task.split("train")

@@ -50,11 +50,11 @@ def test_a_row_becomes_an_example(here):
     made = task(test="test.jsonl")
     first, second, third, fourth = made.split("train")
     assert (first.id, first.prompt, first.answer) == ("train.jsonl:1", "2+2?", "4")
-    assert first.metadata == {"level": [1, {"a": None}]}
+    assert first.metadata == {"level": [1, {"a": None}], "answer": 4}, "as the row has it, too"
     assert (second.id, second.prompt, second.answer) == ("7", chat, "")
-    assert second.metadata == {"feedback": "f", "demonstration": "d"}
+    assert second.metadata == {"feedback": "f", "demonstration": "d", "id": 7}
     assert (third.prompt, third.answer) == ("é😀", "0.5")
-    assert third.metadata == {"privileged_context": "p"}
+    assert third.metadata == {"privileged_context": "p", "answer": 0.5}
     assert fourth.metadata == {"demonstration": "y"}
     assert made.split("test")[0].answer == "3"
     assert made.quarantine == []
@@ -81,9 +81,11 @@ BAD = {
     '{"prompt": "a", "feedback": 1}': "`feedback` is int 1; must be text",
     '{"prompt": "a", "demonstration": ""}': "`demonstration` is empty; leave it out, or null",
     '{"prompt": "a", "id": 1.5}': "`id` is float 1.5; must be text or a whole number",
-    '{"prompt": "a", "id": "twice"}': "id 'twice' is that of line 1, too",
+    '{"prompt": "a", "id": "twice"}': "id 'twice' is that of train.jsonl, line 1, too",
     '{"prompt": "a\\ud800"}': "half of a surrogate pair",
     '{"prompt": "a", "x": 1e999}': "the column `x` cannot be JSON",
+    '{"prompt": "a", "answer": 1e999}': "`answer` is inf; must be finite, or null",
+    '{"prompt": "a", "x": {"y": 1, "y": 2}}': "not JSON: the key 'y' occurs twice",
 }
 
 
@@ -132,9 +134,27 @@ def test_mapped_columns_must_be_there_and_be_alone(here):
     write("train.jsonl", [{"question": "q", "prompt": "p"}, {"other": 1}])
     with pytest.raises(T2GError, match="there are both a column `prompt` and `question`"):
         task(columns={"prompt": "question"})
-    write("train.jsonl", [{"prompt": "p"}])
-    with pytest.raises(T2GError, match="there is no column `anwser`, which is to be `answer`"):
+    write("train.jsonl", sums(3))
+    with pytest.raises(T2GError, match="no row has the column `anwser`, which is to be `answer`"):
         task(columns={"answer": "anwser"})
+
+
+def test_a_mapped_column_need_not_be_in_every_row(here):
+    rows = [{"question": "a", "demo": "d"}, *({"question": f"q{i}"} for i in range(3)), {"demo": 1}]
+    write("train.jsonl", rows)
+    made = task(columns={"prompt": "question", "demonstration": "demo"}, test_size=1)
+    assert (len(made.split("train")), made.columns["demonstration"]) == (3, 1)
+    (bad,) = made.quarantine
+    assert bad.reason == "there is no column `question`, which is to be `prompt`"
+
+
+def test_a_name_for_a_column_that_means_nothing_is_told(here):
+    write("train.jsonl", [{"prompt": f"p{i}", "x": "a"} for i in range(3)])
+    (note,) = [n for n in task(columns={"anser": "x"}).notes() if "columns" in n]
+    assert "'anser' has no meaning here; did you mean 'answer'?" in note
+    (here / "wants.py").write_text("def anser(completions, anser): return [1.0 for _ in anser]\n")
+    asked = task(columns={"anser": "x"}, reward="wants:anser")
+    assert not [n for n in asked.notes() if "columns" in n]
 
 
 def test_columns_may_change_places(here):
@@ -201,6 +221,38 @@ def test_splits_that_leave_nothing(here):
     write("train.jsonl", sums(1) * 5)
     with pytest.raises(T2GError, match="all rows have the same prompt"):
         task()
+    write("train.jsonl", [*sums(1), {"prompt": 3}])
+    with pytest.raises(T2GError, match=r"1 row cannot be used; the first is train.jsonl, line 2"):
+        task()
+
+
+def test_a_file_named_twice_is_not_read_twice(here):
+    write("train.jsonl", sums(4))
+    made = task(["train.jsonl", "train.jsonl"], test_size=1)
+    assert len(made.split("train")) + len(made.split("test")) == 4
+    assert made.quarantine[0].reason == "id 'train.jsonl:1' is that of train.jsonl, line 1, too"
+
+
+def test_an_id_is_of_one_row_among_all_files(here):
+    write("a.jsonl", [{"prompt": "p", "id": "x"}, {"prompt": "q"}])
+    write("b.jsonl", [{"prompt": "r", "id": "x"}])
+    (bad,) = task(["a.jsonl", "b.jsonl"], test_size=1).quarantine
+    assert (bad.source, bad.reason) == ("b.jsonl", "id 'x' is that of a.jsonl, line 1, too")
+
+
+def test_rows_are_the_same_from_whatever_folder(here, monkeypatch):
+    for name in ("a", "b"):
+        (here / name).mkdir()
+        write(here / name / "rows.jsonl", sums(3, start=ord(name)))
+    monkeypatch.setattr(user_code, "_folders", [])
+    made = task(["a/rows.jsonl", "b/rows.jsonl"], test_size=1)
+    of_all = {*ids(made.split("train")), *ids(made.split("test"))}
+    assert of_all == {f"rows.jsonl{n}:{i}" for n in ("", "#2") for i in (1, 2, 3)}
+    user_code.look_in(here)
+    monkeypatch.chdir("/")
+    again = task(["a/rows.jsonl", "b/rows.jsonl"], test_size=1)
+    assert again.fingerprint == made.fingerprint
+    assert ids(again.split("train")) == ids(made.split("train"))
 
 
 def test_other_rows_have_another_fingerprint(here):
@@ -245,6 +297,13 @@ def test_a_file_that_cannot_be_read(here):
     (here / "train.jsonl.gz").write_bytes(b"no gzip")
     with pytest.raises(T2GError, match=r"train.jsonl.gz"):
         task("train.jsonl.gz")
+    whole = bytearray(gzip.compress(b'{"prompt": "x"}\n' * 500))
+    for place in range(10, len(whole) - 8):  # of the compressed rows themselves
+        damaged = whole.copy()
+        damaged[place] ^= 0xFF
+        (here / "train.jsonl.gz").write_bytes(damaged)
+        with pytest.raises(T2GError, match=r"train.jsonl.gz"):
+            task("train.jsonl.gz")
     (here / "train.parquet").write_bytes(b"no parquet")
     with pytest.raises(T2GError, match=r"train.parquet cannot be read as Parquet"):
         task("train.parquet")
@@ -356,6 +415,11 @@ def test_a_folder_of_hugging_face_datasets(here):
     made = task("both", test={"source": "both", "split": "validation"})
     assert [e.prompt for e in made.split("test")] == ["q0", "q1"]
     assert made.duplicates == 2
+    pictures = datasets.Features(prompt=datasets.Value("string"), seen=datasets.Image())
+    bad = {"prompt": ["q"], "seen": [{"bytes": b"no picture", "path": None}]}
+    datasets.Dataset.from_dict(bad, features=pictures).save_to_disk("pictures")
+    with pytest.raises(T2GError, match=r"the row 1 of pictures\[train\] cannot be had"):
+        task("hf:pictures")
     with pytest.raises(T2GError, match="is a dataset without splits"):
         task({"source": "alone", "split": "train"})
     with pytest.raises(T2GError, match=r"dataset 'both', split 'test' cannot be had"):
@@ -446,7 +510,34 @@ def test_second_attempts_are_shown_answers_that_the_reward_calls_right(here):
     reward = {"name": "own:right", "correct_from": 1}
     made = task(test="test.jsonl", reward=reward)
     assert [made.solve(example) for example in made.split("train")] == ["1", None, "3", None]
-    assert task(test="test.jsonl", reward="own:right").solve(made.split("train")[0]) is None
+    assert task(test="test.jsonl", reward="own:right").solve is None, "it only grades"
     assert task(test="test.jsonl").solve is None, "nobody says what is right"
     write("train.jsonl", [{"prompt": "a"}, {"prompt": "b"}])
-    assert task(test="test.jsonl", reward="own:right").solve is None, "there are no answers"
+    assert task(test="test.jsonl", reward=reward).solve is None, "there are no answers"
+
+
+def test_a_reward_is_asked_at_once_for_columns_that_no_row_has(here):
+    (here / "asking.py").write_text(
+        "def x(completions, x): return [0.0 if v is None else v for v in x]\n"
+        "def answer(completions, answer): return [1.0 for _ in answer]\n"
+    )
+    write("train.jsonl", [{"prompt": f"p{i}"} for i in range(4)])
+    for name in ("x", "answer"):
+        with pytest.raises(T2GError, match=f"asks for `{name}`, which the rows do not have"):
+            task(reward=f"asking:{name}")
+    write("train.jsonl", [{"prompt": f"p{i}"} | ({"x": 2} if i % 2 else {}) for i in range(4)])
+    made = task(reward="asking:x", test_size=1)
+    without = [example for example in made.split("train") if "x" not in example.metadata]
+    assert {score.reward for score in made.score_batch(without, ["?"] * len(without))} == {0.0}
+
+
+def test_a_reward_gets_numbers_as_the_rows_have_them(here):
+    (here / "exactly.py").write_text(
+        "def equal(completions, answer, id):\n"
+        "    return [float(int(c) == a and i == 7) for c, a, i in zip(completions, answer, id)]\n"
+    )
+    write("train.jsonl", [{"prompt": f"p{i}", "answer": i, "id": 7 + i} for i in range(3)])
+    made = task(reward="exactly:equal", test_size=1)
+    by_id = {example.id: example for name in ("train", "test") for example in made.split(name)}
+    assert made.score_batch([by_id["7"]], ["0"])[0].reward == 1.0
+    assert made.score_batch([by_id["8"]], ["1"])[0].reward == 0.0

@@ -50,6 +50,13 @@ def leaves(completions, **kwargs):
 
 def short(completions, **kwargs): return [1.0]
 def scalar(completions, **kwargs): return 1.0
+def mean(completions, **kwargs): return np.array(1.0)
+def unordered(completions, **kwargs): return {1.0, 0.0}
+def huge(completions, **kwargs): return [1e308 for _ in completions]
+def low(completions, **kwargs): return [-1e308 for _ in completions]
+def logs_nan(completions, log_metric):
+    log_metric("a", float("nan"))
+    return [1.0 for _ in completions]
 def text(completions, **kwargs): return "1"
 def words(completions, **kwargs): return ["1", "0"]
 def nan(completions, **kwargs): return [0.0, float("nan")]
@@ -141,12 +148,15 @@ def test_a_column_that_only_some_rows_have_is_none_elsewhere(rewards):
         ("leaves", "SystemExit: 3"),
         ("short", "returned 1 values; return a list of 2 numbers"),
         ("scalar", "returned float 1.0; return a list of 2 numbers"),
+        ("mean", "returned ndarray array(1.); return a list of 2 numbers"),
+        ("unordered", "returned set {0.0, 1.0}; return a list of 2 numbers"),
+        ("logs_nan", "log_metric: a is float nan; must be finite"),
         ("text", "returned str '1'; return a list of 2 numbers"),
         ("words", "returned str '1' for completion 0"),
         ("nan", "returned float nan for completion 1; rewards must be finite"),
         ("infinite", "for completion 0; rewards must be finite"),
         ("nested", "returned list [1.0] for completion 0"),
-        ("asks", "asks for `difficulty`, which the rows do not have; columns: answer"),
+        ("asks", "asks for `difficulty`, which the rows do not have; columns: id"),
     ],
 )
 def test_a_bad_function_is_named_with_its_line(rewards, name, said):
@@ -155,6 +165,19 @@ def test_a_bad_function_is_named_with_its_line(rewards, name, said):
     assert said in str(caught.value)
     assert "reward_module.py, line " in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [{"name": "huge", "weight": 10}],
+        ["huge", "huge"],
+        [{"name": "huge", "weight": 10}, {"name": "low", "weight": 10}],
+    ],
+)
+def test_a_sum_that_is_not_finite(rewards, items):
+    with pytest.raises(T2GError, match=r"× 1e\+308.* is not finite; lower the weights"):
+        rewards(*items).score(examples({}), ["a"])
 
 
 @pytest.mark.parametrize(
