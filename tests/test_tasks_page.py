@@ -13,10 +13,7 @@ SHORT = (
     *("--rltf_sd.steps", "2", "--rltf_sd.prompts_per_step", "2"),
     *("--text2grad.steps", "2", "--text2grad.prompts_per_step", "4"),
     *("--rltf_sd.eval_every", "0", "--text2grad.eval_every", "0"),
-    *(
-        "--evaluate.samples_per_prompt",
-        "1",
-    ),
+    *("--evaluate.samples_per_prompt", "1"),
 )
 """Enough to see that everything is in its place."""
 
@@ -34,10 +31,14 @@ def folder(root, tmp_path_factory):
     return folder
 
 
-def _run(folder, *words):
-    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+def _run(folder, *words, **env):
     done = subprocess.run(
-        [sys.executable, *words], cwd=folder, env=env, capture_output=True, text=True, timeout=900
+        [sys.executable, *words],
+        cwd=folder,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | env,
+        capture_output=True,
+        text=True,
+        timeout=1800,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done
@@ -64,3 +65,16 @@ def test_the_whole_page(folder):
         "--prompt", "Sort: yak ant dog cat",
     )  # fmt: skip
     assert answer.stdout.strip()
+
+
+@pytest.mark.skipif(
+    not os.environ.get("T2G_WHOLE_PAGE"), reason="T2G_WHOLE_PAGE=1 trains it in full, seven minutes"
+)
+def test_what_the_page_promises(folder):
+    _run(folder, "-m", "t2g_jax", "run", "words.yaml", "--workdir", "full", XLA_FLAGS="")
+    scores = {
+        name: json.loads((folder / "full" / name / "evaluation.json").read_text())["accuracy"]
+        for name in ("sft", "rltf_sd", "text2grad")
+    }
+    assert scores["sft"] < 0.5, "a warm start that has something to learn"
+    assert min(scores["rltf_sd"], scores["text2grad"]) >= 0.9

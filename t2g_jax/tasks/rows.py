@@ -166,7 +166,9 @@ def to_example(row: Row, columns: Mapping[str, str], *, default_id: str) -> Exam
         if theirs not in row.values and ours == "prompt":
             raise Malformed(f"there is no column `{theirs}`, which is to be `{ours}`")
         if ours in row.values and ours not in columns.values():
-            raise Malformed(f"there are both a column `{ours}` and `{theirs}`, which is to be it")
+            raise Malformed(
+                f"there is a column `{ours}`, but `{theirs}` is to be it; leave one out"
+            )
     if columns:
         moved = {ours: values.get(theirs) for ours, theirs in columns.items()}
         taken = set(columns.values())

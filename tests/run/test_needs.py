@@ -87,7 +87,7 @@ def test_what_a_run_does_nothing_with_is_told(config, rows):
     assert ignored(config("rltf-sd", *own), task) == []
     assert ignored(config("grpo", *others), task) == [], "nobody is shown a critique"
     (note,) = ignored(config("rltf-sd", *others), task)
-    assert "`privileged_context` (9 rows) is not shown to anybody" in note
+    assert "`privileged_context` (10 rows) is not shown to anybody" in note
 
     without = rows(demonstration="a")
     (note,) = ignored(config("rltf-sd", *others), without)

@@ -132,9 +132,9 @@ def test_columns_are_mapped(here):
 
 def test_mapped_columns_must_be_there_and_be_alone(here):
     write("train.jsonl", [{"question": "q", "prompt": "p"}, {"other": 1}])
-    with pytest.raises(T2GError, match="there are both a column `prompt` and `question`"):
+    with pytest.raises(T2GError, match="there is a column `prompt`, but `question` is to be it"):
         task(columns={"prompt": "question"})
-    write("train.jsonl", sums(3))
+    write("train.jsonl", [{"prompt": "p"}, {"prompt": "q"}])
     with pytest.raises(T2GError, match="no row has the column `anwser`, which is to be `answer`"):
         task(columns={"answer": "anwser"})
 
@@ -243,7 +243,7 @@ def test_an_id_is_of_one_row_among_all_files(here):
 def test_rows_are_the_same_from_whatever_folder(here, monkeypatch):
     for name in ("a", "b"):
         (here / name).mkdir()
-        write(here / name / "rows.jsonl", sums(3, start=ord(name)))
+        write(here / name / "rows.jsonl", sums(3, start=10 * ord(name)))
     monkeypatch.setattr(user_code, "_folders", [])
     made = task(["a/rows.jsonl", "b/rows.jsonl"], test_size=1)
     of_all = {*ids(made.split("train")), *ids(made.split("test"))}
@@ -348,7 +348,7 @@ def test_parquet(here):
     assert last.id == "train.parquet:3000"
     assert last.prompt == [{"role": "user", "content": "q2999"}]
     assert last.answer == "2999"
-    assert last.metadata == {"when": "2026-01-01", "raw": "text"}
+    assert last.metadata == {"when": "2026-01-01", "raw": "text", "answer": 2999.0}
 
 
 @pytest.fixture(scope="module")
@@ -505,7 +505,7 @@ def test_second_attempts_are_shown_answers_that_the_reward_calls_right(here):
     write("test.jsonl", [{"prompt": "other", "answer": "1"}])
     (here / "own.py").write_text(
         "def right(completions, answer, **_):\n"
-        "    return [float(c == a and a != '2') for c, a in zip(completions, answer)]\n"
+        "    return [float(c == str(a) != '2') for c, a in zip(completions, answer)]\n"
     )
     reward = {"name": "own:right", "correct_from": 1}
     made = task(test="test.jsonl", reward=reward)
