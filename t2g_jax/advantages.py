@@ -21,7 +21,16 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from t2g_jax.deprecation import keep_old_names
-from t2g_jax.numerics import Axis, AxisName, maximum, same_shape, the_mask, total
+from t2g_jax.numerics import (
+    Axis,
+    AxisName,
+    check_axis,
+    check_number,
+    maximum,
+    same_shape,
+    the_mask,
+    total,
+)
 
 # Under the square root when dividing by a standard deviation, as the Text2Grad authors have it.
 VARIANCE_EPSILON = 1e-8
@@ -60,7 +69,7 @@ def gae(
       token_rewards: [..., T] float, span rewards minus the KL penalty.
       values: [..., T] float, V of the state before each token.
       mask: [..., T] bool or float, 1 on completion tokens; or [..., 1].
-      gamma, gae_lambda: discount and trace decay, in [0, 1].
+      gamma, gae_lambda: discount and trace decay, in [0, 1]. Traced, they are not checked.
       where: the mask by another name.
       axis: the tokens'.
 
@@ -69,10 +78,14 @@ def gae(
       gradient flows through them.
 
     Raises:
-      ValueError: shapes differ, or mask and where are both given.
+      ValueError: shapes differ, mask and where are both given, there is no such axis, or gamma or
+        gae_lambda is not in [0, 1].
     """
+    check_number("gamma", gamma, 0, 1)
+    check_number("gae_lambda", gae_lambda, 0, 1)
     mask = the_mask(token_rewards, mask, where, like="token_rewards")
     rewards, values, mask = same_shape(token_rewards=token_rewards, values=values, mask=mask)
+    check_axis("token_rewards", rewards, axis)
     keep = mask != 0
     rewards = lax.stop_gradient(jnp.where(keep, rewards, 0))
     values = lax.stop_gradient(jnp.where(keep, values, 0))
@@ -175,7 +188,7 @@ def turn_returns(
       rewards: [..., H] float.
       turn_mask: [..., H] bool or float, 1 on turns that took place. A correct turn ends the
         episode, so the turns after it are 0.
-      gamma: discount per turn.
+      gamma: discount per turn, in [0, 1]. Traced, it is not checked.
       where: the mask by another name.
       axis: the turns'.
 
@@ -183,10 +196,13 @@ def turn_returns(
       [..., H], zero where turn_mask is 0.
 
     Raises:
-      ValueError: shapes differ, or turn_mask and where are both given.
+      ValueError: shapes differ, turn_mask and where are both given, there is no such axis, or gamma
+        is not in [0, 1].
     """
+    check_number("gamma", gamma, 0, 1)
     turn_mask = the_mask(rewards, turn_mask, where, like="rewards", name="turn_mask")
     rewards, turn_mask = same_shape(rewards=rewards, turn_mask=turn_mask)
+    check_axis("rewards", rewards, axis)
     keep = turn_mask != 0
     rewards = jnp.moveaxis(jnp.where(keep, rewards, 0), axis, -1)
     turns = jnp.arange(rewards.shape[-1])
@@ -372,5 +388,6 @@ def _scaled(
 
 
 def _require_group_axis(name: str, x: jax.Array, axis: int) -> None:
-    if x.ndim < 2 or not -x.ndim <= axis < x.ndim:
+    if x.ndim < 2:
         raise ValueError(f"{name} must be [P, G, ...] with the group on axis {axis}, got {x.shape}")
+    check_axis(name, x, axis)

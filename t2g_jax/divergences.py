@@ -13,19 +13,18 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from t2g_jax.kl import divergence_by_entry
-from t2g_jax.numerics import as_float, check_same_shape
+from t2g_jax.numerics import as_float, check_number, check_same_shape
 
 
 def check_divergence(alpha: float, entry_clip: float | None) -> None:
-    """ValueError unless there is such a divergence.
+    """ValueError unless there is such a divergence; TypeError unless it is of Python numbers.
 
     >>> from t2g_jax.divergences import check_divergence
     >>> check_divergence(alpha=0.5, entry_clip=None)
     """
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-    if entry_clip is not None and entry_clip <= 0:
-        raise ValueError(f"entry_clip must be positive, got {entry_clip}")
+    check_number("alpha", alpha, 0, 1, static=True)
+    if entry_clip is not None:
+        check_number("entry_clip", entry_clip, positive=True, static=True)
 
 
 def mixed_divergence(
@@ -177,8 +176,8 @@ def teacher_outcomes(
     """Of a teacher's k tokens: ids, padding being V; log-probabilities with the tail's; what is ok.
 
     The tail is what the k leave of 1, unless it is given. That difference is known to the rounding
-    of the k alone: at less than that (1e-7 in float32) it is taken for as much. There is no tail if
-    the k are the whole vocabulary.
+    of the k alone: at less than that (1e-7 in float32), below 0 too, it is taken for as much. There
+    is no tail if the k are the whole vocabulary.
 
     >>> import jax.numpy as jnp
     >>> from t2g_jax.divergences import teacher_outcomes
@@ -206,6 +205,8 @@ def teacher_outcomes(
     if token_ids.shape[-1] >= vocabulary:
         return token_ids, logprobs, ok
     tail = lax.stop_gradient(as_float(tail))
+    ok &= tail < jnp.inf
+    tail = jnp.where(ok, tail, -1.0)
     return token_ids, jnp.concatenate([logprobs, tail[..., None]], axis=-1), ok
 
 

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import defined, same_shape, settled
+from t2g_jax.numerics import check_axis, defined, same_shape, settled
 
 # exp(80) is the largest round power that float32 holds with room to spare. Only padding gets there.
 MAX_EXPONENT = 80.0
@@ -125,9 +125,10 @@ def full(
       [...], nats.
 
     Raises:
-      ValueError: shapes differ.
+      ValueError: shapes differ, or there is no such axis.
     """
     log_probs, ref_log_probs = same_shape(log_probs=log_probs, ref_log_probs=ref_log_probs)
+    check_axis("log_probs", log_probs, axis)
     log_probs, ref_log_probs = (jnp.moveaxis(x, axis, -1) for x in (log_probs, ref_log_probs))
     result = divergence(log_probs, lax.stop_gradient(ref_log_probs))
     return settled(result, jnp.ones_like(result, bool), where, like="log_probs[..., 0]")

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -23,7 +24,7 @@ from t2g_jax.divergences import (
     teacher_outcomes,
 )
 from t2g_jax.kl import divergence
-from t2g_jax.numerics import as_float, chosen
+from t2g_jax.numerics import as_float, check_count, check_number, chosen, settled
 
 CHUNK_SIZE = 4096
 
@@ -63,10 +64,12 @@ def token_logprobs(logits: ArrayLike, tokens: ArrayLike) -> jax.Array:
       tokens: [...] int in [0, V).
 
     Returns:
-      [...], nats; NaN without a gradient where logits hold NaN or +inf, or −inf only.
+      [...], nats; NaN without a gradient where logits hold NaN or +inf, or −inf only, or a token is
+      not in [0, V): what pads with −100 masks such places (`where=` of the losses).
 
     Raises:
-      ValueError: logits without the last axis and tokens differ in shape.
+      ValueError: logits without the last axis and tokens differ in shape, or tokens are not
+        integers.
     """
     return token_logprobs_from_logits(logits, tokens, with_entropy=False).logprobs
 
@@ -86,7 +89,7 @@ def token_logprobs_from_logits(
     >>> print(f"{found.logprobs[0]:.3f}, entropy {found.entropy[0]:.3f}")
     -0.313, entropy 0.582
     """
-    logits, tokens = as_float(logits), jnp.asarray(tokens)
+    logits, tokens = as_float(logits), _integers(tokens)
     temperature, cutoff = _settings(tokens, temperature, cutoff, logits.dtype)
     if logits.shape[:-1] != tokens.shape:
         raise ValueError(
@@ -95,7 +98,8 @@ def token_logprobs_from_logits(
         )
     ok = jnp.isfinite(jnp.max(logits, axis=-1))
     logits = jnp.where(ok[..., None], logits, 0)
-    return _where(ok, _dense(logits / temperature[..., None], tokens, cutoff, with_entropy))
+    tokens, known = _known(tokens, logits.shape[-1])
+    return _where(ok & known, _dense(logits / temperature[..., None], tokens, cutoff, with_entropy))
 
 
 def token_logprobs_from_hidden(
@@ -146,12 +150,14 @@ def token_logprobs_from_hidden(
 
     Returns:
       LogProbs of [...] float32 (float64 from float64); NaN without a gradient where hidden is not
-      finite.
+      finite, or a token is not in [0, V).
 
     Raises:
-      ValueError: shapes do not fit, or vocab_shards does not divide V.
+      ValueError: shapes do not fit, tokens are not integers, vocab_shards does not divide V, or a
+        setting is out of range.
+      TypeError: softcap is no Python number, or chunk_size or vocab_shards no integer.
     """
-    head, tokens = _head("hidden", hidden, "kernel", kernel), jnp.asarray(tokens)
+    head, tokens = _head("hidden", hidden, "kernel", kernel), _integers(tokens)
     chunks = _chunks(head, chunk_size, vocab_shards, softcap, spread)
     if head.hidden.shape[:-1] != tokens.shape:
         raise ValueError(
@@ -160,6 +166,7 @@ def token_logprobs_from_hidden(
         )
     temperature, cutoff = _settings(tokens, temperature, cutoff, head.dtype)
     head, ok = _finite(head)
+    tokens, known = _known(tokens, chunks.vocabulary)
     if chunks.single:
         head = head._replace(kernel=chunks.whole(head.kernel))
         result = _dense(head.logits(temperature, softcap), tokens, cutoff, with_entropy)
@@ -167,7 +174,7 @@ def token_logprobs_from_hidden(
         result = LogProbs(*chunked.logprobs(chunks, head, tokens, temperature, cutoff))
         if not with_entropy:
             result = result._replace(entropy=None)
-    return _where(ok, result)
+    return _where(ok & known, result)
 
 
 def full_kl_from_hidden(
@@ -181,6 +188,7 @@ def full_kl_from_hidden(
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
     spread: HeadSharding | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """Exact KL(policy ‖ reference) of each next-token distribution, without [..., V] in memory.
 
@@ -200,12 +208,14 @@ def full_kl_from_hidden(
       ref_hidden, ref_kernel: [..., R] and [R, V], the reference's; R may differ from D.
       temperature, softcap, chunk_size, vocab_shards, spread: for both, see
         `token_logprobs_from_hidden`.
+      where: [...] bool or float, tokens that count; elsewhere the KL is 0, without a gradient.
 
     Returns:
       [...], nats; NaN without a gradient where a hidden state is not finite.
 
     Raises:
-      ValueError: shapes do not fit, or vocab_shards does not divide V.
+      ValueError: shapes do not fit, vocab_shards does not divide V, or a setting is out of range.
+      TypeError: see `token_logprobs_from_hidden`.
     """
     head = _head("hidden", hidden, "kernel", kernel)
     reference = _head("ref_hidden", ref_hidden, "ref_kernel", ref_kernel)
@@ -224,7 +234,7 @@ def full_kl_from_hidden(
         result = divergence(log_probs, ref_log_probs)
     else:
         result = chunked.full_kl(chunks, head, reference, temperature)
-    return jnp.where(ok & ref_ok, result, jnp.nan)
+    return settled(result, ok & ref_ok, where, like="hidden[..., 0]")
 
 
 def distillation_from_hidden(
@@ -242,6 +252,7 @@ def distillation_from_hidden(
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
     spread: HeadSharding | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """`losses.logit_distillation` from hidden states, without [..., V] in memory.
 
@@ -265,16 +276,20 @@ def distillation_from_hidden(
       entry_clip: the most that one token, or the tail, adds to the divergence, nats.
       temperature, softcap, chunk_size, vocab_shards, spread: for both, see
         `token_logprobs_from_hidden`.
+      where: [...] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [...], nats; NaN without a gradient where a hidden state is not finite.
 
     Raises:
-      ValueError: shapes do not fit, or alpha, top_k, top_k_of or entry_clip are out of range.
+      ValueError: shapes do not fit, or alpha, top_k, top_k_of, entry_clip or another setting are
+        out of range.
+      TypeError: alpha or entry_clip is no Python number, or top_k no integer; or see
+        `token_logprobs_from_hidden`.
     """
     check_divergence(alpha, entry_clip)
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    if top_k is not None:
+        check_count("top_k", top_k, least=1)
     top_k_of = chosen("top_k_of", top_k_of, ("teacher", "student"))
     head = _head("hidden", hidden, "kernel", kernel)
     teacher = _head("teacher_hidden", teacher_hidden, "teacher_kernel", teacher_kernel)
@@ -294,7 +309,7 @@ def distillation_from_hidden(
             theirs = lax.stop_gradient(outcomes_of(chunks, teacher, tokens, temperature))
         own = outcomes_of(chunks, head, tokens, temperature)
         result = mixed_divergence(own, theirs, alpha, entry_clip)
-    return jnp.where(ok & teacher_ok, result, jnp.nan)
+    return settled(result, ok & teacher_ok, where, like="hidden[..., 0]")
 
 
 def top_k_distillation_from_hidden(
@@ -311,6 +326,7 @@ def top_k_distillation_from_hidden(
     chunk_size: int = CHUNK_SIZE,
     vocab_shards: int = 1,
     spread: HeadSharding | None = None,
+    where: ArrayLike | None = None,
 ) -> jax.Array:
     """`losses.top_k_distillation` from hidden states, without [..., V] in memory.
 
@@ -329,13 +345,16 @@ def top_k_distillation_from_hidden(
       alpha, entry_clip: see `losses.logit_distillation`.
       temperature, softcap, chunk_size, vocab_shards, spread: the student's, see
         `token_logprobs_from_hidden`.
+      where: [...] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [...], nats; NaN without a gradient where a hidden state is not finite, or a teacher's
       log-probability is NaN or +inf.
 
     Raises:
-      ValueError: shapes do not fit, or alpha or entry_clip are out of range.
+      ValueError: shapes do not fit, token_ids are not integers, or alpha, entry_clip or another
+        setting are out of range.
+      TypeError: alpha or entry_clip is no Python number; or see `token_logprobs_from_hidden`.
     """
     check_divergence(alpha, entry_clip)
     head = _head("hidden", hidden, "kernel", kernel)
@@ -349,7 +368,7 @@ def top_k_distillation_from_hidden(
     head, ok = _finite(head)
     own = outcomes_of(chunks, head, tokens, temperature)[..., : theirs.shape[-1]]
     result = mixed_divergence(own, theirs, alpha, entry_clip)
-    return jnp.where(ok & teacher_ok, result, jnp.nan)
+    return settled(result, ok & teacher_ok, where, like="hidden[..., 0]")
 
 
 def _agree(name: str, head: Head, other: Head) -> None:
@@ -398,9 +417,10 @@ def _chunks(
     head: Head, chunk_size: int, vocab_shards: int, softcap: float, spread: HeadSharding | None
 ) -> Chunks:
     vocabulary = head.kernel.shape[1]
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    if vocab_shards < 1 or vocabulary % vocab_shards:
+    check_count("chunk_size", chunk_size, least=1)
+    check_count("vocab_shards", vocab_shards, least=1)
+    check_number("softcap", softcap, static=True)
+    if vocabulary % vocab_shards:
         raise ValueError(
             f"vocab_shards must divide the vocabulary, but {vocab_shards} does not divide "
             f"{vocabulary}"
@@ -414,6 +434,24 @@ def _finite(head: Head) -> tuple[Head, jax.Array]:
     return head._replace(hidden=jnp.where(ok[..., None], head.hidden, 0)), ok
 
 
+def _integers(tokens: ArrayLike) -> jax.Array:
+    tokens = jnp.asarray(tokens)
+    if not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens must be integers, got {tokens.dtype}")
+    return tokens
+
+
+def _known(tokens: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Array]:
+    """The tokens, 0 in place of those that are not in [0, V), and which are.
+
+    One that no column is of would leave nothing to sum where a cutoff drops all others.
+    """
+    known = tokens >= 0
+    if vocabulary <= jnp.iinfo(tokens.dtype).max:  # or V itself does not fit their type
+        known &= tokens < vocabulary
+    return jnp.where(known, tokens, 0), known
+
+
 def _where(ok: jax.Array, result: LogProbs) -> LogProbs:
     return jax.tree.map(lambda x: jnp.where(ok, x, jnp.nan), result)
 
@@ -422,8 +460,8 @@ def _settings(
     tokens: jax.Array, temperature: ArrayLike, cutoff: ArrayLike | None, dtype: jnp.dtype
 ) -> tuple[jax.Array, jax.Array | None]:
     """Temperature and cutoff as constants of the computation, their shapes checked."""
-    if isinstance(temperature, int | float) and temperature <= 0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    if np.ndim(temperature) == 0:  # one for each token may be anything where it is masked
+        check_number("temperature", temperature, positive=True)
     temperature = lax.stop_gradient(jnp.asarray(temperature, dtype))
     if temperature.ndim and temperature.shape != tokens.shape:
         raise ValueError(

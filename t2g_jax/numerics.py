@@ -9,6 +9,7 @@ import enum
 import math
 from collections.abc import Sequence
 from functools import reduce
+from numbers import Real
 from typing import Any
 
 import jax
@@ -154,6 +155,74 @@ def chosen(name: str, value: Any, options: Sequence[str]) -> Any:
         *others, last = map(repr, options)
         raise ValueError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
     return meant
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = 0,
+    high: float = math.inf,
+    *,
+    positive: bool = False,
+    static: bool = False,
+) -> None:
+    """An error that names the setting unless it is a number from low to high, or a positive one.
+
+    A traced value is let through: its program alone knows it. A static setting decides which
+    program that is, and so has to be a Python number.
+
+    >>> from t2g_jax.numerics import check_number
+    >>> check_number("gamma", 0.9, 0, 1)
+    >>> check_number("cap", float("inf"), positive=True)
+
+    Raises:
+      TypeError: it is no number, or a static one no Python number.
+      ValueError: it is out of range, or NaN.
+    """
+    if static and not isinstance(value, Real):
+        raise TypeError(
+            f"{name} must be a Python number, got {value!r}; under jax.jit close over it, or name "
+            "it in static_argnames"
+        )
+    if isinstance(value, jax.core.Tracer):
+        return
+    found = np.asarray(value)
+    if not (jnp.issubdtype(found.dtype, jnp.number) or found.dtype == bool):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not np.all((found > 0) if positive else (low <= found) & (found <= high)):
+        allowed = f"in [{low}, {high}]" if high < math.inf else f"at least {low}"
+        raise ValueError(f"{name} must be {'positive' if positive else allowed}, got {value!r}")
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """An error that names the argument unless it is a whole number from `least` on.
+
+    >>> from t2g_jax.numerics import check_count
+    >>> check_count("top_k", 5, least=1)
+
+    Raises:
+      TypeError: it is no integer; 2.0 is none either.
+      ValueError: it is less.
+    """
+    if not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    if isinstance(value, int | np.integer) and value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_axis(name: str, array: ArrayLike, axis: Any) -> None:
+    """ValueError unless an array, called `name`, has this axis; several at once are none.
+
+    >>> import jax.numpy as jnp
+    >>> from t2g_jax.numerics import check_axis
+    >>> check_axis("values", jnp.zeros((2, 3)), -1)
+    """
+    count = np.ndim(array)
+    if not isinstance(axis, int | np.integer) or not -count <= axis < count:
+        raise ValueError(
+            f"axis must be one axis of {name}, an int in [{-count}, {count}), got {axis!r}: {name} "
+            f"has shape {np.shape(array)}"
+        )
 
 
 def total(x: jax.Array, axis: Axis = None, axis_name: AxisName = None, **options: Any) -> jax.Array:

@@ -154,10 +154,11 @@ def reduce(
 
 
 def count(
-    mask: ArrayLike,
+    mask: ArrayLike | None = None,
     how: Reduction | str = Reduction.TOKEN_MEAN,
     *,
     segment_ids: ArrayLike | None = None,
+    where: ArrayLike | None = None,
     axis_name: AxisName = None,
 ) -> jax.Array:
     """What `reduce` divides by: masked tokens, or sequences with at least one of them.
@@ -170,14 +171,19 @@ def count(
       mask: [..., T] bool or float.
       how: see `Reduction`; its string will do.
       segment_ids: [..., T] int, see `reduce`.
+      where: the mask by another name.
       axis_name: see this module.
 
     Returns:
       scalar float. Add it up over micro-batches and hosts for a global denominator.
 
     Raises:
-      ValueError: shapes differ, or how is none of the three.
+      ValueError: shapes differ, how is none of the three, or of mask and where both are given, or
+        neither, which leaves no shape to count in.
     """
+    if mask is None and where is None:
+        raise ValueError("count needs mask, or where: there are no values of whose shape all count")
+    mask = the_mask(where if mask is None else mask, mask, where)
     if _as_reduction(how) is Reduction.TOKEN_MEAN:
         return masked_sum(mask, jnp.asarray(mask) != 0, axis_name=axis_name)
     return jnp.round(total(_share_of_sequence(mask, segment_ids), axis_name=axis_name))

@@ -1,4 +1,5 @@
 import json
+import re
 from functools import partial
 
 import jax
@@ -276,6 +277,32 @@ def test_groups_masked_are_groups_sliced(rng):
         sliced = function(returns[:, keep], np.ones((2, 4)))
         np.testing.assert_allclose(found[:, keep], sliced, rtol=1e-6)
         np.testing.assert_array_equal(found[:, ~keep], 0)
+
+
+@pytest.mark.parametrize("axis", [2, -3, None, 1.0, (0, 1)])
+def test_an_axis_is_one(axis):
+    x = np.zeros((2, 3))
+    for function in (
+        advantages.gae,
+        advantages.first_turn,
+        lambda x, _, **k: advantages.leave_one_out(x, **k),
+        lambda x, _, **k: advantages.group_centered(x, **k),
+        lambda x, _, **k: advantages.turn_returns(x, gamma=0.5, **k),
+    ):
+        message = rf"axis must be one axis of \w+, .* got {re.escape(repr(axis))}: .* \(2, 3\)"
+        with pytest.raises(ValueError, match=message):
+            function(x, x, axis=axis)
+
+
+@pytest.mark.parametrize("wrong", [-0.1, 2, np.nan])
+def test_discounts_are_shares(wrong):
+    x = np.zeros((2, 3))
+    for name in ("gamma", "gae_lambda"):
+        with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got {wrong}"):
+            advantages.gae(x, x, **{name: wrong})
+        advantages.gae(x, x, **{name: jnp.float32(0.5)})
+    with pytest.raises(ValueError, match=rf"gamma must be in \[0, 1\], got {wrong}"):
+        advantages.turn_returns(x, gamma=wrong)
 
 
 def test_comparisons_need_a_group_axis():

@@ -190,6 +190,22 @@ def test_the_vocabulary_may_be_any_axis(arrays):
             distil(student, teacher),
             rtol=1e-6,
         )
+    ids, known = arrays["ids"], -1 - np.abs(np.take_along_axis(teacher, arrays["ids"], -1))
+    for axis in (0, 1, -1):
+        np.testing.assert_allclose(
+            losses.top_k_distillation(
+                *(np.moveaxis(x, -1, axis) for x in (student, ids, known)), axis=axis
+            ),
+            losses.top_k_distillation(student, ids, known),
+            rtol=1e-6,
+        )
+    for axis in (3, (0, 1)):
+        with pytest.raises(ValueError, match=r"axis must be one axis of student_logits"):
+            losses.logit_distillation(student, teacher, axis=axis)
+        with pytest.raises(ValueError, match=r"axis must be one axis of student_logits"):
+            losses.top_k_distillation(student, ids, known, axis=axis)
+        with pytest.raises(ValueError, match=r"axis must be one axis of log_probs"):
+            kl.full(student, teacher, axis=axis)
     log_probs = [jax.nn.log_softmax(x) for x in (student, teacher)]
     moved = [jnp.moveaxis(x, -1, 1) for x in log_probs]
     np.testing.assert_allclose(kl.full(*moved, axis=1), kl.full(*log_probs), rtol=1e-6)

@@ -442,6 +442,43 @@ def test_memory_is_that_of_a_chunk():
     assert memory(partial(loss, chunk_size=vocabulary)) > 1  # what it is measured against
 
 
+# ------------------------------------------------------------------ tokens of no vocabulary
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+@pytest.mark.parametrize("path", ["logits", VOCABULARY, *CHUNKS])
+def test_tokens_outside_the_vocabulary_are_nan_and_do_not_teach(head, cutoff, path, truncated):
+    """Whatever path there is; other tokens are as they were, and so are their gradients."""
+    strange = np.resize([False, True, False, False, True], (ROWS, TOKENS))
+    tokens = np.where(strange, np.resize([-100, VOCABULARY, -1], strange.shape), head["tokens"])
+    kwargs = {"cutoff": np.where(strange, 0.0, cutoff) if truncated else None}
+
+    def scored(hidden, kernel, tokens):
+        if path == "logits":
+            return token_logprobs_from_logits(hidden @ kernel, tokens, **kwargs)
+        return token_logprobs_from_hidden(hidden, kernel, tokens, chunk_size=path, **kwargs)
+
+    def loss(hidden, kernel, tokens):
+        found = scored(hidden, kernel, tokens)
+        return _mixed(jax.tree.map(lambda x: jnp.where(strange, 0, x), found))
+
+    both = head["hidden"], head["kernel"]
+    for found, expected in zip(scored(*both, tokens), scored(*both, head["tokens"]), strict=True):
+        np.testing.assert_array_equal(np.isnan(found), strange)
+        np.testing.assert_array_equal(found[~strange], expected[~strange])
+    found, expected = (jax.grad(loss, (0, 1))(*both, x) for x in (tokens, head["tokens"]))
+    _assert_close(found, expected)
+    assert all(np.isfinite(x).all() for x in found)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint32])
+def test_tokens_of_any_integer_type(dtype):
+    logits = np.zeros((2, 300), np.float32)
+    found = token_logprobs(logits, np.array([7, np.iinfo(dtype).max], dtype))
+    outside = np.iinfo(dtype).max >= 300
+    np.testing.assert_allclose(found, [-np.log(300), np.nan if outside else -np.log(300)], 1e-6)
+
+
 # ------------------------------------------------------------------ refusals
 
 
@@ -466,6 +503,18 @@ def test_refusals(head):
         r"temperature must be positive.*0": lambda: token_logprobs_from_hidden(
             **head, temperature=0.0
         ),
+        r"temperature must be positive, got nan": lambda: token_logprobs_from_logits(
+            hidden @ kernel, tokens, temperature=np.float32(np.nan)
+        ),
+        r"tokens must be integers, got float32": lambda: token_logprobs(
+            hidden @ kernel, tokens.astype(np.float32)
+        ),
+        r"tokens must be integers, got bool": lambda: token_logprobs_from_hidden(
+            hidden, kernel, tokens > 3
+        ),
+        r"softcap must be at least 0, got -1": lambda: token_logprobs_from_hidden(
+            **head, softcap=-1.0
+        ),
         r"vocab_shards.*5.*24": lambda: token_logprobs_from_hidden(**head, vocab_shards=5),
         r"chunk_size.*0": lambda: token_logprobs_from_hidden(**head, chunk_size=0),
         r"hidden and ref_hidden .*\(4, 3, 5\).*\(3, 3, 5\)": lambda: full_kl_from_hidden(
@@ -481,6 +530,8 @@ def test_refusals(head):
     for message, call in refusals.items():
         with pytest.raises(ValueError, match=message):
             call()
+    with pytest.raises(TypeError, match=r"chunk_size must be an integer, got 5\.0"):
+        token_logprobs_from_hidden(**head, chunk_size=5.0)
 
 
 # ------------------------------------------------------------------ soft-capped logits
@@ -707,3 +758,56 @@ def test_distillation_names_what_does_not_fit(head):
         distillation_from_hidden(*both, *both, entry_clip=-1)
     with pytest.raises(ValueError, match=r"hidden and token_ids .*\(4, 3, 5\).*\(4, 2\)"):
         top_k_distillation_from_hidden(*both, jnp.zeros((4, 2), int), jnp.zeros((4, 2)))
+    with pytest.raises(TypeError, match=r"top_k must be an integer, got 2\.0"):
+        distillation_from_hidden(*both, *both, top_k=2.0)
+    with pytest.raises(TypeError, match=r"alpha must be a Python number, .*static_argnames"):
+        jax.jit(lambda alpha: distillation_from_hidden(*both, *both, alpha=alpha))(0.5)
+
+
+@pytest.mark.parametrize("chunk_size", [5, VOCABULARY])
+@pytest.mark.parametrize("name", ["full_kl", "distillation", "top_k", "from_top_k"])
+def test_where_leaves_what_counts_and_silences_the_rest(head, name, chunk_size):
+    """NaN where nothing counts, in the student and in the teacher, reaches neither value nor
+    gradient."""
+    rng = np.random.default_rng(3)
+    where = rng.random((ROWS, TOKENS)) < 0.6
+    where[0, 0] = False
+    ids = np.argsort(rng.random((ROWS, TOKENS, VOCABULARY)))[..., :4]
+    teacher = np.log(0.9 * rng.dirichlet(np.ones(4), (ROWS, TOKENS))).astype(np.float32)
+    tail = np.full((ROWS, TOKENS), np.log(0.1), np.float32)
+    sizes = {"chunk_size": chunk_size}
+
+    def loss(hidden, kernel, theirs, teacher, tail, **where):
+        if name == "full_kl":
+            return full_kl_from_hidden(hidden, kernel, theirs, kernel, **sizes, **where)
+        if name == "from_top_k":
+            return top_k_distillation_from_hidden(
+                hidden, kernel, ids, teacher, teacher_tail=tail, **sizes, **where
+            )
+        k = 4 if name == "top_k" else None
+        return distillation_from_hidden(hidden, kernel, theirs, kernel, top_k=k, **sizes, **where)
+
+    def dirty(x):
+        return np.where(np.expand_dims(where, range(2, x.ndim)), x, np.nan)
+
+    hidden, kernel = head["hidden"], head["kernel"]
+    clean = -hidden, teacher, tail
+    plain = loss(hidden, kernel, *clean)
+    for student, others in (
+        (dirty(hidden), clean),
+        (hidden, [dirty(x) for x in clean]),
+        (hidden, [-hidden, teacher, dirty(tail)]),
+    ):
+        found = loss(student, kernel, *others, where=where)
+        np.testing.assert_allclose(found, np.where(where, plain, 0), rtol=1e-6)
+
+        def total(hidden, kernel, others=others):
+            return loss(hidden, kernel, *others, where=where).sum()
+
+        gradient = jax.grad(total, (0, 1))(student, kernel)
+        expected = jax.grad(lambda *x: jnp.sum(where * loss(*x, *clean)), (0, 1))(hidden, kernel)
+        _assert_close(gradient, expected)
+        np.testing.assert_array_equal(gradient[0][~where], 0)
+    np.testing.assert_array_equal(loss(dirty(hidden), kernel, *clean, where=0 * where), 0)
+    with pytest.raises(ValueError, match=r"hidden.*where.*\(4, 3\).*\(4, 2\)"):
+        loss(hidden, kernel, *clean, where=where[:, 1:])

@@ -173,3 +173,15 @@ def test_refusals(batch):
         sequence_sum(values, mask, segment_ids=jnp.ones((3, 6)))
     with pytest.raises(ValueError, match=r"'token_mean', .*not 'mean'"):
         reduce(values, mask, "mean")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_counts_go_by_either_name(batch, segments, how):
+    _, mask = batch
+    assert count(where=mask, how=how) == count(mask, how)
+    packed = {"segment_ids": segments}
+    assert count(where=mask, how=how, **packed) == count(mask, how, **packed)
+    with pytest.raises(ValueError, match=r"mask and where .*one of them"):
+        count(mask, how, where=mask)
+    with pytest.raises(ValueError, match=r"count needs mask, or where"):
+        count(how=how)

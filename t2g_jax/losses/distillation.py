@@ -30,7 +30,18 @@ from t2g_jax.divergences import (
 from t2g_jax.losses.importance import sequence_ratio, token_ratio
 from t2g_jax.losses.likelihood import weighted
 from t2g_jax.losses.policy_gradient import cispo, clipped_surrogate, reinforce
-from t2g_jax.numerics import as_float, by_token, chosen, defined, same_shape, settled, the_mask
+from t2g_jax.numerics import (
+    as_float,
+    by_token,
+    check_axis,
+    check_count,
+    check_number,
+    chosen,
+    defined,
+    same_shape,
+    settled,
+    the_mask,
+)
 
 Correction = Literal["none", "importance", "sequence_importance", "ppo", "cispo"]
 TopKOf = Literal["teacher", "student"]
@@ -84,7 +95,7 @@ def self_distillation(
       teacher_logprobs: [B, T] float, log π(y₁ | x₁) under the distribution that y₁ was really
         sampled from: the denominator of ρ. Without it old_logprobs is, which only corrects for the
         updates since sampling. No gradient; not used by correction none.
-      epsilon_low, epsilon_high: clip range of ppo and cispo.
+      epsilon_low, epsilon_high: clip range of ppo and cispo, 0 or more.
       logprob_floor: tokens less likely than this from x₀ are dropped: loss 0, no gradient. Judged
         by old_logprobs, or by logprobs without it. The authors' value is −5.
       token_weights: [B, T] float, or [B, 1], w, for instance from the critique's spans, or of
@@ -99,9 +110,11 @@ def self_distillation(
     Raises:
       ValueError: shapes differ, the correction is unknown, it needs a ratio and neither
         teacher_logprobs nor old_logprobs is given, or a mask and there is none; mask and where are
-        both given.
+        both given; an epsilon is negative or NaN.
     """
     correction = chosen("correction", correction, get_args(Correction))
+    check_number("epsilon_low", epsilon_low)
+    check_number("epsilon_high", epsilon_high)
     advantages = by_token("logprobs", logprobs, "advantages", advantages)
     if mask is not None or where is not None:
         mask = the_mask(logprobs, mask, where, like="logprobs")
@@ -239,12 +252,12 @@ def logit_distillation(
       student_logits: [..., V] float.
       teacher_logits: [..., V] float; no gradient.
       alpha: in [0, 1], a Python number.
-      top_k: compare the k most likely tokens and, as one more outcome, everything else. A lower
-        bound of the divergence over the whole vocabulary, which None compares.
+      top_k: int, compare the k most likely tokens and, as one more outcome, everything else. A
+        lower bound of the divergence over the whole vocabulary, which None compares.
       top_k_of: whose most likely tokens. SDPO's authors take the student's.
-      entry_clip: the most that one outcome adds to the divergence, nats; it has no gradient beyond.
-        OPSD, arXiv 2601.18734: a few tokens of style ("wait") would outweigh all others; its
-        authors take 0.05 with alpha 0. None: no limit.
+      entry_clip: the most that one outcome adds to the divergence, nats, a Python number; it has no
+        gradient beyond. OPSD, arXiv 2601.18734: a few tokens of style ("wait") would outweigh all
+        others; its authors take 0.05 with alpha 0. None: no limit.
       where: [...] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
       axis: the vocabulary's.
 
@@ -253,12 +266,15 @@ def logit_distillation(
       where logits hold NaN or +inf, or −inf only.
 
     Raises:
-      ValueError: shapes differ, or alpha, top_k, top_k_of or entry_clip are out of range.
+      ValueError: shapes differ, there is no such axis, or alpha, top_k, top_k_of or entry_clip are
+        out of range.
+      TypeError: alpha or entry_clip is no Python number, or top_k no integer.
     """
     student, teacher = same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
     check_divergence(alpha, entry_clip)
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
+    check_axis("student_logits", student, axis)
+    if top_k is not None:
+        check_count("top_k", top_k, least=1)
     top_k_of = chosen("top_k_of", top_k_of, get_args(TopKOf))
 
     student, teacher = (jnp.moveaxis(x, axis, -1) for x in (student, teacher))
@@ -280,6 +296,7 @@ def top_k_distillation(
     alpha: float = 0.5,
     entry_clip: float | None = None,
     where: ArrayLike | None = None,
+    axis: int = -1,
 ) -> jax.Array:
     """`logit_distillation` of k tokens and the tail, from the teacher's k most likely tokens alone.
 
@@ -296,20 +313,35 @@ def top_k_distillation(
       student_logits: [..., V] float.
       token_ids: [..., k] int, different tokens; one that is not in [0, V) is padding.
       teacher_logprobs: [..., k] float, of these tokens under the teacher, at the temperature of the
-        student's logits; no gradient.
+        student's logits; no gradient. Should they hold more than 1 together, they are taken as they
+        are and the tail for next to nothing: what comes out is then no divergence, and may be
+        negative. By more than rounding, the teacher's are no normalized log-probabilities.
       teacher_tail: [...] float, the log-probability of all other tokens together, if it is known
         better than from the difference, which is rounding once the k hold nearly everything.
       alpha, entry_clip: see `logit_distillation`.
       where: [...] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
+      axis: the vocabulary's, and the k tokens' in theirs.
 
     Returns:
       [...], nats; NaN without a gradient where logits hold NaN or +inf, or −inf only, or a
       teacher's log-probability is NaN or +inf.
 
     Raises:
-      ValueError: shapes do not fit, or alpha or entry_clip are out of range.
+      ValueError: shapes do not fit, token_ids are not integers, there is no such axis, or alpha or
+        entry_clip are out of range.
+      TypeError: alpha or entry_clip is no Python number.
     """
     check_divergence(alpha, entry_clip)
+    named = {
+        "student_logits": student_logits,
+        "token_ids": token_ids,
+        "teacher_logprobs": teacher_logprobs,
+    }
+    for name, array in named.items():
+        check_axis(name, array, axis)
+    student_logits, token_ids, teacher_logprobs = (
+        jnp.moveaxis(jnp.asarray(x), axis, -1) for x in named.values()
+    )
     student, student_ok = _log_softmax(as_float(student_logits))
     vocabulary = student.shape[-1]
     check_top_k("student_logits", student, token_ids, teacher_logprobs)

@@ -12,7 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import check_same_shape, chosen, defined, settled, the_mask
+from t2g_jax.numerics import (
+    check_number,
+    check_same_shape,
+    chosen,
+    defined,
+    settled,
+    the_mask,
+)
 from t2g_jax.reductions import sequence_sum
 
 # exp(20) ≈ 5e8: beyond any ratio that teaches, and far from overflow. No gradient flows past it.
@@ -126,7 +133,7 @@ def truncated_importance(
         if a clipped loss compares with that.
       sampled_logprobs: [B, T] float, of the distribution that the tokens were really drawn from.
       mask: [B, T] bool or float, tokens that count; all by default.
-      cap: C > 0, the largest weight.
+      cap: C > 0, the largest weight. Traced, it is not checked.
       level: whose ratio weighs a token; sequence and geometric are told to all of its tokens.
       segment_ids: [B, T] int, see `sequence_ratio`.
       where: the mask by another name.
@@ -137,8 +144,7 @@ def truncated_importance(
     Raises:
       ValueError: shapes differ, cap or level is out of range, or mask and where are both given.
     """
-    if cap <= 0:
-        raise ValueError(f"cap must be positive, got {cap}")
+    check_number("cap", cap, positive=True)
     mask = the_mask(logprobs, mask, where, like="logprobs")
     ratio = _ratio_of(level, logprobs, sampled_logprobs, mask, segment_ids)
     return jnp.where(mask != 0, jnp.minimum(ratio, cap), 0)
@@ -171,7 +177,7 @@ def masked_importance(
     Array([[0. , 0.5]], dtype=float32)
 
     Args:
-      low, high: the band, 0 ≤ low ≤ high.
+      low, high: the band, 0 ≤ low ≤ high. Traced, they are not checked.
       logprobs, sampled_logprobs, mask, level, segment_ids, where: see `truncated_importance`.
 
     Returns:
@@ -182,7 +188,8 @@ def masked_importance(
       ValueError: shapes differ, the band or level is out of range, or mask and where are both
         given.
     """
-    if not 0 <= low <= high:
+    known = not any(isinstance(x, jax.core.Tracer) for x in (low, high))
+    if known and not 0 <= low <= high:
         raise ValueError(f"low and high must be 0 ≤ low ≤ high, got {low} and {high}")
     mask = the_mask(logprobs, mask, where, like="logprobs")
     ratio = _ratio_of(level, logprobs, sampled_logprobs, mask, segment_ids)

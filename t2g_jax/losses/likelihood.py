@@ -1,6 +1,7 @@
 """Maximum likelihood of given tokens: demonstrations, critiques, what an environment answered."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +80,11 @@ def role_weights(roles: ArrayLike, weights: Mapping[int, float] | Sequence[float
     if not jnp.issubdtype(roles.dtype, jnp.integer):
         raise ValueError(f"roles must be integers, got {roles.dtype}")
     known = dict(weights) if isinstance(weights, Mapping) else dict(enumerate(weights))
-    if bad := [role for role in known if role < 0]:
-        raise ValueError(f"roles are numbered from 0, but weights has {bad}")
+    if bad := [role for role in known if not isinstance(role, Integral) or role < 0]:
+        raise ValueError(
+            f"roles are numbered from 0, but weights has {bad}; give the weight of each number "
+            "that stands for a role in roles"
+        )
     found = jnp.zeros_like(roles, dtype=jnp.float32)
     for role, weight in known.items():
         found = jnp.where(roles == role, weight, found)

@@ -21,7 +21,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from t2g_jax.losses.importance import sequence_ratio, token_ratio
-from t2g_jax.numerics import by_token, chosen, defined, settled, the_mask
+from t2g_jax.numerics import by_token, check_number, chosen, defined, settled, the_mask
 
 Surrogate = Literal["ppo", "gspo", "cispo", "reinforce"]
 
@@ -50,15 +50,17 @@ def clipped_surrogate(
       logprobs, old_logprobs: [B, T] float, of the sampled tokens under the policy and under the
         distribution that they were sampled from.
       advantages: [B, T] float, or [B, 1].
-      epsilon_low, epsilon_high: clip range below and above 1.
+      epsilon_low, epsilon_high: clip range below and above 1, 0 or more. Traced, they are not
+        checked.
       where: [B, T] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [B, T].
 
     Raises:
-      ValueError: shapes differ.
+      ValueError: shapes differ, or an epsilon is negative or NaN.
     """
+    _check(epsilon_low, epsilon_high)
     advantages = by_token("logprobs", logprobs, "advantages", advantages)
     ok, logprobs, old_logprobs, advantages = defined(
         logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages
@@ -92,6 +94,7 @@ def cispo(
 
     Args, returns, raises: see `clipped_surrogate`.
     """
+    _check(epsilon_low, epsilon_high)
     advantages = by_token("logprobs", logprobs, "advantages", advantages)
     ok, logprobs, old_logprobs, advantages = defined(
         logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages
@@ -125,15 +128,17 @@ def gspo(
     Args:
       logprobs, old_logprobs, advantages: see `clipped_surrogate`.
       mask, segment_ids: see `sequence_ratio`.
-      epsilon_low, epsilon_high: clip range; s is far closer to 1 than the ratio of a token.
+      epsilon_low, epsilon_high: clip range, 0 or more; s is far closer to 1 than the ratio of a
+        token.
       where: in place of the mask: the loss is 0, without a gradient, where it is off.
 
     Returns:
       [B, T].
 
     Raises:
-      ValueError: shapes differ, or mask and where are both given.
+      ValueError: shapes differ, mask and where are both given, or an epsilon is negative or NaN.
     """
+    _check(epsilon_low, epsilon_high)
     advantages = by_token("logprobs", logprobs, "advantages", advantages)
     mask = the_mask(logprobs, mask, where, like="logprobs")
     ok, logprobs, old_logprobs, advantages = defined(
@@ -173,15 +178,16 @@ def clip_acts(
       surrogate: whose clip.
       ratio: [B, T] float, that of a token or of its sequence.
       advantages: [B, T] float, or [B, 1].
-      epsilon_low, epsilon_high: the surrogate's clip range below and above 1.
+      epsilon_low, epsilon_high: the surrogate's clip range below and above 1, 0 or more.
       where: [B, T] bool or float, tokens that count.
 
     Returns:
       [B, T] bool, False where an input is not finite and where `where` is off.
 
     Raises:
-      ValueError: shapes differ, or the surrogate is unknown.
+      ValueError: shapes differ, the surrogate is unknown, or an epsilon is negative or NaN.
     """
+    _check(epsilon_low, epsilon_high)
     surrogate = chosen("surrogate", surrogate, get_args(Surrogate))
     advantages = by_token("ratio", ratio, "advantages", advantages)
     ok, ratio, advantages = defined(ratio=ratio, advantages=advantages)
@@ -222,3 +228,8 @@ def reinforce(
     advantages = by_token("logprobs", logprobs, "advantages", advantages)
     ok, logprobs, advantages = defined(logprobs=logprobs, advantages=advantages)
     return settled(-lax.stop_gradient(advantages) * logprobs, ok, where)
+
+
+def _check(epsilon_low: float, epsilon_high: float) -> None:
+    check_number("epsilon_low", epsilon_low)
+    check_number("epsilon_high", epsilon_high)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import as_float, settled
+from t2g_jax.numerics import as_float, check_number, settled
 
 ClassWeights = ArrayLike | Sequence[float]
 
@@ -35,16 +35,16 @@ def span_reward_cross_entropy(
       logits: [..., 3] float, for poor, neutral and good in this order.
       labels: [...] float or int in [−1, 1], −1 poor, 0 neutral, +1 good. Any other value means not
         labeled: loss 0 and no gradient.
-      class_weights: [3] float in the same order, 1 by default. Neutral tokens dominate, so give
-        them less. The loss is not divided by the weights; what is learned is p_w ∝ w · p, see
-        `span_probabilities`.
+      class_weights: [3] float, 0 or more, in the same order, 1 by default. Neutral tokens dominate,
+        so give them less. The loss is not divided by the weights; what is learned is p_w ∝ w · p,
+        see `span_probabilities`.
       where: [...] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [...], nats; NaN without a gradient where logits are not finite.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: shapes do not fit, or a class weight is negative or NaN.
     """
     logits, labels = as_float(logits), jnp.asarray(labels)
     if logits.shape != (*labels.shape, 3):
@@ -52,7 +52,7 @@ def span_reward_cross_entropy(
             "logits must have the shape of labels and an axis of 3 classes, but logits has shape "
             f"{logits.shape} and labels has shape {labels.shape}"
         )
-    weights = _weights(class_weights)
+    weights = _weights(class_weights, positive=False)
     logits, ok = _finite(logits)
     log_probs = jax.nn.log_softmax(logits)
     loss = -jnp.sum(span_targets(labels) * weights * log_probs, axis=-1)
@@ -104,13 +104,13 @@ def span_probabilities(
       [..., 3] float, adding up to 1; NaN without a gradient where logits are not finite.
 
     Raises:
-      ValueError: shapes do not fit.
+      ValueError: shapes do not fit, or a class weight is not positive.
     """
     logits = as_float(logits)
     if logits.shape[-1:] != (3,):
         raise ValueError(f"logits must end in an axis of 3 classes, got shape {logits.shape}")
     logits, ok = _finite(logits)
-    probabilities = jax.nn.softmax(logits - jnp.log(_weights(class_weights)))
+    probabilities = jax.nn.softmax(logits - jnp.log(_weights(class_weights, positive=True)))
     return jnp.where(ok, probabilities, jnp.nan)
 
 
@@ -120,7 +120,9 @@ def _finite(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.where(ok, logits, 0), ok
 
 
-def _weights(class_weights: ClassWeights | None) -> jax.Array:
+def _weights(class_weights: ClassWeights | None, *, positive: bool) -> jax.Array:
+    if class_weights is not None:
+        check_number("class_weights", class_weights, positive=positive)
     weights = as_float(jnp.ones(3) if class_weights is None else jnp.asarray(class_weights))
     if weights.shape != (3,):
         raise ValueError(f"class_weights must have shape (3,), one per label, not {weights.shape}")

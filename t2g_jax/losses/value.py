@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import defined, settled, the_mask
+from t2g_jax.numerics import check_number, defined, settled, the_mask
 
 
 def clipped_value(
@@ -29,15 +29,17 @@ def clipped_value(
       values: [B, T] float, predictions of the value head being trained.
       old_values: [B, T] float, its predictions when the tokens were sampled; no gradient.
       returns: [B, T] float, targets; no gradient.
-      epsilon: how far a prediction may move before its gradient stops.
+      epsilon: how far a prediction may move before its gradient stops, 0 or more. Traced, it is not
+        checked.
       where: [B, T] bool or float, tokens that count; elsewhere the loss is 0, without a gradient.
 
     Returns:
       [B, T]; NaN without a gradient where an input is not finite.
 
     Raises:
-      ValueError: shapes differ.
+      ValueError: shapes differ, or epsilon is negative or NaN.
     """
+    check_number("epsilon", epsilon)
     ok, values, old_values, returns = defined(values=values, old_values=old_values, returns=returns)
     old_values, returns = lax.stop_gradient((old_values, returns))
     clipped = jnp.clip(values, old_values - epsilon, old_values + epsilon)
@@ -66,6 +68,7 @@ def value_clip_acts(
     Returns:
       [B, T] bool, False where an input is not finite and where `where` is off.
     """
+    check_number("epsilon", epsilon)
     ok, values, old_values, returns = defined(values=values, old_values=old_values, returns=returns)
     clipped = jnp.clip(values, old_values - epsilon, old_values + epsilon)
     acts = jnp.abs(clipped - returns) > jnp.abs(values - returns)

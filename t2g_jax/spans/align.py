@@ -9,9 +9,10 @@ import gc
 import math
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from numbers import Real
+from typing import Any
 
 from t2g_jax.spans.page import Found, Page
 from t2g_jax.spans.quotes import Alignment, CharSpan, Quote, TokenSpan, Unaligned
@@ -102,9 +103,13 @@ def align(
       whose reward is not finite.
 
     Raises:
-      TypeError: a quote is of none of these forms.
+      TypeError: text is no string, quotes are no list, or a quote is of none of these forms. A
+        string is no list of quotes: its letters would be.
       ValueError: fuzzy_threshold is outside (0, 100].
     """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {text!r}")
+    check_quotes(quotes)
     if fuzzy_threshold is not None and not 0 < fuzzy_threshold <= 100:
         raise ValueError(f"fuzzy_threshold must be in (0, 100] or None, got {fuzzy_threshold!r}")
     given = [_as_quote(quote) for quote in quotes]
@@ -198,6 +203,23 @@ def to_token_spans(
         else:
             spans.append(TokenSpan(0, 0, span.reward))
     return tuple(spans)
+
+
+def check_quotes(quotes: Any) -> None:
+    """TypeError unless these may be several quotes: what is one by itself, or a mapping, is not.
+
+    >>> from t2g_jax.spans.align import check_quotes
+    >>> check_quotes(["cat", ("dog", -1.0)])
+    """
+    if isinstance(quotes, Mapping):
+        raise TypeError(
+            f"quotes must be a list of quotes, got {quotes!r}; give (phrase, reward) pairs, "
+            "list(quotes.items())"
+        )
+    if isinstance(quotes, str | bytes | Quote):
+        raise TypeError(f"quotes must be a list of quotes, got {quotes!r}; give [{quotes!r}]")
+    if not isinstance(quotes, Iterable):
+        raise TypeError(f"quotes must be a list of quotes, got {quotes!r}; give [] for none")
 
 
 def _as_quote(quote: Quote | str | tuple[str, float]) -> Quote:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2g_jax.spans.align import align, to_token_spans
+from t2g_jax.numerics import check_count
+from t2g_jax.spans.align import align, check_quotes, to_token_spans
 from t2g_jax.spans.masks import Overlap, token_rewards
 from t2g_jax.spans.quotes import Quote, Unaligned
 from t2g_jax.spans.token_offsets import Offsets
@@ -44,7 +45,7 @@ def rewards(
 
     Args:
       text: the completion, or B of them.
-      quotes: of each text, as `align` takes them.
+      quotes: of each text, as `align` takes them: a list, or B lists.
       offsets: of each text's tokens, as from `spans.offsets`.
       length: T, tokens in a row of the result.
       start: where in its row a text's first token is, for instance after its prompt; one for all,
@@ -57,15 +58,23 @@ def rewards(
       [T] float32, or [B, T]. Tokens beyond the end of a row are left out.
 
     Raises:
-      ValueError: there are not as many quotes, offsets or starts as texts; or as `align` and
-        `to_token_spans` raise.
-      TypeError: a quote is of none of the forms that `align` takes.
+      ValueError: there are not as many quotes, offsets or starts as texts, or length is negative;
+        or as `align` and `to_token_spans` raise.
+      TypeError: text is neither a string nor a list of them, a text's quotes are no list, a quote
+        is of none of the forms that `align` takes, or length or start is no integer.
     """
+    check_count("length", length, least=0)
+    check_quotes(quotes)
     if isinstance(text, str):
         alone: Any = ([text], [quotes], [offsets], length)
         options: Any = {"overlap": overlap, "fuzzy_threshold": fuzzy_threshold}
         return rewards(*alone, start=start, unaligned=unaligned, **options)[0]
-    firsts = [start] * len(text) if isinstance(start, int | np.integer) else list(start)
+    if not isinstance(text, Sequence):
+        raise TypeError(f"text must be a string or a list of them, got {text!r}")
+    firsts: Any = [start] * len(text) if np.ndim(start) == 0 else list(start)
+    for first in firsts:
+        if not hasattr(first, "__index__"):
+            raise TypeError(f"start must be an integer, or one for each text, got {start!r}")
     for name, given in (("quotes", quotes), ("offsets", offsets), ("start", firsts)):
         if len(given) != len(text):
             raise ValueError(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from t2g_jax.numerics import as_float, check_same_shape, chosen
+from t2g_jax.numerics import as_float, check_count, check_same_shape, chosen
 
 Overlap = Literal["poor", "sum", "mean", "last"]
 
@@ -30,7 +30,8 @@ def span_mask(starts: ArrayLike, ends: ArrayLike, length: int) -> jax.Array:
       [..., T] bool.
 
     Raises:
-      ValueError: shapes differ.
+      ValueError: shapes differ, or length is negative.
+      TypeError: length is no integer.
     """
     return jnp.any(_inside(starts, ends, length), axis=-2)
 
@@ -64,7 +65,8 @@ def token_rewards(
       [..., T] float.
 
     Raises:
-      ValueError: shapes differ, or overlap is none of the four.
+      ValueError: shapes differ, length is negative, or overlap is none of the four.
+      TypeError: length is no integer.
     """
     overlap = chosen("overlap", overlap, get_args(Overlap))
     check_same_shape(starts=starts, rewards=rewards)
@@ -87,6 +89,7 @@ def token_rewards(
 def _inside(starts: ArrayLike, ends: ArrayLike, length: int) -> jax.Array:
     """[..., S, T] bool: is the token in the span?"""
     check_same_shape(starts=starts, ends=ends)
+    check_count("length", length, least=0)
     starts, ends = jnp.asarray(starts)[..., None], jnp.asarray(ends)[..., None]
     tokens = jnp.arange(length)
     return (starts <= tokens) & (tokens < ends)

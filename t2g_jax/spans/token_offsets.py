@@ -5,6 +5,7 @@ come of encoding, may be of other tokens.
 """
 
 import json
+import operator
 import re
 from collections.abc import Iterable, Sequence
 from itertools import groupby, pairwise
@@ -38,7 +39,7 @@ def offsets(
     Args:
       tokenizer: of `transformers` (as from `AutoTokenizer`), fast or slow, a
         `tokenizers.Tokenizer`, or our `ChatTokenizer`.
-      ids: token ids, of one sequence.
+      ids: token ids, of one sequence, without the −100 that some pad labels with.
       text: what the offsets are to be in, if you have it; checked to be what the tokens say.
       skip_special_tokens: as in `decode`. False: special tokens are part of the text.
 
@@ -48,9 +49,10 @@ def offsets(
 
     Raises:
       TypeError: the tokenizer cannot decode.
-      ValueError: the tokens say another text than `text`.
+      ValueError: ids are not integers of 0 or more, or not of one sequence; the tokens say another
+        text than `text`.
     """
-    ids = [int(i) for i in ids]
+    ids = _token_ids(ids)
     locator = TokenLocator(_vocabulary(tokenizer), skip_special_tokens=skip_special_tokens)
     said = locator.decode(ids)
     if text is not None and said != text:
@@ -98,7 +100,7 @@ class TokenLocator:
 
     def locate(self, ids: Iterable[int]) -> list[tuple[int, int]]:
         """[(start, end)] in `decode(ids)`, see `offsets`."""
-        ids = [int(i) for i in ids]
+        ids = _token_ids(ids)
         text = self.decode(ids)
         if self._is_byte_level:
             pieces = [b"" if self._is_silent(i) else self._bytes(i) for i in ids]
@@ -247,6 +249,22 @@ def agreement(a: str, b: str) -> int:
         return len(a)
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _token_ids(ids: Iterable[int]) -> list[int]:
+    found = []
+    for place, given in enumerate(ids):
+        try:
+            found.append(operator.index(given))
+        except TypeError:
+            raise ValueError(
+                f"ids must be integers, those of one sequence, but ids[{place}] is {given!r}"
+            ) from None
+        if not 0 <= found[-1] < 2**32:  # of which tokenizers keep 32 bits
+            raise ValueError(
+                f"ids must be in [0, 2³²), but ids[{place}] is {given!r}; leave padding out"
+            )
+    return found
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -65,7 +65,7 @@ class TeacherSequence:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tokens", _tokens(self.tokens, "a teacher's sequence"))
-        object.__setattr__(self, "index", _frozen(self.index, np.int32))
+        object.__setattr__(self, "index", _frozen(_integers(self.index, "index"), np.int32))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -212,11 +212,17 @@ def from_arrays(arrays: Mapping[str, np.ndarray], fields: Iterable[Field]) -> li
     ]
 
 
-def _integers(tokens: Sequence[int] | np.ndarray) -> np.ndarray:
-    array = np.asarray(tokens)
-    if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"tokens must be integers, not {array.dtype}")
-    return array.astype(np.int32)
+def _integers(given: Sequence[int] | np.ndarray, what: str = "tokens") -> np.ndarray:
+    """As int32, without copying what is; ValueError for what int32 cannot hold."""
+    array = np.asarray(given)
+    if not array.size:
+        return array.astype(np.int32)
+    if not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{what} must be integers, not {array.dtype}")
+    for value in (array.min(), array.max()):
+        if not -(2**31) <= int(value) < 2**31:
+            raise ValueError(f"{what} must fit into 32 bits, but there is {value}")
+    return array.astype(np.int32, copy=False)
 
 
 def _tokens(tokens: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
@@ -229,8 +235,10 @@ def _tokens(tokens: Sequence[int] | np.ndarray, what: str) -> np.ndarray:
 
 
 def _frozen(values: Any, dtype: Any) -> np.ndarray:
-    """A copy that nobody can write to; what is so already is its own."""
-    if isinstance(values, np.ndarray) and values.dtype == dtype and not values.flags.writeable:
+    """A copy that nobody can write to; what is so already is its own, unless it is a view: of
+    another's data, which that other may write to."""
+    owned = isinstance(values, np.ndarray) and values.base is None
+    if owned and values.dtype == dtype and not values.flags.writeable:
         return values
     array = np.array(values, dtype)
     array.setflags(write=False)

@@ -544,3 +544,43 @@ def test_top_k_distillation_refuses_nonsense():
         losses.top_k_distillation(logits, top, top)
     with pytest.raises(ValueError, match=r"teacher_tail .*token_ids .*\(3,\).*\(2, 3\)"):
         losses.top_k_distillation(logits, ids, top, teacher_tail=jnp.zeros(3))
+
+
+def test_divergences_are_chosen_by_python_numbers(logits):
+    student, _ = logits
+    ids, teacher = np.zeros((*student.shape[:-1], 1), int), np.full((*student.shape[:-1], 1), -1.0)
+    for loss in (
+        partial(losses.logit_distillation, student, student),
+        partial(losses.top_k_distillation, student, ids, teacher),
+    ):
+        for name in ("alpha", "entry_clip"):
+            with pytest.raises(TypeError, match=rf"{name} must be a Python number, .*static_argn"):
+                jax.jit(lambda value, name=name, loss=loss: loss(**{name: value}))(0.5)
+            with pytest.raises(ValueError, match=rf"{name} must be .*, got nan"):
+                loss(**{name: np.nan})
+            np.testing.assert_array_equal(loss(**{name: np.float32(0.5)}), loss(**{name: 0.5}))
+    with pytest.raises(TypeError, match=r"top_k must be an integer, got 2\.0"):
+        losses.logit_distillation(student, student, top_k=2.0)
+
+
+def test_a_teacher_of_more_than_one_is_taken_as_it_is():
+    """Its tail is next to nothing, as `teacher_logprobs` says."""
+    student, teacher = jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.log(jnp.array([0.75, 0.5]))
+    found = losses.top_k_distillation(student, [0, 1], teacher, alpha=0.0)
+    expected = 0.75 * np.log(0.75 / 0.5) + 0.5 * np.log(0.5 / 0.25)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_an_undefined_tail_is_seen_and_not_learned(logits, gradient_of):
+    student, _ = logits
+    ids, teacher = np.zeros((*student.shape[:-1], 1), int), np.full((*student.shape[:-1], 1), -1.0)
+    tail = np.where(np.arange(len(student)) == 0, np.nan, -1.0)
+    tail = np.broadcast_to(tail.reshape(-1, *[1] * (student.ndim - 2)), student.shape[:-1])
+
+    def loss(student):
+        return losses.top_k_distillation(student, ids, teacher, teacher_tail=tail)
+
+    np.testing.assert_array_equal(np.isnan(loss(student)), np.isnan(tail))
+    gradient = gradient_of(loss)(student)
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0], 0)

@@ -126,3 +126,19 @@ def test_refusals():
         losses.truncated_importance(x, x, x, where=x)
     with pytest.raises(ValueError, match=r"logprobs and sampled_logprobs .*\(2, 3\).*\(2, 4\)"):
         losses.masked_importance(x, jnp.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"cap must be positive, got nan"):
+        losses.truncated_importance(x, x, cap=np.nan)
+    with pytest.raises(TypeError, match=r"cap must be a number, got 'high'"):
+        losses.truncated_importance(x, x, cap="high")
+    with pytest.raises(ValueError, match=r"low and high .* nan and 2"):
+        losses.masked_importance(x, x, low=np.nan, high=2)
+
+
+def test_limits_may_be_traced(batch):
+    logprobs, sampled, _ = batch
+    for weights, limits in (
+        (losses.truncated_importance, {"cap": 1.5}),
+        (losses.masked_importance, {"low": 0.6, "high": 1.7}),
+    ):
+        found = jax.jit(lambda limits, f=weights: f(logprobs, sampled, **limits))(limits)
+        np.testing.assert_allclose(found, weights(logprobs, sampled, **limits), rtol=1e-6)

@@ -53,6 +53,9 @@ def test_roles_are_numbers_from_zero():
         losses.role_weights(jnp.ones((1, 2)), [1.0])
     with pytest.raises(ValueError, match=r"numbered from 0.*\[-1\]"):
         losses.role_weights(jnp.zeros((1, 2), int), {-1: 1.0})
+    for role in ("tool", 1.0, None):
+        with pytest.raises(ValueError, match=rf"weights has \[{role!r}\]; give"):
+            losses.role_weights([[0]], {role: 1.0})
 
 
 def test_echo_learns_the_answers_beside_the_policy(gradient_of):

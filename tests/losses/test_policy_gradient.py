@@ -267,3 +267,25 @@ def test_the_clip_acts_where_it_changes_the_gradient(batch, surrogate, gradient_
 def test_clip_acts_knows_its_surrogates():
     with pytest.raises(ValueError, match="'sapo'"):
         losses.clip_acts("sapo", jnp.ones(2), jnp.ones(2), epsilon_low=0.2, epsilon_high=0.2)
+
+
+@pytest.mark.parametrize("name", ["epsilon_low", "epsilon_high"])
+@pytest.mark.parametrize("wrong", [-0.1, np.nan])
+def test_clip_ranges_are_not_negative(batch, name, wrong):
+    x = batch[0]
+    epsilons = {"epsilon_low": 0.2, "epsilon_high": 0.2, name: wrong}
+    for loss in (losses.clipped_surrogate, losses.cispo, losses.gspo):
+        with pytest.raises(ValueError, match=rf"{name} must be at least 0, got {wrong}"):
+            loss(x, x, x, **epsilons)
+    with pytest.raises(ValueError, match=rf"{name} must be at least 0, got {wrong}"):
+        losses.clip_acts("ppo", x, x, **epsilons)
+    with pytest.raises(ValueError, match=rf"{name} must be at least 0, got {wrong}"):
+        losses.self_distillation(x, x, correction="ppo", old_logprobs=x, **epsilons)
+
+
+def test_clip_ranges_may_be_traced(batch):
+    x = batch[0]
+    for loss in (losses.clipped_surrogate, losses.cispo, losses.gspo):
+        epsilons = {"epsilon_low": 0.1, "epsilon_high": 0.3}
+        found = jax.jit(lambda e, loss=loss: loss(x, x[::-1], x, **e))(epsilons)
+        np.testing.assert_allclose(found, loss(x, x[::-1], x, **epsilons), rtol=1e-5)

@@ -117,3 +117,7 @@ def test_shapes_must_agree():
         losses.span_reward_cross_entropy(jnp.ones((2, 4)), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"class_weights .*\(2,\)"):
         losses.span_reward_cross_entropy(jnp.ones((2, 3)), jnp.zeros(2), class_weights=jnp.ones(2))
+    with pytest.raises(ValueError, match=r"class_weights must be at least 0, got \(1, -1, 1\)"):
+        losses.span_reward_cross_entropy(jnp.zeros(3), 0, class_weights=(1, -1, 1))
+    with pytest.raises(ValueError, match=r"class_weights must be positive, got \(1, 0, 1\)"):
+        losses.span_probabilities(jnp.zeros(3), class_weights=(1, 0, 1))

@@ -1,6 +1,8 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from t2g_jax import losses
 from t2g_jax.reductions import masked_mean
@@ -59,3 +61,10 @@ def test_where_the_value_clip_acts_by_hand():
     )
     found = losses.value_clip_acts(np.float32(values), np.float32(old), np.float32(returns))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_refusals():
+    x = jnp.zeros((2, 3))
+    for function in (losses.clipped_value, losses.value_clip_acts):
+        with pytest.raises(ValueError, match=r"epsilon must be at least 0, got -0\.2"):
+            function(x, x, x, epsilon=-0.2)

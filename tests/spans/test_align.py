@@ -502,3 +502,19 @@ def test_through_a_byte_level_tokenizer_a_quote_covers_the_tokens_of_its_bytes(b
         at += len(token)
     assert list(range(found.start, found.end)) == covered
     assert found.reward == -1.0
+
+
+@pytest.mark.parametrize(
+    ("text", "quotes", "message"),
+    [
+        ("The cat", "cat", r"quotes must be a list of quotes, got 'cat'; give \['cat'\]"),
+        ("The cat", Quote("cat", 1.0), r"quotes must be a list .*; give \[Quote\(text='cat'"),
+        ("The cat", {"cat": -1.0}, r"quotes must be a list .*; give \(phrase, reward\) pairs"),
+        ("The cat", None, r"quotes must be a list of quotes, got None; give \[\] for none"),
+        (None, ["cat"], r"text must be a string, got None"),
+        (b"The cat", ["cat"], r"text must be a string, got b'The cat'"),
+    ],
+)
+def test_what_is_no_text_and_no_list_of_quotes_is_refused(text, quotes, message):
+    with pytest.raises(TypeError, match=message):
+        align(text, quotes)

@@ -60,5 +60,30 @@ def test_rows_must_agree():
         spans.rewards([TEXT], [["cat"]], OFFSETS, 6)
     with pytest.raises(ValueError, match=r"text and start .* text has 1 and start has 2"):
         spans.rewards([TEXT], [["cat"]], [OFFSETS], 6, start=[0, 1])
+    with pytest.raises(ValueError, match=r"length must be at least 0, got -3"):
+        spans.rewards(TEXT, ["cat"], OFFSETS, length=-3)
     with pytest.raises(ValueError, match=r"overlap must be 'poor'.*'best'"):
         spans.rewards(TEXT, ["cat"], OFFSETS, 6, overlap="best")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([TEXT] * 2, ["cat sat", "The"], [OFFSETS] * 2, 6), r"got 'cat sat'; give \['cat sat'\]"),
+        (([TEXT] * 2, "it", [OFFSETS] * 2, 6), r"quotes must be a list .* got 'it'; give \['it'\]"),
+        ((TEXT, "cat", OFFSETS, 6), r"quotes must be a list .* got 'cat'"),
+        ((None, [], [], 6), r"text must be a string or a list of them, got None"),
+        (([None], [[]], [[]], 6), r"text must be a string, got None"),
+        ((TEXT, ["cat"], OFFSETS, 6.0), r"length must be an integer, got 6\.0"),
+    ],
+)
+def test_a_string_is_not_a_list(arguments, message):
+    """A quote read letter by letter would be found nowhere, or everywhere."""
+    with pytest.raises(TypeError, match=message):
+        spans.rewards(*arguments)
+
+
+def test_a_text_starts_at_an_integer():
+    for start in (1.5, [0.0]):
+        with pytest.raises(TypeError, match=r"start must be an integer, or one for each text, got"):
+            spans.rewards([TEXT], [["cat"]], [OFFSETS], 6, start=start)

@@ -90,3 +90,7 @@ def test_refusals():
         token_rewards([0, 1], [1, 2], [1.0], 4)
     with pytest.raises(ValueError, match="'worst'"):
         token_rewards([0], [1], [1.0], 4, overlap="worst")
+    with pytest.raises(ValueError, match="length must be at least 0, got -1"):
+        span_mask([0], [1], -1)
+    with pytest.raises(TypeError, match=r"length must be an integer, got 2\.0"):
+        token_rewards([0], [1], [1.0], 2.0)

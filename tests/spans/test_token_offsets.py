@@ -1,6 +1,7 @@
 """Offsets for plain tokenizers of Hugging Face, which are not `ChatTokenizer`s."""
 
 import family_tokenizers
+import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -95,3 +96,19 @@ def test_refusals():
         spans.offsets(tokenizer, ids, text="The dog")
     with pytest.raises(TypeError, match=r"a dict is no tokenizer of Hugging Face"):
         spans.offsets({"The": 0}, [0])
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([0, -100], r"ids must be in \[0, 2³²\), but ids\[1\] is -100; leave padding out"),
+        ([2**40], r"but ids\[0\] is 1099511627776"),
+        ([0, 1.5], r"ids must be integers, those of one sequence, but ids\[1\] is 1\.5"),
+        ([[0, 1]], r"one sequence, but ids\[0\] is \[0, 1\]"),
+        (np.zeros((2, 2), int), r"one sequence, but ids\[0\] is array"),
+    ],
+)
+def test_ids_are_those_of_one_sequence(ids, message):
+    with pytest.raises(ValueError, match=message):
+        spans.offsets(Slow(), ids)
+    assert spans.offsets(Slow(), np.array([1, 2], np.uint8)) == spans.offsets(Slow(), [1, 2])

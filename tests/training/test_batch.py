@@ -77,6 +77,9 @@ LONG = Field("advantages", padding=1.0)  # declared otherwise than by the terms
         ([[1, 2]], {}, r"a sequence needs one token at least, .* shape \(1, 2\)"),
         ([1.5, 2], {}, "tokens must be integers, not float64"),
         ([1, -2], {}, "a sequence has the token -2; tokens are not negative"),
+        ([2**40, 1], {}, "tokens must fit into 32 bits, but there is 1099511627776"),
+        (np.array([1, 2**32 - 100], np.uint32), {}, "tokens must fit into 32 bits, .* 4294967196"),
+        ([1, -(2**40)], {}, "tokens must fit into 32 bits, but there is -1099511627776"),
     ],
 )
 def test_sequences_that_make_no_sense(tokens, values, message):
@@ -109,6 +112,20 @@ def test_sequences_do_not_change():
         item.with_fields({ADVANTAGES: [1, 2, 3]})
 
 
+def test_a_read_only_view_is_copied():
+    """What it is a view of may still be written to."""
+    tokens, values = np.array([1, 2], np.int32), np.array([0, 1], np.float32)
+    views = tokens[:], values[:]
+    for view in views:
+        view.setflags(write=False)
+    item = TokenSequence(views[0], {NLL_WEIGHT: views[1]})
+    tokens[0], values[1] = 9, 9
+    assert (item.tokens.tolist(), item.fields["nll_weight"].tolist()) == ([1, 2], [0, 1])
+    again = item.with_fields({})
+    assert again.tokens is item.tokens
+    assert again.values[NLL_WEIGHT] is item.values[NLL_WEIGHT]
+
+
 def test_a_teacher_reads_the_same_tokens_elsewhere():
     item = row(([1, 2], {}), ([6, 7, 8], {"policy_weight": 1.0}))
     asked = item.with_teacher([1, 2, 3, 4], slice(2, None))
@@ -127,6 +144,8 @@ def test_a_teacher_reads_the_same_tokens_elsewhere():
         ([9, 1, 2], [1, 2], "cannot be asked about a first token"),
         ([9, 1, 2], [2], r"index has shape \(1,\), but there are 2 tokens"),
         ([], [-1, -1], "a teacher's sequence needs one token at least"),
+        ([9, 1, 2], [-1, 2.5], "index must be integers, not float64"),
+        ([9, 1, 2], [-1, 2**40], "index must fit into 32 bits, but there is 1099511627776"),
     ],
 )
 def test_teachers_that_make_no_sense(tokens, index, message):
