@@ -21,7 +21,6 @@ from typing import Any
 
 import jax
 
-import t2g_jax
 from t2g_jax.config import JUDGE_LIMITS, Config, base, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
@@ -31,6 +30,7 @@ from t2g_jax.run import pretrained
 from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, command
 from t2g_jax.runtime import hosts
 from t2g_jax.training.checkpoint import Checkpoints
+from t2g_jax.version import __version__
 
 _MODEL = ("seed", "task", "tokenizer", "model", "mesh")
 _READS: dict[str, tuple[str, ...]] = {
@@ -105,7 +105,7 @@ def made(workspace: Workspace, phase: str) -> Made:
     if asks and not (phase == SFT and config.sft.critiques == "task"):
         bases["judge.settings.model"] = config.judge.pretrained
     return {
-        "version": t2g_jax.__version__,
+        "version": __version__,
         "inputs": inputs(phase, config),
         "parents": {name: artifact(workspace, name) for name in parents(phase, config)},
         "tokenizer": of_files(workspace.tokenizer),
@@ -120,7 +120,7 @@ def environment() -> dict[str, str]:
     program = Path(sys.argv[0])
     name = "python -m t2g_jax" if program.name == "__main__.py" else program.name
     return {
-        "t2g_jax": t2g_jax.__version__,
+        "t2g_jax": __version__,
         "commit": commit() or "unknown",
         "jax": jax.__version__,
         "python": platform.python_version(),
