@@ -1,7 +1,9 @@
 """Imports run down, and in no circle; the picture of it is the one that the imports give."""
 
 import importlib.util
+import itertools
 import pathlib
+import re
 
 import pytest
 
@@ -27,6 +29,27 @@ def test_the_picture_is_that_of_the_imports(found):
     assert architecture.PICTURE.read_text("utf-8") == architecture.draw(found), (
         "run `python docs/architecture.py`"
     )
+
+
+def test_the_readme_names_every_room_floor_by_floor():
+    section = (ROOT / "README.md").read_text("utf-8").partition("## Where things are\n")[2]
+    inside = section.partition("\nt2g_jax/\n")[2]
+    named = []
+    for line in itertools.takewhile(lambda line: line.startswith("  "), inside.splitlines()):
+        if line.startswith("    "):
+            named[-1][1].extend(line.strip().partition("  ")[0].split())
+        else:
+            named.append((line.strip(), []))
+    assert [(title, tuple(rooms)) for title, rooms in named] == list(architecture.FLOORS)
+
+
+def test_the_page_names_every_room_floor_by_floor():
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    named = [
+        (title, tuple(room.rstrip("/") for room in re.findall("`([^`]*)`", rooms)))
+        for title, rooms in re.findall(r"^\| ([^|]+) \| (`[^|]+) \|", page, re.MULTILINE)
+    ]
+    assert named == list(architecture.FLOORS)
 
 
 def write_package(folder, **modules):
