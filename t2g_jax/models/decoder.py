@@ -98,7 +98,7 @@ class DecoderConfig:
     experts: int = 0
     """MLPs of a layer that a router chooses from. 0: one MLP, no router."""
     experts_per_token: int = 1
-    normalise_experts: bool = True
+    normalize_experts: bool = True
     """The weights of a token's experts sum to 1."""
 
     def __post_init__(self):
@@ -442,7 +442,7 @@ class Experts(nn.Module):
         mix = functools.partial(
             mixture,
             chosen=config.experts_per_token,
-            normalize=config.normalise_experts,
+            normalize=config.normalize_experts,
             activation=ACTIVATIONS[config.activation],
         )
 

@@ -24,6 +24,7 @@ import jax
 from t2g_jax.config import JUDGE_LIMITS, Config, base, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
+from t2g_jax.deprecation import new_value
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.run import pretrained
@@ -137,6 +138,7 @@ def gone_on(now: Made, before: Made | None, done: int, where: Path) -> Made:
     """
     if not isinstance(before, dict):
         raise T2GError(f"{where} does not say what it was made from; {_anew(where)}")
+    before = _in_new_words(before)
     for problem in _others(before, now):
         raise _begun_otherwise(where, problem)
     changed = {k: v for k, v in before["inputs"].items() if now["inputs"].get(k) != v}
@@ -258,8 +260,7 @@ def of_phase(workspace: Workspace, phase: str) -> Made:
     record = workspace.summary(phase).get("made")
     if record is None:
         raise _damaged(workspace, phase, "it does not say what the phase was made from")
-    made: Made = record
-    return made
+    return _in_new_words(record)
 
 
 def artifact(workspace: Workspace, phase: str) -> str:
@@ -334,6 +335,11 @@ def _of(keys: Sequence[str], config: Config) -> Iterable[tuple[str, Any]]:
     for key, value in base.values(config).items():
         if any(key == name or key.startswith(f"{name}.") for name in keys):
             yield key, value
+
+
+def _in_new_words(record: Made) -> Made:
+    """A record as it would be written now: what has another name since is no change."""
+    return record | {"inputs": {key: new_value(key, v) for key, v in record["inputs"].items()}}
 
 
 def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

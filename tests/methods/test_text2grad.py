@@ -63,7 +63,7 @@ def test_advantages(collect, moved, read, kind, sampling, whiten):
         policy, other = (oracle.log_softmax(x[before] / temperature) for x in (logits, ref_logits))
         mine = policy[np.arange(len(turn.tokens)), turn.tokens]
         divergence = oracle.divergence(kind or "k1", policy, other, mine, turn.tokens)
-        advantages = oracle.generalised_advantages(
+        advantages = oracle.generalized_advantages(
             rewards - BETA * divergence, values[before], gamma=GAMMA, gae_lambda=LAMBDA
         )
         expected.append((advantages, advantages + values[before], values[before]))
