@@ -47,7 +47,7 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     start: int
-    """Of its bytes in the file."""
+    """Offset of its bytes in the file."""
 
     @property
     def bytes(self) -> int:

@@ -153,7 +153,7 @@ def _listen(
 
 
 def _environment(where: Topology) -> dict[str, str]:
-    """Of the worker: JAX on the CPU, unless a GPU is asked for and there may be one."""
+    """The worker's environment: JAX on the CPU, unless a GPU is asked for and may be there."""
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [_root(), env.get("PYTHONPATH")]))
     if where.chip.is_tpu:

@@ -138,7 +138,7 @@ def reward_interval(rewards, *, confidence: float = 0.95) -> tuple[float, float]
 
 
 def _crossed_variance(values: np.ndarray) -> tuple[float, float]:
-    """Of the mean of [K, P, S] values, and its degrees of freedom; see `crossed_interval`."""
+    """Variance of the mean of [K, P, S] values, and its degrees of freedom: `crossed_interval`."""
     trainings, prompts = values.shape[:2]
     means = values.mean(axis=2)
     of_prompt = means.mean(axis=0)

@@ -259,7 +259,7 @@ def made_from(workspace: Workspace, phase: str, checkpoints: Checkpoints) -> pro
 
 
 def summary(context: Context, phase: str) -> dict[str, Any]:
-    """Of a phase, from its log: seconds, tokens, and the last metrics.
+    """A phase, summed up from its log: seconds, tokens, and the last metrics.
 
     Raises:
       T2GError: no row was short enough to be learned from.
