@@ -112,7 +112,7 @@ def demonstrations(context: Context, step: int) -> list[TokenSequence]:
     repairs = [i for i, (_, _, repair) in enumerate(drafts) if repair and i not in critics]
     repaired: set[int] = set()
     if repairable(context):
-        wrong = poor(context, [drafts[i][:2] for i in repairs])
+        wrong = find_improvable(context, [drafts[i][:2] for i in repairs])
         solve = require_capability(context.task, "solve", needed_by="sft.repair_fraction")
         repaired = {
             i
@@ -138,7 +138,7 @@ def repairable(context: Context) -> bool:
     return judge is not None and capability(context.task, "solve") is not None
 
 
-def poor(context: Context, attempts: Sequence[tuple[Example, str]]) -> list[bool]:
+def find_improvable(context: Context, attempts: Sequence[tuple[Example, str]]) -> list[bool]:
     """Which attempts may be improved on: all that are not known to be right."""
     texts = [text for _, text in attempts]
     scores = context.scorer.scores(

@@ -181,7 +181,7 @@ def safe_text(text: str, style: str = "") -> Text:
     return Text(visible(text), style)
 
 
-def took(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as it is written in a log."""
     return _plain(formatting.duration(seconds))
 
@@ -311,7 +311,7 @@ class PhaseProgress:
         if self._enabled:
             end = "done" if kind is None else f"stopped by {kind.__name__}"
             at = f"{self.step:,} {self.unit}" if self.unit else f"step {self.step}"
-            self._print(f"{self.phase}: {end} at {at} after {took(now - self._began)}")
+            self._print(f"{self.phase}: {end} at {at} after {format_duration(now - self._began)}")
 
     def _show(self, now: float) -> None:
         self._shown_at, self._shown_step = now, self.step
@@ -371,8 +371,8 @@ class PhaseProgress:
         once = max(_pace(*slowest) - usual, 0.0) * (slowest[1][0] - slowest[0][0])
         seconds = max(self.total - self.step, 0) * (ended - began - once) / (late - early)
         after = _FOLLOWED_BY.get()
-        return f"{took(seconds)} left" + (
-            "" if after is None else f" (of the run about {took(seconds + after)})"
+        return f"{format_duration(seconds)} left" + (
+            "" if after is None else f" (of the run about {format_duration(seconds + after)})"
         )
 
     def _print(self, line: str) -> None:

@@ -166,7 +166,7 @@ def run_training(
         metrics |= dict(experience.metrics) | device_memory()
         metrics["tokens_trained"] = plan.epochs * sum(map(count, rows))
         read = sum(len(row) for row in rows)
-        return state, metrics | speed(
+        return state, metrics | compute_speed(
             context.watch.lap(),
             {
                 "sample": generated,
@@ -342,7 +342,7 @@ def map_rows(
     return found
 
 
-def speed(seconds: dict[str, float], tokens: dict[str, int]) -> dict[str, float]:
+def compute_speed(seconds: dict[str, float], tokens: dict[str, int]) -> dict[str, float]:
     """The log's columns about time: seconds of each stage, and the tokens it got through in one."""
     columns = {f"seconds_{stage}": spent for stage, spent in seconds.items()}
     return columns | {

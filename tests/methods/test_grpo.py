@@ -5,7 +5,7 @@ import oracle
 import pytest
 import tiny
 
-from t2g_jax.methods.grpo import GRPO, unequal
+from t2g_jax.methods.grpo import GRPO, keep_unequal
 
 
 def advantages_of(found):
@@ -87,9 +87,9 @@ def test_kl_costs_reward_or_is_in_the_loss(
 def test_groups_that_teach_something(tiny_context):
     rewards = [0, 0, 1, 0, 1, 1, 0, -0.1]
     turns = [tiny.turn(tiny_context, "0", reward=reward) for reward in rewards]
-    assert unequal(turns, 2) == [*turns[2:4], *turns[6:8]]
-    assert unequal(turns, 4) == turns
-    assert unequal(turns[:2], 2) == []
+    assert keep_unequal(turns, 2) == [*turns[2:4], *turns[6:8]]
+    assert keep_unequal(turns, 4) == turns
+    assert keep_unequal(turns[:2], 2) == []
 
 
 EQUAL, OTHER, THIRD = [0, 0, 1, 0, 1, 1], [0, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0]
