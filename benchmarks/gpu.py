@@ -28,7 +28,7 @@ PEAKS = {
     "L40S": (362e12, 0.86e12),
     "L4": (121e12, 0.3e12),
 }
-"""Of bfloat16 products without sparsity, operations a second; and of memory, bytes a second."""
+"""Peak operations a second of bfloat16 products without sparsity, and bytes a second of memory."""
 
 LLAMA_1B = {
     "vocab_size": 128_256,

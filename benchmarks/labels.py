@@ -1,4 +1,4 @@
-"""Labelling completions: one forward pass of a span-reward head, or word scores written as JSON."""
+"""Labeling completions: one forward pass of a span-reward head, or word scores written as JSON."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ such lists. It decodes greedily and stops after the longest ({new} tokens), as a
 would not end by itself; a critique before the scores, and their parsing, are not counted.
 """
     return compared(
-        "Labelling completions",
+        "Labeling completions",
         text,
         against_torch.row("`transformers` writes", "≥ 50 ×"),
         against_ours.row("our own sampler writes", ""),

@@ -16,7 +16,7 @@ _UNITS = {
     "letters": "a",
     "single letters": "a ",
     "sentences": "the cat sat on the mat. ",
-    "misspelt": "teh cta sta no hte mta. ",
+    "misspelled": "teh cta sta no hte mta. ",
     "accents": "e" + "\u0301\u0323" * 40,
     "flags": "\U0001f1eb",
     "emoji": _SMILE + _SKIN + _JOIN,

@@ -38,7 +38,7 @@ from t2g_jax.run.workspace import Workspace
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WIDTH, HEIGHT = 1000, 1900
-"""Of the picture."""
+"""Size of the picture, in pixels."""
 
 
 class Run(NamedTuple):

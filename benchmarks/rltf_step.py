@@ -31,9 +31,9 @@ METHOD = "rltf-sd"
 CHANGES = (
     "--sft.steps 500 --rltf_sd.prompts_per_step 16 --rltf_sd.group_size 4 --rltf_sd.minibatches 1"
 ).split()
-"""Of the quickstart. A short warm start: most attempts are wrong, so that most rows have two turns,
-but not all earn the same, so that there is something to learn. One update of all rows, as in the
-loop."""
+"""Changes to the quickstart. A short warm start: most attempts are wrong, so that most rows have
+two turns, but not all earn the same, so that there is something to learn. One update of all rows,
+as in the loop."""
 
 
 def measure(*, small: bool = False) -> Section:

@@ -28,8 +28,8 @@ def measure(*, small: bool = False) -> Section:
     inputs = jax.device_put(tuple(inputs.values()))
     table = []
     for name, ours, theirs in (
-        ("log-probabilities and entropy", _logprobs, _logprobs_materialised),
-        ("full KL", _full_kl, _full_kl_materialised),
+        ("log-probabilities and entropy", _logprobs, _logprobs_materialized),
+        ("full KL", _full_kl, _full_kl_materialized),
     ):
         programs = [_gradient(function).lower(*inputs).compile() for function in (ours, theirs)]
         apart = _apart(*(program(*inputs) for program in programs))
@@ -54,7 +54,7 @@ Forward and backward pass to hidden states [{rows}, {length}, {width}] and the L
 what the compiled program sets aside beyond inputs and results (`memory_analysis`); targets are in
 brackets. The last column: how far the two are apart, relative to the largest value.
 """
-    header = ["", "memory", "materialised", "share", "time", "materialised", "takes", "apart"]
+    header = ["", "memory", "materialized", "share", "time", "materialized", "takes", "apart"]
     return Section("Large vocabularies", text, header, table)
 
 
@@ -77,7 +77,7 @@ def _logprobs(policy, reference, tokens):
     return scored.logprobs + 0.1 * scored.entropy
 
 
-def _logprobs_materialised(policy, reference, tokens):
+def _logprobs_materialized(policy, reference, tokens):
     log_probs = jax.nn.log_softmax(policy[0] @ policy[1])
     own = jnp.take_along_axis(log_probs, tokens[..., None], -1)[..., 0]
     return own - 0.1 * jnp.sum(jnp.exp(log_probs) * log_probs, -1)
@@ -87,5 +87,5 @@ def _full_kl(policy, reference, tokens):
     return logprobs.full_kl_from_hidden(*policy, *reference)
 
 
-def _full_kl_materialised(policy, reference, tokens):
+def _full_kl_materialized(policy, reference, tokens):
     return kl.full(*(jax.nn.log_softmax(hidden @ kernel) for hidden, kernel in (policy, reference)))

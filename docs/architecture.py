@@ -4,8 +4,9 @@
     python docs/architecture.py --check    # only says what breaks the rule
 
 A room is a folder or a module of `t2g_jax`. `FLOORS` says where each is; a room imports from its
-own floor only what stands to its left, and from the floors below. What is imported is read from
-the code, whether at the top of a module or in a function.
+own floor only what stands to its left, and from the floors below. The package itself, `import
+t2g_jax`, is a front door for those outside: it leads to the pure functions, and nothing inside goes
+through it. What is imported is read from the code, whether at the top of a module or in a function.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ ROOT = Path(__file__).resolve().parents[1]
 PICTURE = ROOT / "docs" / "architecture.svg"
 
 FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("words and numbers", ("errors", "numerics", "deprecation", "printing", "installation")),
+    (
+        "words and numbers",
+        ("version", "errors", "numerics", "deprecation", "printing", "installation"),
+    ),
     (
         "pure functions of arrays",
         (
@@ -36,6 +40,7 @@ FLOORS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a run", ("report", "run", "rollouts", "feedback", "methods")),
     ("entry points", ("phases", "plan", "study", "commands", "cli", "__main__")),
 )
+FRONT_DOOR = "pure functions of arrays"  # the highest floor that `import t2g_jax` leads to
 
 Modules = Mapping[str, Path]
 Imports = Mapping[str, frozenset[str]]
@@ -56,40 +61,64 @@ def imports(known: Modules) -> dict[str, frozenset[str]]:
 
 
 def _imported(name: str, path: Path, known: Modules) -> Iterator[str]:
-    package = name.partition(".")[0]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if inner in known else str(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            source = _source(node, name, path)
+            inner = (f"{source}.{alias.name}" for alias in node.names)
+            yield from (one if one in known else source for one in inner if source in known)
+
+
+def _source(node: ast.ImportFrom, name: str, path: Path) -> str:
+    """The absolute name of what a `from … import` in a module reads."""
+    if not node.level:
+        return str(node.module)
+    up = node.level - (path.name == "__init__.py")  # one dot is the package that the module lies in
+    around = name.split(".")[: -up or None]
+    return ".".join([*around, *([node.module] if node.module else [])])
 
 
 def room(module: str) -> str:
-    """The room of a module; of the package itself, whose front door imports the pure layer, ""."""
+    """The room of a module; the package itself, which is the front door, has none: ""."""
     return module.partition(".")[2].partition(".")[0]
 
 
-def broken(found: Imports, floors: tuple[tuple[str, tuple[str, ...]], ...] = FLOORS) -> list[str]:
+def broken(
+    found: Imports,
+    floors: tuple[tuple[str, tuple[str, ...]], ...] = FLOORS,
+    front_door: str = FRONT_DOOR,
+) -> list[str]:
     """What breaks the rule, a line for each; nothing if all is well."""
     order = [name for _, rooms in floors for name in rooms]
+    titles = [title for title, _ in floors]
+    behind = {name for _, rooms in floors[: titles.index(front_door) + 1] for name in rooms}
     rooms = {room(name) for name in found} - {""}
     lines = [f"{name} has no floor" for name in sorted(rooms - set(order))]
     lines += [f"{name} is on a floor, but not there" for name in order if name not in rooms]
     for module, others in sorted(found.items()):
         for other in sorted(others):
             mine, theirs = room(module), room(other)
-            if mine in order and theirs in order and order.index(mine) < order.index(theirs):
+            if not theirs:
+                lines.append(f"{module} imports {other}: the front door, from inside")
+            elif not mine and theirs in order and theirs not in behind:
+                lines.append(f"{module} imports {other}: above the front door")
+            elif mine in order and theirs in order and order.index(mine) < order.index(theirs):
                 lines.append(f"{module} imports {other}: up")
     return lines + [f"{' → '.join(circle)}: a circle" for circle in circles(found)]
 
 
 def circles(found: Imports) -> list[list[str]]:
-    """A circle through each group of modules that import one another; a package and what is in it
-    are not one."""
+    """A circle through each group of modules that import one another.
+
+    Whoever imports a module imports the packages that it lies in, too, save those that they lie in
+    themselves: these are being imported already, and their names are asked for only by those who
+    say so. The front door has a rule of its own.
+    """
     graph = {
-        name: sorted(other for other in others if not name.startswith(f"{other}."))
+        name: sorted(
+            {part for other in others for part in (other, *_beyond(other, name)) if room(part)}
+        )
         for name, others in found.items()
     }
     done: set[str] = set()
@@ -106,6 +135,13 @@ def circles(found: Imports) -> list[list[str]]:
     for name in sorted(graph):
         visit(name, [])
     return lines
+
+
+def _beyond(module: str, seen_from: str) -> Iterator[str]:
+    """The packages that a module lies in and another one does not."""
+    while module := module.rpartition(".")[0]:
+        if not f"{seen_from}.".startswith(f"{module}."):
+            yield module
 
 
 # --- The picture -----------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def keep(notebook: Any) -> Any:
 
 
 def code_hash(notebook: Any) -> str:
-    """Of all code cells, in their order."""
+    """Hash of all code cells, in their order."""
     sources = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     return hashlib.sha256("\0".join(sources).encode()).hexdigest()[:16]
 

@@ -45,8 +45,7 @@ from t2g_jax.losses import (
 from t2g_jax.reductions import Reduction, masked_mean, masked_sum, sequence_sum
 from t2g_jax.reductions import reduce as reduce_loss
 from t2g_jax.spans import Quote, align, span_mask, to_token_spans, token_rewards
-
-__version__ = "0.1.0"
+from t2g_jax.version import __version__
 
 __all__ = [
     "LogProbs",

@@ -26,7 +26,7 @@ class Head(NamedTuple):
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Of logits and sums: float64 if either input is, float32 otherwise."""
+        """The type of logits and sums: float64 if either input is, float32 otherwise."""
         double = jnp.float64 in (self.hidden.dtype, self.kernel.dtype)
         return jnp.dtype(jnp.float64 if double else jnp.float32)
 

@@ -162,7 +162,7 @@ def _outcomes_backward(
     def d_logits(index: jax.Array, logits: jax.Array) -> jax.Array:
         places, others = _places(chunks, tokens, index, logits)
         _, fresh = chunks.ids(index)
-        # Of the tokens' own logits and of the tail's log Σ exp z, less what the total takes.
+        # The gradients of the tokens' own logits and of the tail's log Σ exp z, less the total's.
         own = put(jnp.zeros_like(logits), places, d_own)
         share = jnp.where(others, jnp.exp(logits - tail[..., None]), 0)
         probs = jnp.where(fresh, jnp.exp(logits - log_total[..., None]), 0)

@@ -238,8 +238,8 @@ def _asked(known: argparse.Namespace, config: Config) -> dict[str, Any]:
     """What every process of a run must have in common, by name."""
     import jax
 
-    from t2g_jax import __version__
     from t2g_jax.config.base import values
+    from t2g_jax.version import __version__
 
     code = hashlib.sha256()
     for file in sorted(pathlib.Path(__file__).parent.rglob("*.py")):

@@ -96,7 +96,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    from t2g_jax import __version__
+    from t2g_jax.version import __version__
 
     parser = _Parser(
         prog="t2g",

@@ -1,9 +1,14 @@
 """Names that have changed: the old ones work for one release, and say what to write instead."""
 
+from __future__ import annotations
+
 import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any
+
+OLD_VALUES: Mapping[str, Mapping[str, str]] = {"advantage": {"centred": "centered"}}
+"""Words of the config that have changed: the name of the option → old word → new word."""
 
 
 def keep_old_names(module: str, names: Mapping[str, str]) -> None:
@@ -41,3 +46,25 @@ def keep_old_names(module: str, names: Mapping[str, str]) -> None:
         return getattr(sys.modules[module], names[name])
 
     vars(sys.modules[module]).update(__getattr__=__getattr__, _old_names=names)
+
+
+def new_value(key: str, value: Any) -> Any:
+    """What the value of an option is called now, as records of earlier runs are read.
+
+    Args:
+      key: the option, with or without the sections that it is in.
+    """
+    renamed = OLD_VALUES.get(key.rpartition(".")[2], {})
+    return renamed.get(value, value) if isinstance(value, str) else value
+
+
+def accept_old_value(key: str, value: Any) -> Any:
+    """`new_value`, with a FutureWarning, which those see who write configs and no Python."""
+    new = new_value(key, value)
+    if new != value:
+        warnings.warn(
+            f"{key}: {value!r} is now called {new!r}; the old word goes with the next release",
+            FutureWarning,
+            stacklevel=2,
+        )
+    return new

@@ -173,7 +173,7 @@ def check_top_k(
 def teacher_outcomes(
     token_ids: ArrayLike, logprobs: ArrayLike, tail: ArrayLike | None, vocabulary: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of a teacher's k tokens: ids, padding being V; log-probabilities with the tail's; what is ok.
+    """A teacher's k tokens: ids, padding being V; log-probabilities with the tail's; what is ok.
 
     The tail is what the k leave of 1, unless it is given. That difference is known to the rounding
     of the k alone: at less than that (1e-7 in float32), below 0 too, it is taken for as much. There

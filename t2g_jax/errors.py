@@ -26,7 +26,7 @@ def reason(error: BaseException) -> str:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Of a message about a name that is not known: "; did you mean 'x'?" if one of those is near,
-    else nothing."""
+    """The end of a message about an unknown name: "; did you mean 'x'?" if one of those known is
+    near, else nothing."""
     near = difflib.get_close_matches(str(name), list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

@@ -19,10 +19,10 @@ from jax import lax
 from jax.typing import ArrayLike
 
 Axis = int | tuple[int, ...] | None
-"""Of an array, as NumPy has them; None: all of them together."""
+"""Axes of an array, as NumPy has them; None: all of them together."""
 
 AxisName = str | tuple[str, ...] | None
-"""Of a mesh, inside `jax.shard_map`: the devices that a sum runs over beside the array's axes."""
+"""Axes of a mesh, inside `jax.shard_map`, that a sum runs over beside the array's axes."""
 
 
 def as_float(x: ArrayLike) -> jax.Array:

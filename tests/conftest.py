@@ -12,7 +12,7 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["T2G_COMPILATION_CACHE"] = "off"  # of the user, who has programs for one device
-# Tests compile more than they compute: most of their time would go into LLVM's optimisations, and
+# Tests compile more than they compute: most of their time would go into LLVM's optimizations, and
 # into MLIR's for fused loops (of jax 0.10, whose flags are known).
 for _flag, _value in (
     ("--xla_force_host_platform_device_count", 8),

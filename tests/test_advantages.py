@@ -12,7 +12,7 @@ from t2g_jax.logprobs import token_logprobs
 
 
 def _gae_loop(rewards, values, mask, gamma, gae_lambda):
-    """Generalised advantage estimation of each row's masked tokens, written out."""
+    """Generalized advantage estimation of each row's masked tokens, written out."""
     result = np.zeros(rewards.shape)
     for row in range(len(rewards)):
         tokens = np.flatnonzero(mask[row])
@@ -230,12 +230,12 @@ def test_group_centered_matches_numpy(rng, scale_by_std, precision):
         keep = mask[prompt, :, turn]
         inside = returns[prompt, keep, turn]
         if len(inside):
-            centred = inside - inside.mean()
+            centered = inside - inside.mean()
             if scale_by_std and len(inside) > 1:
-                centred /= np.sqrt(inside.var(ddof=1) + 1e-8)
-            expected[prompt, keep, turn] = centred
-    centre = jax.jit(partial(advantages.group_centered, scale_by_std=scale_by_std))
-    result = centre(np.where(mask, returns, np.nan), mask)
+                centered /= np.sqrt(inside.var(ddof=1) + 1e-8)
+            expected[prompt, keep, turn] = centered
+    center = jax.jit(partial(advantages.group_centered, scale_by_std=scale_by_std))
+    result = center(np.where(mask, returns, np.nan), mask)
     precision.assert_close(result, expected)
 
 

@@ -106,7 +106,7 @@ def test_free_dictionary_takes_any_name(write):
         ('"a\\nb": 3', "unknown key `a␊b`"),
         ("tokenizer: {template_options: {a: [1]}}", "`tokenizer.template_options.a` is [1]; "),
         ("sed: 3", "unknown key `sed`; did you mean `seed`?"),
-        ("text2grad: {optimiser: {b1: 0}}", "did you mean `text2grad.optimizer`?"),
+        ("text2grad: {optimzer: {b1: 0}}", "did you mean `text2grad.optimizer`?"),
         ("group_size: 3", "did you mean `text2grad.group_size` or `ppo.group_size`"),
         ("judge: {xyz: 1}", "unknown key `judge.xyz`; known: level"),
         ("sft: {steps: many}", '`sft.steps` is "many"; must be a valid integer'),
@@ -346,7 +346,7 @@ class Sample(Section):
 
 
 def test_hash_is_the_same_on_every_machine_and_in_every_release():
-    # Artifacts carry hashes: what was written once must be recognised later.
+    # Artifacts carry hashes: what was written once must be recognized later.
     assert config_hash(Sample()) == "bba7cc52798d9e0d"
 
 

@@ -3,9 +3,11 @@
 import pytest
 
 import t2g_jax
-from t2g_jax import advantages, logprobs, losses, spans
+from t2g_jax import advantages, logprobs, losses, methods, spans
+from t2g_jax.config import Config, base
+from t2g_jax.run import provenance
 
-MODULES = (t2g_jax, advantages, logprobs, losses, spans)
+MODULES = (t2g_jax, advantages, logprobs, losses, methods, spans)
 OLD_NAMES = [(m, old, new) for m in MODULES for old, new in m._old_names.items()]
 
 
@@ -17,9 +19,11 @@ def test_no_old_name_is_forgotten():
         "t2g_jax.group_centred",
         "t2g_jax.reduce",
         "t2g_jax.advantages.group_centred",
+        "t2g_jax.logprobs.Spread",
         "t2g_jax.logprobs.from_hidden",
         "t2g_jax.logprobs.from_logits",
         "t2g_jax.losses.feedback_nll",
+        "t2g_jax.methods.RLTFFeedbackModelling",
         "t2g_jax.spans.carry_spans",
         "t2g_jax.spans.carry_values",
     }
@@ -38,6 +42,24 @@ def test_an_old_name_works_and_says_the_new_one(module, old, new):
 def test_any_other_name_is_no_attribute(module):
     with pytest.raises(AttributeError, match=r"has no attribute 'clipped_surogate'"):
         _ = module.clipped_surogate
+
+
+@pytest.mark.parametrize("section", ["grpo", "grpo_multiturn"])
+def test_an_old_word_of_the_config_is_understood_and_says_the_new_one(section):
+    with pytest.warns(FutureWarning, match="advantage: 'centred' is now called 'centered'"):
+        config = base.changed(
+            Config(name="run"), {section: {"advantage": "centred"}}, source="run.yaml"
+        )
+    assert config == Config(name="run")
+    assert "centred" not in base.to_yaml(config)
+
+
+def test_an_old_word_in_a_record_is_no_change():
+    record = {"inputs": {"grpo.advantage": "centred", "grpo.epsilon": 1}}
+    assert provenance._in_new_words(record)["inputs"] == {
+        "grpo.advantage": "centered",
+        "grpo.epsilon": 1,
+    }
 
 
 def test_from_import_warns_where_it_stands():

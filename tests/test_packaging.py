@@ -75,7 +75,8 @@ def test_extra_names_in_documents_exist():
 
 def test_version():
     assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", t2g_jax.__version__)
-    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"]["attr"] == "t2g_jax.__version__"
+    dynamic = PYPROJECT["tool"]["setuptools"]["dynamic"]
+    assert dynamic["version"]["attr"] == "t2g_jax.version.__version__"
 
 
 def test_every_data_file_is_packaged():

@@ -1,10 +1,12 @@
 """The sections of methods: each is the settings of its loss, its rounds and its optimizer."""
 
 import dataclasses
+import functools
 import typing
-from typing import Literal
+from typing import Annotated, Literal
 
 import annotated_types
+import pydantic
 
 from t2g_jax.config.base import Section, require, require_multiple
 from t2g_jax.config.numbers import (
@@ -18,9 +20,14 @@ from t2g_jax.config.numbers import (
     Tokens,
 )
 from t2g_jax.config.sections import OptimizerConfig
+from t2g_jax.deprecation import accept_old_value
 
 Divergence = Literal["k1", "k2", "k3", "abs", "full"]
 Place = Literal["reward", "loss"]
+Compared = Annotated[
+    Literal["centered", "scaled", "leave_one_out"],
+    pydantic.BeforeValidator(functools.partial(accept_old_value, "advantage")),
+]
 Counted = Literal["token_mean", "sequence_mean_token_mean", "sequence_mean_token_sum"]
 
 
@@ -339,7 +346,7 @@ class Text2GradConfig(PPOConfig):
 class GroupConfig(PolicyConfig):
     """What the methods share whose advantage is a comparison with the group."""
 
-    advantage: Literal["centred", "scaled", "leave_one_out"] = "centred"
+    advantage: Compared = "centered"
     """Reward minus the group's mean; divided by its deviation (GRPO); minus the others' (RLOO)."""
 
     def __post_init__(self) -> None:

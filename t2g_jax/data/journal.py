@@ -13,6 +13,9 @@ from t2g_jax.errors import T2GError
 from t2g_jax.runtime import checked, files
 from t2g_jax.runtime.locks import lock
 
+SYNC_SECONDS = 1.0
+"""What is written is forced to disk as often as this, at most."""
+
 
 class _Lines:
     """JSON lines with checksums, see `checked`; a file that one process writes, from one thread.
@@ -23,7 +26,7 @@ class _Lines:
       T2GError: another process has it open, or a line is not as it was written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], sync_seconds: float = 1.0):
+    def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -36,7 +39,7 @@ class _Lines:
                     f"{self.path} is being written by another process; wait for it, or stop it"
                 )
             self._file.truncate(_whole_lines(self._file))
-            self._sync_seconds, self._synced = sync_seconds, time.monotonic()
+            self._synced = time.monotonic()
             for number, entry in _entries(self.path):
                 self._note(entry, f"{self.path}, line {number}")
         except BaseException:
@@ -50,7 +53,7 @@ class _Lines:
         self._file.write(checked.line(entry))
         self._file.flush()
         self._note(entry, str(self.path))
-        if time.monotonic() - self._synced >= self._sync_seconds:
+        if time.monotonic() - self._synced >= SYNC_SECONDS:
             self._sync()
 
     def _sync(self) -> None:
@@ -77,7 +80,7 @@ class Journal(_Lines):
     """One JSON object a line, each with an "id" of its own; survives being killed at any byte.
 
     Every entry is handed to the operating system before `append` returns, so it outlives the
-    process; it is forced to disk with the others of the last `sync_seconds`, so at most those are
+    process; it is forced to disk with the others of the last `SYNC_SECONDS`, so at most those are
     lost with the machine.
 
     `done` is the set of ids in the journal.
@@ -87,9 +90,9 @@ class Journal(_Lines):
         written, or repeats an id (the file and line are named).
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, sync_seconds: float = 1.0):
+    def __init__(self, path: str | os.PathLike[str]):
         self.done: set[str] = set()
-        super().__init__(path, sync_seconds)
+        super().__init__(path)
 
     def append(self, entry: Mapping[str, Any]) -> None:
         """Raises T2GError if the entry has no "id", or one that is done."""

@@ -255,7 +255,7 @@ class ChatTokenizer:
     def encode(self, text: str) -> list[int]:
         """Tokens of a piece of text: no BOS, and no special tokens even if the text spells them.
 
-        Added tokens that are not special, such as <think>, are still recognised.
+        Added tokens that are not special, such as <think>, are still recognized.
         """
         return self._encode(self._written.sub(lambda m: self._spelling[m[0]], text)).ids
 

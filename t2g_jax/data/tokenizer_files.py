@@ -25,7 +25,7 @@ class _Named(TypedDict):
 
 
 class _Tokens(TypedDict, total=False):
-    """Of tokenizer_config.json and special_tokens_map.json, what `transformers` reads."""
+    """What `transformers` reads of tokenizer_config.json and special_tokens_map.json."""
 
     bos_token: _Token
     eos_token: _Token

@@ -119,7 +119,7 @@ def _endless(folder: Path) -> T2GError:
 
 
 def _fingerprint(folder: Path) -> str:
-    """Of all that a tokenizer is made of; the same files need not be tried twice."""
+    """Hash of all files of a tokenizer: the same ones need not be tried twice."""
     found = hashlib.sha256()
     for file in sorted({file for pattern in _FILES for file in folder.glob(pattern)}):
         if file.is_file():

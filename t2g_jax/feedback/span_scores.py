@@ -25,7 +25,11 @@ def class_scores(probabilities: np.ndarray, labels: np.ndarray) -> list[dict[str
 
 
 def _scores(claimed: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Of one class, from who claims and who has it; 0 where nobody does."""
+    """Precision, recall, F1 and support of one class; 0 where there is nothing to divide by.
+
+    Args:
+      claimed, true: [N] bool, the tokens predicted to be of the class, and those that are.
+    """
     hits, support = int(np.sum(claimed & true)), int(np.sum(true))
     precision, recall = hits / max(int(np.sum(claimed)), 1), hits / max(support, 1)
     f1 = 2 * precision * recall / max(precision + recall, 1e-12)

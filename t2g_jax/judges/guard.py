@@ -320,7 +320,7 @@ def _failure(error: BaseException) -> JudgeError:
 
 
 def _close(said: Any) -> None:
-    """Of a coroutine that nobody awaits, or a generator."""
+    """Closes a coroutine that nobody awaits, or a generator."""
     if callable(close := getattr(said, "close", None)):
         close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from t2g_jax import user_code
+from t2g_jax.deprecation import keep_old_names
 from t2g_jax.errors import T2GError
 from t2g_jax.methods.base import (
     Method,
@@ -42,6 +43,8 @@ __all__ = [
     "make_method",
     "update_plan",
 ]
+
+keep_old_names(__name__, {"RLTFFeedbackModelling": "RLTFFeedbackModeling"})
 
 _METHODS: dict[str, Callable[[Context], Method]] = {
     "text2grad": Text2Grad,

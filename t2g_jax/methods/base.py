@@ -55,7 +55,7 @@ class Method(abc.ABC):
     name: ClassVar[str]
     """As the config calls it: "rltf-sd"."""
     section: ClassVar[type[RolloutConfig]]
-    """Of a method from outside, the class of its section of the config, `rltf_sd`."""
+    """The class of its section of the config; only a method from outside has it."""
 
     plan: UpdatePlan
     """How it learns from rows: its loss, its optimizer, how many rounds."""

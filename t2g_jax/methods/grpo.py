@@ -77,13 +77,13 @@ class GRPO(PolicyMethod):
         metrics["tokens_generated"] = tokens_generated(turns)
         if not config.resample_rounds:
             return turns, metrics
-        kept = unequal(turns, config.group_size)
+        kept = keep_unequal(turns, config.group_size)
         for draw in range(1, config.resample_rounds + 1):
             if len(kept) >= len(turns):
                 break
             more = first_attempts(rollouts, params, config, self.name, step, draw=draw)
             metrics["tokens_generated"] += tokens_generated(more)
-            kept += unequal(more, config.group_size)
+            kept += keep_unequal(more, config.group_size)
         kept = kept[: len(turns)]
         metrics["groups_kept"] = len(kept) // config.group_size
         return kept or turns, metrics
@@ -96,7 +96,7 @@ class GRPO(PolicyMethod):
         return max(len(turn.tokens) - free, 0) / self.config.overlong_tokens
 
 
-def unequal(turns: Sequence[Turn], group_size: int) -> list[Turn]:
+def keep_unequal(turns: Sequence[Turn], group_size: int) -> list[Turn]:
     """The groups that teach something: not all of their rewards are equal."""
     groups = [turns[i : i + group_size] for i in range(0, len(turns), group_size)]
     return [turn for group in groups if len({t.score.reward for t in group}) > 1 for turn in group]

@@ -74,7 +74,7 @@ class Reference:
     def penalty(
         self, state: TrainState, rows: Sequence[TokenSequence], policy: Scores | None = None
     ) -> KLPenalty:
-        """Of rows whose `POLICY_WEIGHT` says which tokens were sampled.
+        """The KL penalty of rows whose `POLICY_WEIGHT` says which tokens were sampled.
 
         Policy and reference are compared at the sampler's temperature, neither truncated.
 

@@ -68,7 +68,7 @@ class RLTFSelfDistillation(GRPOMultiTurn):
         config = self.config
         coefficient = config.distill_coefficient
         if config.distill_schedule == "linear":
-            coefficient *= grown(config, state, step, episodes)
+            coefficient *= measure_progress(config, state, step, episodes)
         gains = distillation_gains(episodes, config, coefficient)
         revised = {i: episodes[i] for i in gains}
         teachers = None
@@ -101,7 +101,9 @@ class RLTFSelfDistillation(GRPOMultiTurn):
         return [about["logprobs"] for about in found]
 
 
-def grown(config: RLTFSDConfig, state: TrainState, step: int, episodes: Sequence[Episode]) -> float:
+def measure_progress(
+    config: RLTFSDConfig, state: TrainState, step: int, episodes: Sequence[Episode]
+) -> float:
     """How far `distill_schedule: linear` has come: from 0 in the first round to 1 in the last.
 
     i / (N − 1) in round i of N; with a budget of b tokens, of which t were generated before this

@@ -48,7 +48,7 @@ class Text2Grad(PPO):
             for turn, given in zip(turns, marked, strict=True)
         ]
         if self.config.fade_after is not None:
-            rewards = [faded(given, self.config.fade_after) for given in rewards]
+            rewards = [fade_rewards(given, self.config.fade_after) for given in rewards]
         metrics = {
             "span_reward": float(np.concatenate(rewards).mean()),
             "unaligned_quotes": 0,
@@ -86,13 +86,13 @@ class Text2Grad(PPO):
     ) -> list[dict[Field, np.ndarray]]:
         if self.config.heads:
             return super().estimates(rows, rewards, before)
-        return compared_to_go(rows, rewards, self.config)
+        return compare_to_go(rows, rewards, self.config)
 
     def trajectory(self, turn: Turn, earned: np.ndarray, advantages: np.ndarray) -> Trajectory:
         return Trajectory(Episode((turn,)), [advantages], span_rewards=earned)
 
 
-def compared_to_go(
+def compare_to_go(
     rows: Sequence[TokenSequence], rewards: Sequence[np.ndarray], config: Text2GradConfig
 ) -> list[dict[Field, np.ndarray]]:
     """`ADVANTAGES` of each row without a value head: Gₜ − b, with Gₜ = Σ_{k ≥ t} γ^(k−t) r_k.
@@ -116,7 +116,7 @@ def compared_to_go(
     return fields_of(rows, {ADVANTAGES: advantages})
 
 
-def faded(rewards: np.ndarray, after: int) -> np.ndarray:
+def fade_rewards(rewards: np.ndarray, after: int) -> np.ndarray:
     """Span rewards [n] of a completion, fading `after` tokens from the first that is not 0 on."""
     (marked,) = np.nonzero(rewards)
     if not len(marked):

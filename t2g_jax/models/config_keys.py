@@ -52,7 +52,7 @@ _OF_TRAINING = frozenset(
     resid_pdrop router_aux_loss_coef router_jitter_noise
     """.split()
 )
-"""Of the training that made the model; here it has its own."""
+"""Settings of the training that made the model; training here has its own."""
 _OF_ONE_THAT_SEES = frozenset(
     """
     boi_token_index eoi_token_index image_token_index mm_tokens_per_image processor_class

@@ -48,15 +48,15 @@ class DecoderConfig:
     kv_heads: int
     head_width: int
     mlp_width: int
-    """Of each expert, if there are experts."""
+    """Hidden width of the MLP; of each expert, if there are experts."""
     rope_theta: float = 10_000.0
     """For a plain `rope`; with stretched frequencies give `rope`."""
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
     dtype: Any = jnp.float32
-    """Of activations and matrix products."""
+    """Type of activations and matrix products."""
     param_dtype: Any = jnp.float32
-    """Of parameters."""
+    """Type of parameters."""
     remat: Literal["none", "products", "full"] = "products"
     """What the backward pass finds: all activations; the layers' matrix products, from which it
     recomputes the rest; or only the layers' inputs."""
@@ -65,13 +65,13 @@ class DecoderConfig:
     attention: Backend = "auto"
     """The kernel, see `models.attention`."""
     positions: int | None = None
-    """Of the longest row that it was made for; None: not known. Nothing is computed from this."""
+    """Length of the longest row it was made for; None: not known. Nothing is computed from this."""
 
     # What differs between families
     rope: Rope | None = None
     """None: plain, of `rope_theta`."""
     local_rope: Rope | None = None
-    """Of layers with a window, where it is another."""
+    """Rotary embedding of layers with a window, where it is another."""
     window: int | None = None
     """Tokens that a local layer sees, itself included."""
     local_layers: tuple[bool, ...] = ()
@@ -98,7 +98,7 @@ class DecoderConfig:
     experts: int = 0
     """MLPs of a layer that a router chooses from. 0: one MLP, no router."""
     experts_per_token: int = 1
-    normalise_experts: bool = True
+    normalize_experts: bool = True
     """The weights of a token's experts sum to 1."""
 
     def __post_init__(self):
@@ -177,9 +177,9 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     sharding: jax.sharding.NamedSharding | None = None
-    """Of the residual stream [B, T, D]; None leaves it to the compiler."""
+    """How the residual stream [B, T, D] lies; None leaves it to the compiler."""
     lookup_sharding: jax.sharding.Sharding | None = None
-    """Of [B, T, D] before that, as it comes from the embedding."""
+    """How [B, T, D] lies before that, as it comes from the embedding."""
     decoding: bool = False
     """Over a mesh: whether T is 1 and weights lie as `parallel.sharding.DECODING` says; `sharding`
     is then `token_sharding`."""
@@ -399,7 +399,7 @@ class MLP(nn.Module):
 
     config: DecoderConfig
     sharding: jax.sharding.NamedSharding | None
-    """Of the result; None leaves it to the compiler."""
+    """How the result lies; None leaves it to the compiler."""
 
     @nn.compact
     def __call__(self, x):
@@ -442,7 +442,7 @@ class Experts(nn.Module):
         mix = functools.partial(
             mixture,
             chosen=config.experts_per_token,
-            normalize=config.normalise_experts,
+            normalize=config.normalize_experts,
             activation=ACTIVATIONS[config.activation],
         )
 
@@ -478,7 +478,7 @@ class Linear(nn.DenseGeneral):
 
     lora_alpha: float = 32.0
     sharding: jax.sharding.NamedSharding | None = None
-    """Of x W; None leaves it to the compiler."""
+    """How x W lies; None leaves it to the compiler."""
 
     @nn.compact
     def __call__(self, x):

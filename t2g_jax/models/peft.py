@@ -124,7 +124,7 @@ def save_adapters(
 def load_adapters(folder: Path, params: Params, config: DecoderConfig, family: Family) -> Params:
     """Parameters whose fresh adapters are replaced by those of a folder.
 
-    Those of rank-stabilised LoRA count α / √r there (arXiv 2312.03732) and α / r here: their B is
+    Those of rank-stabilized LoRA count α / √r there (arXiv 2312.03732) and α / r here: their B is
     √r times as large here, and so is what `save_adapters` writes, as plain LoRA.
 
     Args:

@@ -47,7 +47,7 @@ class Tensor:
     shape: tuple[int, ...]
     dtype: np.dtype
     start: int
-    """Of its bytes in the file."""
+    """Offset of its bytes in the file."""
 
     @property
     def bytes(self) -> int:
@@ -213,7 +213,7 @@ def of_file(file: Path) -> Iterator[Tensor]:
             continue
         if entry["dtype"] not in _TYPES:
             raise T2GError(
-                f"{file}: {name} is of type {entry['dtype']}; quantised weights cannot be trained: "
+                f"{file}: {name} is of type {entry['dtype']}; quantized weights cannot be trained: "
                 "use the model's version in bfloat16"
             )
         start = 8 + length + entry["data_offsets"][0]

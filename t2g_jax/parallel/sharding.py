@@ -189,7 +189,7 @@ def state_shardings(state: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 
 
 def decoding_shardings(params: Any, mesh: Mesh) -> Any:
-    """Of parameters while tokens are decoded, see `DECODING`."""
+    """The shardings of parameters while tokens are decoded, see `DECODING`."""
 
     def sharding(path, leaf, stored):
         name = path_name(path)
@@ -200,28 +200,28 @@ def decoding_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh, *, micro_batched: bool = False) -> NamedSharding:
-    """Of batches [B, T], see `BATCH`; with a leading micro-batch axis that is not sharded."""
+    """The sharding of batches [B, T], see `BATCH`; a leading micro-batch axis is not sharded."""
     return NamedSharding(mesh, P(None, *BATCH) if micro_batched else BATCH)
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Of rows that are sampled: each whole on one device, or on those of its tensor axis."""
+    """The sharding of sampled rows: each whole on one device, or on those of its tensor axis."""
     return NamedSharding(mesh, P((*ROWS, "context")))
 
 
 def token_sharding(mesh: Mesh) -> NamedSharding:
-    """Of the residual stream [B, 1, D] while tokens are decoded: whole but for data."""
+    """The sharding of the residual stream [B, 1, D] while decoding: whole but for data."""
     return NamedSharding(mesh, P("data"))
 
 
 def logits_sharding(mesh: Mesh, vocab_size: int) -> NamedSharding:
-    """Of logits [B, V] while tokens are decoded, as the LM head leaves them."""
+    """The sharding of logits [B, V] while tokens are decoded, as the LM head leaves them."""
     split = P("data", EVERY)
     return NamedSharding(mesh, first_even([split, P("data")], (0, vocab_size), mesh))
 
 
 def heads_shardings(mesh: Mesh, heads: int, kv_heads: int, width: int) -> tuple[NamedSharding, ...]:
-    """Of queries, keys or values [B, 1, N, H] while tokens are decoded.
+    """The shardings of queries, keys or values [B, 1, N, H] while tokens are decoded.
 
     First as weights compute or read them, see `DECODING`; then as attention does, where the cache
     has their rows.
@@ -245,7 +245,7 @@ def within(mesh: Mesh | None) -> Iterator[None]:
 
 
 def lookup_sharding(mesh: Mesh, width: int) -> NamedSharding:
-    """Of [B, T, D] as it leaves the token embedding: D split as the embedding's own.
+    """The sharding of [B, T, D] as it leaves the token embedding: D split as the embedding's.
 
     Each device looks up its part of D for the rows of others too; then rows go where they belong,
     an exchange of activations. Without it the compiler gathers the embedding.

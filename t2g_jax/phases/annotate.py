@@ -58,7 +58,7 @@ def annotate(context: Context) -> dict[str, Any]:
     """
     began = time.monotonic()
     made = hosts.broadcast_from_primary(lambda: made_from(context))
-    records, quarantined = judged(context)
+    records, quarantined = judge_completions(context)
     return hosts.broadcast_from_primary(
         lambda: written(context, records, quarantined, began) | {"made": made}
     )
@@ -145,7 +145,7 @@ def written(
     }
 
 
-def judged(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
+def judge_completions(context: Context) -> tuple[list[AnnotationRecord], dict[str, int]]:
     """The judged completions in the order they were drawn, and the number quarantined, by reason.
 
     A batch is sampled whole, so that its completions do not depend on where a run was stopped. Of

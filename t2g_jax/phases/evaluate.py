@@ -63,7 +63,7 @@ def _run(context: Context, only: Sequence[str] | None) -> dict[str, Any]:
             say(f"{name}: not complete, and left out")
     for phase in done if only is None else only:
         path = workspace.phase(phase) / "evaluation.json"
-        before, now = _before(path), measured(context, phase)
+        before, now = _before(path), describe_measurement(context, phase)
         changed = [] if before is None else _changed(before, now)
         if before is not None and not changed:
             scores[phase] = before
@@ -86,7 +86,7 @@ def _before(path: Path) -> dict[str, Any] | None:
     )
 
 
-def measured(context: Context, phase: str) -> dict[str, Any]:
+def describe_measurement(context: Context, phase: str) -> dict[str, Any]:
     """What a score of a phase stands for: "step", the "fingerprint" of the phase's parameters (of
     its last step), and the "settings" that it is measured with, by key."""
     workspace = context.workspace

@@ -22,7 +22,6 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from transformers import LlamaConfig
 
-import t2g_jax
 from t2g_jax.config import Config
 from t2g_jax.errors import T2GError
 from t2g_jax.feedback.retokenize import reward_model_context
@@ -34,6 +33,7 @@ from t2g_jax.run.context import READING, Context, say
 from t2g_jax.run.workspace import REWARD_MODEL, SFT, Workspace
 from t2g_jax.runtime import durable, files, hosts
 from t2g_jax.runtime.files import expanded
+from t2g_jax.version import __version__
 
 HEADS_FILE = Path("t2g") / "heads.safetensors"
 _OF_BOTH = ("bos_token_id", "eos_token_id", "pad_token_id", "torch_dtype", "dtype")
@@ -214,7 +214,7 @@ def model_card(
         *front,
         f"# {config.name}: {phase}",
         "",
-        f"Trained with t2g_jax {t2g_jax.__version__} on the task {config.task.name}, seed "
+        f"Trained with t2g_jax {__version__} on the task {config.task.name}, seed "
         f"{config.seed}; tensors are {dtype}. "
         + (
             "It began with random weights."

@@ -158,7 +158,7 @@ def answers(
         for examples, drawn in _batches(context, _first_examples(context), samples):
             tokens = [context.prompts.render(example.prompt) for example in examples]
             turns = attempt(rollouts, params, examples, tokens, drawn, batch_size=len(examples))
-            marks = _marks(context, model, [(t.prompt, t.completion.tokens) for t in turns])
+            marks = _marks(model, [(t.prompt, t.completion.tokens) for t in turns])
             for turn, (predicted, critique) in zip(turns, marks, strict=True):
                 sample = sample_of(context, turn, predicted=predicted, predicted_critique=critique)
                 yield Answer(sample, turn.text, turn.tokens, example=True)
@@ -172,7 +172,7 @@ def answers(
             batch_size=len(some),
         )
         read = [(tokens, c.tokens) for (_, tokens), c in zip(some, completed, strict=True)]
-        marks = _marks(context, model, read)
+        marks = _marks(model, read)
         for (text, _), (_, new), (predicted, critique) in zip(some, read, marks, strict=True):
             ids = new.tolist()
             cells = token_cells(context, ids, predicted=predicted)
@@ -311,7 +311,7 @@ def _prompt_of(where: str, line: str) -> str:
 
 
 def _marks(
-    context: Context, model: RewardModel | None, asked: Sequence[tuple[Tokens, Tokens]]
+    model: RewardModel | None, asked: Sequence[tuple[Tokens, Tokens]]
 ) -> list[tuple[np.ndarray | None, str | None]]:
     """The reward model's span rewards and critique of each; None of what it cannot give."""
     if model is None:

@@ -11,7 +11,7 @@ from typing import Any
 from t2g_jax.config import Config, require_measured
 from t2g_jax.phases import annotate, evaluate, judge_calls, policy, reporting, reward_model, sft
 from t2g_jax.report.contents import Report
-from t2g_jax.report.terminal import followed_by, took
+from t2g_jax.report.terminal import followed_by, format_duration
 from t2g_jax.run.claim import claimed
 from t2g_jax.run.context import Context, say
 from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace
@@ -37,7 +37,7 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
 
     def announce(name: str) -> None:
         at = names.index(name)
-        since = f", {took(time.monotonic() - began)} after the start" if at else ""
+        since = f", {format_duration(time.monotonic() - began)} after the start" if at else ""
         then = f"; then {', '.join(names[at + 1 :])}" if names[at + 1 :] else ""
         say(f"phase {at + 1} of {len(names)}: {name}{since}{then}")
 
@@ -63,5 +63,5 @@ def run(config: Config, workdir: str | os.PathLike[str]) -> Report | None:
         announce(judge_calls.EVALUATE)
         evaluate.run(config, workdir)
         report = reporting.run(config, workdir)
-        say(f"all {len(names)} phases done after {took(time.monotonic() - began)}")
+        say(f"all {len(names)} phases done after {format_duration(time.monotonic() - began)}")
         return report

@@ -11,7 +11,6 @@ from typing import Any
 
 import rich.console
 
-import t2g_jax
 from t2g_jax.config import Config, to_yaml
 from t2g_jax.config.base import differences
 from t2g_jax.errors import T2GError
@@ -36,6 +35,7 @@ from t2g_jax.run.samples import read_samples
 from t2g_jax.run.workspace import REWARD_MODEL, SFT, Workspace, command, read_json
 from t2g_jax.runtime import hosts
 from t2g_jax.training.metrics import FILE, checksum, read_metrics
+from t2g_jax.version import __version__
 
 SECOND = "accuracy_turn_2"
 CURVES = {
@@ -277,7 +277,7 @@ def made_with(workspace: Workspace, phase: str, evaluation: Mapping[str, Any] | 
     for stretch in record.get("earlier", []):
         was = ", ".join(f"{key}: {value}" for key, value in stretch["inputs"].items())
         differs.append(f"until step {stretch['until']}: {was}")
-    if record["version"] != t2g_jax.__version__:
+    if record["version"] != __version__:
         differs.append(f"t2g_jax {record['version']}")
     return MadeWith(
         phase=phase,

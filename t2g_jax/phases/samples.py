@@ -69,7 +69,7 @@ def _sample(context: Context, method: Method, step: int, trajectory: Trajectory)
 
 
 def kept_steps(config: RolloutConfig, steps: int) -> Collection[int]:
-    """Of so many first steps, those that keep completions: the first, the middle and the last.
+    """The steps, of so many, that keep completions: the first, the middle and the last.
 
     With a token budget the last step is not known: whenever the test accuracy is looked at.
     """

@@ -113,7 +113,7 @@ def demonstrations(context: Context, step: int) -> list[TokenSequence]:
     repairs = [i for i, (_, _, repair) in enumerate(drafts) if repair and i not in critics]
     repaired: set[int] = set()
     if why_no_repairs(context.config, context.task) is None:
-        wrong = poor(context, [drafts[i][:2] for i in repairs])
+        wrong = find_improvable(context, [drafts[i][:2] for i in repairs])
         solve = require_capability(context.task, "solve", needed_by="sft.repair_fraction")
         repaired = {
             i
@@ -132,7 +132,7 @@ def demonstrations(context: Context, step: int) -> list[TokenSequence]:
     ]
 
 
-def poor(context: Context, attempts: Sequence[tuple[Example, str]]) -> list[bool]:
+def find_improvable(context: Context, attempts: Sequence[tuple[Example, str]]) -> list[bool]:
     """Which attempts may be improved on: all that are not known to be right."""
     texts = [text for _, text in attempts]
     scores = context.scorer.scores(

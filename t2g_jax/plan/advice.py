@@ -11,7 +11,7 @@ from t2g_jax.plan.topologies import GIB, Topology
 from t2g_jax.run.workspace import ANNOTATE, SFT
 
 
-def advised(need: Need, config: Config, topology: Topology, mesh: dict[str, int]) -> Need:
+def advise(need: Need, config: Config, topology: Topology, mesh: dict[str, int]) -> Need:
     """The same need; if it does not fit, with what to change, what helps most first."""
     if need.fits:
         return need

@@ -21,7 +21,7 @@ from t2g_jax.config import Config, to_yaml
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import pip_install
 from t2g_jax.plan import table
-from t2g_jax.plan.advice import advised
+from t2g_jax.plan.advice import advise
 from t2g_jax.plan.measure import Need, from_json
 from t2g_jax.plan.topologies import Topology, topology
 from t2g_jax.printing import one_line
@@ -50,7 +50,7 @@ def run(
     where = topology(name)
     if json_file is not None and not json_file.parent.is_dir():  # said before minutes of compiling
         raise T2GError(f"--json {json_file}: No such folder: {json_file.parent}")
-    needs, mesh, basis = measured(config, where, only)
+    needs, mesh, basis = measure_programs(config, where, only)
     console = console or rich.console.Console(highlight=False)
     how = {
         "compiled": "compiled for it",
@@ -68,7 +68,7 @@ def run(
     return needs
 
 
-def measured(
+def measure_programs(
     config: Config, where: Topology, only: str | None = None
 ) -> tuple[list[Need], dict[str, int], str]:
     """What each program needs, the mesh, and whether that was "compiled" or "counted".
@@ -145,7 +145,7 @@ def _listen(
                 doing = f"while it compiled {line['begins']}"
                 progress.update(Text(one_line(f"{where.name}: {line['begins']}")))
             if "need" in line:
-                needs.append(advised(from_json(line["need"]), config, where, mesh))
+                needs.append(advise(from_json(line["need"]), config, where, mesh))
             done = done or "done" in line
     if not done:
         raise _Ended(doing)
@@ -153,7 +153,7 @@ def _listen(
 
 
 def _environment(where: Topology) -> dict[str, str]:
-    """Of the worker: JAX on the CPU, unless a GPU is asked for and there may be one."""
+    """The worker's environment: JAX on the CPU, unless a GPU is asked for and may be there."""
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [_root(), env.get("PYTHONPATH")]))
     if where.chip.is_tpu:

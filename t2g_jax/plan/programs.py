@@ -397,7 +397,7 @@ def _leaf_bytes(leaf: Any) -> int:
 
 
 def _bytes_of_others(tree: Any, counted: Any) -> float:
-    """Of leaves that are not among those counted already."""
+    """Bytes of the leaves that are not among those counted already."""
     known = {id(leaf) for leaf in jax.tree.leaves(counted)}
     return _bytes([leaf for leaf in jax.tree.leaves(tree) if id(leaf) not in known])
 

@@ -17,8 +17,8 @@ from t2g_jax.printing import visible
 from t2g_jax.report.terminal import print_table
 
 KINDS = ("weights", "optimizer", "gradients", "temporaries", "KV cache", "kept beside")
-"""Of memory, as columns; "kept beside" has a reference and a reward model, "temporaries" batches,
-too."""
+"""Kinds of memory, as columns. "kept beside" has a reference and a reward model; "temporaries" has
+batches, too."""
 
 ASSUMPTIONS = """\
 Rows are as long as model.context_length and no two share a batch row: what a

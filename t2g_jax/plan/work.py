@@ -20,7 +20,7 @@ from t2g_jax.parallel.sharding import parts
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of all devices together.
+    """What all devices do together.
 
     flops: that the mathematics needs, each once: what MFU counts. executed: with what is computed
     again in the backward pass. tokens: read or generated. hbm_bytes: that one device reads from and
@@ -35,7 +35,7 @@ class Work:
     network_bytes: float = 0.0
 
     def __add__(self, other: Work) -> Work:
-        """Of the same tokens, one after the other."""
+        """What both take for the same tokens, one after the other."""
         return Work(
             self.flops + other.flops,
             self.executed + other.executed,
@@ -46,7 +46,7 @@ class Work:
 
 
 def layer_flops(model: DecoderConfig, rank: int = 0) -> float:
-    """Of the linear layers of all blocks, forward, a token."""
+    """FLOPs a token of the linear layers of all blocks, forward."""
     width, experts = model.width, max(model.experts_per_token if model.experts else 1, 1)
     queries, keys = model.heads * model.head_width, model.kv_heads * model.head_width
     linear = [(width, queries), (width, keys), (width, keys), (queries, width)]
@@ -59,7 +59,7 @@ def layer_flops(model: DecoderConfig, rank: int = 0) -> float:
 
 
 def attention_flops(model: DecoderConfig, length: float, *, causal: bool = True) -> float:
-    """Of scores and mixed values, forward, a token of a row; half of the pairs if causal."""
+    """FLOPs a token of a row, forward: scores and mixed values; half of the pairs if causal."""
     seen = length / 2 if causal else length
     total = 0.0
     for local in model.locality:
@@ -69,7 +69,7 @@ def attention_flops(model: DecoderConfig, length: float, *, causal: bool = True)
 
 
 def head_flops(model: DecoderConfig) -> float:
-    """Of the LM head, forward, a token."""
+    """FLOPs a token of the LM head, forward."""
     return 2.0 * model.width * model.vocab_size
 
 

@@ -11,8 +11,8 @@ from t2g_jax.report.contents import Curve, PhaseTime, ResultRow
 
 WIDTH, HEIGHT = 384, 236
 LEFT, RIGHT, TOP, BOTTOM = 48, 14, 12, 42  # margins around the plot
-COLOURS = 16  # line styles in report.css: eight colours, solid and then dashed
-MARKERS = (  # one shape for each style in turn, so that lines differ without colour too
+COLORS = 16  # line styles in report.css: eight colors, solid and then dashed
+MARKERS = (  # one shape for each style in turn, so that lines differ without color too
     "M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0z",
     "M-3.2 -3.2h6.4v6.4h-6.4z",
     "M0 -4.2L4.2 3.2H-4.2z",
@@ -32,7 +32,7 @@ class Tick:
 @dataclasses.dataclass(frozen=True)
 class Line:
     label: str
-    colour: int
+    color: int
     path: str
     dots: tuple[tuple[float, float], ...]  # points with a gap on both sides, which no path shows
     end: tuple[float, float] | None
@@ -62,7 +62,7 @@ class Chart:
     summary: str
 
 
-def colours(
+def colors(
     curves: Iterable[Curve],
     results: Iterable[ResultRow] = (),
     phases: Iterable[PhaseTime] = (),
@@ -70,12 +70,12 @@ def colours(
     """Style of every label: of methods, which keep it in tables, curves and times, then others."""
     labels = [row.method for row in results] + [curve.label for curve in curves]
     labels += [phase.phase for phase in phases]
-    return {label: index % COLOURS for index, label in enumerate(dict.fromkeys(labels))}
+    return {label: index % COLORS for index, label in enumerate(dict.fromkeys(labels))}
 
 
-def marker(colour: int) -> str:
-    """SVG path of a line style's marker; a colour's solid and dashed styles get different ones."""
-    return MARKERS[(colour + colour // 8) % len(MARKERS)]
+def marker(color: int) -> str:
+    """SVG path of a line style's marker; a color's solid and dashed styles get different ones."""
+    return MARKERS[(color + color // 8) % len(MARKERS)]
 
 
 def charts(curves: Sequence[Curve], results: Sequence[ResultRow] = ()) -> tuple[Chart, ...]:
@@ -83,7 +83,7 @@ def charts(curves: Sequence[Curve], results: Sequence[ResultRow] = ()) -> tuple[
 
     Charts of one metric say in their unit against what they are drawn.
     """
-    palette = colours(curves, results)
+    palette = colors(curves, results)
     groups: dict[tuple[str, str], list[Curve]] = {}
     for curve in curves:
         groups.setdefault((curve.metric, curve.x_label), []).append(curve)

@@ -30,7 +30,7 @@ class Curve(_Strict):
     """One line of one chart.
 
     Attributes:
-      label: whose line it is, usually the method; equal labels (seeds of one) share a colour.
+      label: whose line it is, usually the method; equal labels (seeds of one) share a color.
       metric: what is measured, with its unit in brackets if it has one: "KL to reference (nats)".
         Curves with the same metric and x_label share a chart.
       x_label: what `steps` counts: "optimizer steps", "tokens trained".

@@ -38,7 +38,7 @@ def render(report: Report) -> str:
     environment.filters |= {name: getattr(formatting, name) for name in writers}
     template = environment.from_string((assets / "report.html.j2").read_text(encoding="utf-8"))
     figures = charts.charts(report.curves, report.results)
-    palette = charts.colours(report.curves, report.results, report.phases)
+    palette = charts.colors(report.curves, report.results, report.phases)
     page = template.render(
         report=report,
         policy=_content_security_policy(style, script),
@@ -48,7 +48,7 @@ def render(report: Report) -> str:
         charts=figures,
         frame=charts,
         palette=palette,
-        legend={line.label: line.colour for figure in figures for line in figure.lines},
+        legend={line.label: line.color for figure in figures for line in figure.lines},
         bars=_time_bars(report, palette),
         macro_f1=_mean([score.f1 for score in report.class_scores]),
         support=sum(score.support for score in report.class_scores),
@@ -75,8 +75,8 @@ def write(report: Report, path: str | os.PathLike) -> pathlib.Path:
 
 
 def advantage_scale(samples) -> float:
-    """The |advantage| drawn in full colour: the 99th percentile over all tokens, so that one
-    outlier does not bleach the rest. Larger ones share its colour; hovering shows the number."""
+    """The |advantage| drawn in full color: the 99th percentile over all tokens, so that one
+    outlier does not bleach the rest. Larger ones share its color; hovering shows the number."""
     sizes = sorted(
         abs(token.advantage)
         for sample in samples
@@ -138,7 +138,7 @@ def _time_bars(report: Report, palette: Mapping[str, int]) -> dict[str, Any]:
                 "share": share,
                 "x": f"{100 * start:.3f}%",
                 "width": f"{100 * share:.3f}%",
-                "colour": palette[phase.phase],
+                "color": palette[phase.phase],
             }
         )
         start += share
@@ -154,7 +154,7 @@ def _chart_data(chart: charts.Chart) -> dict[str, Any]:
         "lines": [
             {
                 "label": line.label,
-                "colour": line.colour,
+                "color": line.color,
                 "steps": _numbers(line.steps),
                 "values": _numbers(line.values),
             }

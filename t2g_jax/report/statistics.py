@@ -138,7 +138,7 @@ def reward_interval(rewards, *, confidence: float = 0.95) -> tuple[float, float]
 
 
 def _crossed_variance(values: np.ndarray) -> tuple[float, float]:
-    """Of the mean of [K, P, S] values, and its degrees of freedom; see `crossed_interval`."""
+    """Variance of the mean of [K, P, S] values, and its degrees of freedom: `crossed_interval`."""
     trainings, prompts = values.shape[:2]
     means = values.mean(axis=2)
     of_prompt = means.mean(axis=0)
@@ -158,9 +158,9 @@ def _crossed_variance(values: np.ndarray) -> tuple[float, float]:
 
 def _score_interval(mean: float, trials: float, quantile: float) -> tuple[float, float]:
     shrink = quantile**2 / trials
-    centre = mean + shrink / 2
+    center = mean + shrink / 2
     half = quantile * math.sqrt(mean * (1 - mean) / trials + shrink / (4 * trials))
-    low, high = (centre - half) / (1 + shrink), (centre + half) / (1 + shrink)
+    low, high = (center - half) / (1 + shrink), (center + half) / (1 + shrink)
     # Exact at the ends, where rounding would otherwise leave 1e-17.
     return (0.0 if mean == 0 else max(low, 0.0)), (1.0 if mean == 1 else min(high, 1.0))
 

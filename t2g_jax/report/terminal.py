@@ -1,4 +1,4 @@
-"""The report on a terminal, with rich: tables, coloured tokens, progress.
+"""The report on a terminal, with rich: tables, colored tokens, progress.
 
 Text from a model is only ever put into `rich.text.Text`, never into markup, and what could style or
 steer the terminal is made visible first, see `t2g_jax.printing`.
@@ -37,8 +37,8 @@ from t2g_jax.report import formatting
 from t2g_jax.report.contents import Report, TokenCell, reliability_rows
 
 # +1 and −1 at full strength, and the ink on them. Readable on light and dark terminals because both
-# colours are set; bold and underline carry the sign where there is no colour.
-_GOOD, _POOR, _INK_ON_COLOUR = (28, 92, 150), (166, 74, 10), "#ffffff"
+# colors are set; bold and underline carry the sign where there is no color.
+_GOOD, _POOR, _INK_ON_COLOR = (28, 92, 150), (166, 74, 10), "#ffffff"
 _NEUTRAL = (64, 68, 72)
 COMPILING = "compiling …"
 _VISIBLE = 0.2
@@ -134,7 +134,7 @@ def token_line(
     tokens: Iterable[TokenCell],
     which: Literal["predicted", "true", "advantage"] = "predicted",
 ) -> Text:
-    """A completion with each token on the colour of its value: blue good, orange poor.
+    """A completion with each token on the color of its value: blue good, orange poor.
 
     Advantages are scaled by the largest |advantage| of these tokens; the other two are in [-1, 1]
     already. Below a fifth of full strength a token stays plain; from half of it, good tokens are
@@ -158,10 +158,10 @@ def marked_line(
     tokens: Iterable[TokenCell],
     which: Literal["predicted", "true", "advantage"] = "predicted",
 ) -> Text:
-    """`token_line` for a console; one that shows no colours gets marks in the text instead.
+    """`token_line` for a console; one that shows no colors gets marks in the text instead.
 
     A run of good tokens becomes [+…+], one of poor tokens [−…−], with an ASCII minus where the
-    console's encoding has no other. The same tokens are marked as would be coloured.
+    console's encoding has no other. The same tokens are marked as would be colored.
     """
     line = token_line(cells := list(tokens), which)
     if console.color_system is not None and not console.no_color:
@@ -181,7 +181,7 @@ def safe_text(text: str, style: str = "") -> Text:
     return Text(visible(text), style)
 
 
-def took(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time as it is written in a log."""
     return _plain(formatting.duration(seconds))
 
@@ -311,7 +311,7 @@ class PhaseProgress:
         if self._enabled:
             end = "done" if kind is None else f"stopped by {kind.__name__}"
             at = f"{self.step:,} {self.unit}" if self.unit else f"step {self.step}"
-            self._print(f"{self.phase}: {end} at {at} after {took(now - self._began)}")
+            self._print(f"{self.phase}: {end} at {at} after {format_duration(now - self._began)}")
 
     def _show(self, now: float) -> None:
         self._shown_at, self._shown_step = now, self.step
@@ -371,8 +371,8 @@ class PhaseProgress:
         once = max(_pace(*slowest) - usual, 0.0) * (slowest[1][0] - slowest[0][0])
         seconds = max(self.total - self.step, 0) * (ended - began - once) / (late - early)
         after = _FOLLOWED_BY.get()
-        return f"{took(seconds)} left" + (
-            "" if after is None else f" (of the run about {took(seconds + after)})"
+        return f"{format_duration(seconds)} left" + (
+            "" if after is None else f" (of the run about {format_duration(seconds + after)})"
         )
 
     def _print(self, line: str) -> None:
@@ -431,7 +431,7 @@ def _token_style(value: float | None, scale: float) -> Style:
     background = "#{:02x}{:02x}{:02x}".format(*mixed)
     firm = strength >= 0.5
     return Style(
-        color=_INK_ON_COLOUR,
+        color=_INK_ON_COLOR,
         bgcolor=background,
         bold=True if firm and value > 0 else None,
         underline=True if firm and value < 0 else None,

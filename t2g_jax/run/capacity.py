@@ -19,9 +19,9 @@ from t2g_jax.errors import T2GError
 from t2g_jax.models.decoder import DecoderConfig
 
 ROW_BYTES = 500
-"""Of a prompt, its tokens, a completion and its score, as Python objects; at the very least."""
+"""Bytes, at the least, of a prompt, its tokens, a completion and its score, as Python objects."""
 TOKEN_BYTES = 50
-"""Of an entry of a vocabulary while it is learned."""
+"""Bytes of an entry of a vocabulary while it is learned."""
 
 
 def check(config: Config, model: DecoderConfig | None = None, *, learns: bool = True) -> None:

@@ -141,7 +141,8 @@ class Context:
         *,
         read_only: bool = False,
     ) -> Context:
-        """Of a work directory whose tokenizer may be loaded, see `provenance.require_loadable`.
+        """The context of a work directory whose tokenizer may be loaded, see
+        `provenance.require_loadable`.
 
         Raises:
           T2GError: the tokenizer is damaged, or cannot say what the config needs.
@@ -321,7 +322,7 @@ def say(line: str) -> None:
 
 
 def _cache(workspace: Workspace, judge: AnyJudge | None) -> CritiqueCache | None:
-    """Of a judge that is paid or waited for; the task's own program answers at once."""
+    """The cache of a judge that is paid or waited for; the task's own program answers at once."""
     config = workspace.config.judge
     if config.name == OWN_JUDGE:
         return None

@@ -21,16 +21,17 @@ from typing import Any
 
 import jax
 
-import t2g_jax
 from t2g_jax.config import JUDGE_LIMITS, Config, base, is_aside, section_of
 from t2g_jax.data import trial
 from t2g_jax.data.records import AnnotationRecord
+from t2g_jax.deprecation import new_value
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
 from t2g_jax.run import pretrained
 from t2g_jax.run.workspace import ANNOTATE, REWARD_MODEL, SFT, Workspace, command
 from t2g_jax.runtime import hosts
 from t2g_jax.training.checkpoint import Checkpoints
+from t2g_jax.version import __version__
 
 _MODEL = ("seed", "task", "tokenizer", "model", "mesh")
 _READS: dict[str, tuple[str, ...]] = {
@@ -105,7 +106,7 @@ def made(workspace: Workspace, phase: str) -> Made:
     if asks and not (phase == SFT and config.sft.critiques == "task"):
         bases["judge.settings.model"] = config.judge.pretrained
     return {
-        "version": t2g_jax.__version__,
+        "version": __version__,
         "inputs": inputs(phase, config),
         "parents": {name: artifact(workspace, name) for name in parents(phase, config)},
         "tokenizer": of_files(workspace.tokenizer),
@@ -120,7 +121,7 @@ def environment() -> dict[str, str]:
     program = Path(sys.argv[0])
     name = "python -m t2g_jax" if program.name == "__main__.py" else program.name
     return {
-        "t2g_jax": t2g_jax.__version__,
+        "t2g_jax": __version__,
         "commit": commit() or "unknown",
         "jax": jax.__version__,
         "python": platform.python_version(),
@@ -137,6 +138,7 @@ def gone_on(now: Made, before: Made | None, done: int, where: Path) -> Made:
     """
     if not isinstance(before, dict):
         raise T2GError(f"{where} does not say what it was made from; {_anew(where)}")
+    before = _in_new_words(before)
     for problem in _others(before, now):
         raise _begun_otherwise(where, problem)
     changed = {k: v for k, v in before["inputs"].items() if now["inputs"].get(k) != v}
@@ -258,8 +260,7 @@ def of_phase(workspace: Workspace, phase: str) -> Made:
     record = workspace.summary(phase).get("made")
     if record is None:
         raise _damaged(workspace, phase, "it does not say what the phase was made from")
-    made: Made = record
-    return made
+    return _in_new_words(record)
 
 
 def artifact(workspace: Workspace, phase: str) -> str:
@@ -334,6 +335,11 @@ def _of(keys: Sequence[str], config: Config) -> Iterable[tuple[str, Any]]:
     for key, value in base.values(config).items():
         if any(key == name or key.startswith(f"{name}.") for name in keys):
             yield key, value
+
+
+def _in_new_words(record: Made) -> Made:
+    """A record as it would be written now: what has another name since is no change."""
+    return record | {"inputs": {key: new_value(key, v) for key, v in record["inputs"].items()}}
 
 
 def _others(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -112,8 +112,7 @@ _Settings = TypedDict(
         "evaluate.checkpoint": str,
     },
 )
-"""Of the settings of an evaluation, those that the report shows; numbers of the others may be of
-any kind."""
+"""The settings of an evaluation that the report shows; others may be numbers of any kind."""
 
 
 class Evaluation(Record):

@@ -166,7 +166,7 @@ def run_training(
         metrics |= dict(experience.metrics) | device_memory()
         metrics["tokens_trained"] = plan.epochs * sum(map(count, rows))
         read = sum(len(row) for row in rows)
-        return state, metrics | speed(
+        return state, metrics | compute_speed(
             context.watch.lap(),
             {
                 "sample": generated,
@@ -259,7 +259,7 @@ def made_from(workspace: Workspace, phase: str, checkpoints: Checkpoints) -> pro
 
 
 def summary(context: Context, phase: str) -> dict[str, Any]:
-    """Of a phase, from its log: seconds, tokens, and the last metrics.
+    """A phase, summed up from its log: seconds, tokens, and the last metrics.
 
     Raises:
       T2GError: no row was short enough to be learned from.
@@ -342,7 +342,7 @@ def map_rows(
     return found
 
 
-def speed(seconds: dict[str, float], tokens: dict[str, int]) -> dict[str, float]:
+def compute_speed(seconds: dict[str, float], tokens: dict[str, int]) -> dict[str, float]:
     """The log's columns about time: seconds of each stage, and the tokens it got through in one."""
     columns = {f"seconds_{stage}": spent for stage, spent in seconds.items()}
     return columns | {

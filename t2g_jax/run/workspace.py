@@ -34,7 +34,7 @@ TRAINED = ("tokenizer.vocabulary_size", "tokenizer.texts")
 """What the tokenizer was trained with, which no later phase trains again."""
 BEFORE_METHODS = (SFT, ANNOTATE, REWARD_MODEL)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/")
-"""Of what `Path` makes of "gs://bucket"."""
+"""The start of what `Path` makes of "gs://bucket"."""
 
 
 class Workspace:

@@ -65,7 +65,7 @@ def read(path: str | os.PathLike[str], shape: Any = dict, *, mend: str = "") -> 
 
 
 def checksum(value: Any) -> str:
-    """Of something JSON-able, times aside."""
+    """Checksum of something JSON-able, times aside."""
     return f"{zlib.crc32(_text(_timeless(value)).encode('ascii')):08x}"
 
 

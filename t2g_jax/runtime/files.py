@@ -23,7 +23,7 @@ import pydantic
 from t2g_jax.errors import T2GError
 
 MOST_DIGITS = 40
-"""Of an integer in JSON: tokenizers write 10³⁰ for no limit; longer ones are nothing of use."""
+"""Digits of an integer in JSON. Tokenizers write 10³⁰ for no limit; longer ones have no use."""
 
 
 def expanded(path: str | os.PathLike[str]) -> Path:

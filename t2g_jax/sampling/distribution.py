@@ -111,7 +111,7 @@ def truncation_cutoff(log_probs: Array, *, top_k: int, top_p: float) -> Array:
     Args:
       log_probs: [..., V], normalized.
       top_k: keep the k most likely tokens; 0 keeps all.
-      top_p: of these, renormalised, keep the fewest most likely ones whose mass reaches top_p.
+      top_p: of these, renormalized, keep the fewest most likely ones whose mass reaches top_p.
 
     Returns:
       cutoff [...] float32; −inf where nothing is dropped. Tokens tied with the last kept, up to

@@ -201,7 +201,7 @@ class Page:
 
     def _nearest(self, quote: Reading, units: Sequence[Unit]) -> str:
         """How the passage that is most like a quote differs from it; empty if none is like it."""
-        nearest = self.search.nearest(quote, units)
+        nearest = self.search.nearest(units)
         if not nearest or self.search.likeness(units, nearest) < min(_NEAR, self.threshold):
             return ""
         there = self.reading.units[slice(*nearest)]

@@ -168,7 +168,7 @@ _NAME = regex.compile(r"\w[./\\@]\w|(?:^|[(\[\"'])--?\p{L}")
 _CAMEL = regex.compile(r"\p{Ll}+\p{Lu}")
 # US is not us.
 _INITIALS = frozenset("aids it us who".split())
-# Of which case tells one from another: 5 mW, 5 MW.
+# Units that only case tells apart: 5 mW, 5 MW.
 _UNITS = regex.compile("[munpfkMGTPKg]?(?:W|A|V|[bB]|g|m|s|[hH]z|J|N|Pa|F|[lL]|[cC]|[kK]|[wW]h?)")
 
 

@@ -108,8 +108,8 @@ class Search:
         found = [(at, at + len(units)) for at in places.tolist()]
         return [p for p in found if sameness.same(quote, units, self.text, self._units(p))]
 
-    def nearest(self, quote: Reading, units: Sequence[Unit]) -> Place | None:
-        """The passage with most units of a quote at their distance from each other, if any.
+    def nearest(self, units: Sequence[Unit]) -> Place | None:
+        """The passage with most of these units at their distance from each other, if any.
 
         Raises:
           TooLong: it takes too many steps.

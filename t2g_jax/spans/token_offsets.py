@@ -279,7 +279,7 @@ BYTE_OF = _byte_alphabet()
 
 
 def _vocabulary(tokenizer: Any) -> Vocabulary:
-    """Of a tokenizer of `transformers`, of what wraps one, or of what is one itself."""
+    """The vocabulary of a tokenizer of `transformers`, of what wraps one, or is one itself."""
     tokenizer = getattr(tokenizer, "hugging_face", tokenizer)
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if hasattr(backend, "id_to_token"):

@@ -136,19 +136,19 @@ class Comparison:
 
     @property
     def share(self) -> float | None:
-        """Of the tokens that the baseline generated."""
+        """Tokens, as a share of those that the baseline generated."""
         return None if self.tokens is None else self.tokens / self.spent
 
     @property
     def share_of_needed(self) -> float | None:
-        """Of the tokens after which the baseline was first as good as at its end."""
+        """As a share of the tokens after which the baseline was first as good as at its end."""
         if self.tokens is None:
             return None
         return self.tokens / self.needed if self.needed else math.inf
 
     @property
     def share_with_one_off(self) -> float | None:
-        """Of the baseline's tokens, with those generated for the reward model."""
+        """Tokens with those generated for the reward model, as a share of the baseline's."""
         return None if self.tokens is None else (self.tokens + self.one_off) / self.spent
 
 
@@ -179,7 +179,7 @@ class TaskOutcome:
 
     @property
     def warm_start_accuracy(self) -> float:
-        """Of the warm start, or its mean reward."""
+        """Accuracy of the warm start, or its mean reward."""
         return self.warm("reward" if self.graded else "accuracy")
 
     def warm(self, key: str) -> float:

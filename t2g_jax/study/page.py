@@ -66,7 +66,7 @@ def text(
 
 def verdict(comparison: Comparison, task: str) -> str:
     """A comparison in a sentence that follows from its numbers."""
-    c, said = comparison, functools.partial(measured, graded=comparison.graded)
+    c, said = comparison, functools.partial(format_score, graded=comparison.graded)
     goal = f"{c.baseline}'s final {said(c.goal)}"
     if not c.learned:
         return (
@@ -123,7 +123,7 @@ def _count(outcomes: Sequence[TaskOutcome]) -> str:
 
 def _task(task: TaskOutcome, figures: str, seeds: int) -> list[str]:
     floor, policy = task.floor
-    said = functools.partial(measured, graded=task.graded)
+    said = functools.partial(format_score, graded=task.graded)
     what = "final mean reward" if task.graded else "final accuracy"
     head = ["arm", what, "95 % interval", "each seed", "tokens", "cells"]
     rows = [
@@ -154,18 +154,18 @@ def _task(task: TaskOutcome, figures: str, seeds: int) -> list[str]:
     ]
     if task.comparisons:
         parts += [
-            reached(task.comparisons),
+            tabulate_tokens(task.comparisons),
             "\n".join(f"- {verdict(comparison, task.task)}" for comparison in task.comparisons),
         ]
     return parts
 
 
-def measured(value: float, *, graded: bool) -> str:
+def format_score(value: float, *, graded: bool) -> str:
     """An accuracy, or a mean reward, as it is written."""
     return formatting.score(value, unit=not graded)
 
 
-def reached(comparisons: Sequence[Comparison]) -> str:
+def tabulate_tokens(comparisons: Sequence[Comparison]) -> str:
     """The table of how many tokens it took; nothing is said of a baseline that did not learn."""
     head = [
         "arm",
@@ -188,7 +188,7 @@ def reached(comparisons: Sequence[Comparison]) -> str:
         rows.append(
             [
                 c.arm,
-                f"{c.baseline}, {measured(c.goal, graded=c.graded)}",
+                f"{c.baseline}, {format_score(c.goal, graded=c.graded)}",
                 after,
                 *shares,
                 ", ".join("no" if s is None else f"{s:.2f}" for s in c.by_seed.values()),

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import t2g_jax
 from t2g_jax.config import Config, diff, is_aside, load_config
 from t2g_jax.errors import T2GError
 from t2g_jax.installation import commit
@@ -31,6 +30,7 @@ from t2g_jax.runtime import durable
 from t2g_jax.runtime.locks import lock
 from t2g_jax.runtime.preemption import Preempted
 from t2g_jax.study.plan import Study
+from t2g_jax.version import __version__
 
 PROGRAM = (sys.executable, "-m", "t2g_jax")
 MAX_JOBS = 8
@@ -245,7 +245,7 @@ def made_with() -> dict[str, Any]:
         "commit": commit(),
         "versions": {
             "python": platform.python_version(),
-            "t2g_jax": t2g_jax.__version__,
+            "t2g_jax": __version__,
             **{name: importlib.metadata.version(name) for name in ("jax", "numpy")},
         },
         "platform": os.environ.get("JAX_PLATFORMS") or "default",

@@ -143,7 +143,7 @@ def pack(
 def unpack(
     outputs: Mapping[str, np.ndarray], place: Place, on_token: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-    """Of arrays [B, T, ...] computed in the slots of a batch, what is about each token of one
+    """What arrays [B, T, ...] computed in the slots of a batch say about each token of one
     sequence: arrays [n, ...].
 
     Args:

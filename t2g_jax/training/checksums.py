@@ -19,7 +19,7 @@ PyTree = Any
 
 
 def of_arrays(tree: PyTree) -> dict[str, int]:
-    """Of each array by path: of its type, its shape, and what stands where in it."""
+    """Checksum of each array by path: of its type, its shape, and what stands where in it."""
     arrays = leaves(tree)
     # Shard by shard: programs with a collective each, many at a time, can block one another.
     parts = [_parts(leaf) for leaf in arrays.values()]
@@ -34,7 +34,7 @@ def of_arrays(tree: PyTree) -> dict[str, int]:
 
 
 def of_json(value: Any) -> int:
-    """Of something JSON-able."""
+    """Checksum of something JSON-able."""
     return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 

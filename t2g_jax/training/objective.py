@@ -41,7 +41,7 @@ class Objective:
 
     terms: tuple[Term, ...]
     reduction: Reduction = Reduction.TOKEN_MEAN
-    """Of the shared terms."""
+    """How the shared terms are reduced."""
     longest: int = 1
     """What SEQUENCE_MEAN_TOKEN_SUM divides a sequence by: a constant, as in Dr. GRPO."""
     temperature: float = 1.0
@@ -98,7 +98,7 @@ class Objective:
         return {weight.name: total(weight) for weight in self.weights} | {SHARED: shared}
 
     def temperatures(self, batch: Batch) -> Array | float:
-        """Of each token: the sampler's, or 1."""
+        """The temperature of each token: the sampler's, or 1."""
         sampled = [batch[weight] != 0 for weight in self.weights if weight.sampled]
         if self.temperature == 1 or not sampled:
             return 1.0

@@ -62,7 +62,7 @@ class Term:
 
     @property
     def needs(self) -> Need:
-        """Of the forward pass."""
+        """What it needs of the forward pass."""
         return Need.NOTHING
 
     @property

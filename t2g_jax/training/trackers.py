@@ -237,7 +237,7 @@ def _identity(note: Path) -> str:
 
 
 def _last_step(directory: Path) -> int:
-    """Of the log as the phase left it."""
+    """The last step in the log as the phase left it."""
     if not (directory / metrics.FILE).exists():
         return 0
     return max((line["step"] for line in metrics.read_metrics(directory)), default=0)

@@ -40,7 +40,7 @@ def compiler():
 
 @pytest.fixture(scope="module")
 def update(compiler):
-    needs, mesh, basis = command.measured(load_config(CONFIG), topology("v5e-4"), "sft")
+    needs, mesh, basis = command.measure_programs(load_config(CONFIG), topology("v5e-4"), "sft")
     assert (basis, mesh["fsdp"]) == ("compiled", CHIPS)
     (need,) = needs
     assert need.name == "update"
@@ -70,7 +70,7 @@ def test_a_single_chip(compiler):
     """Of which libtpu takes a host to have four."""
     small = {"layers": 1, "width": 128, "heads": 1, "kv_heads": 1, "mlp_width": 128}
     config = load_config(CONFIG, [f"--model.{k}={v}" for k, v in small.items()])
-    (need,), mesh, basis = command.measured(config, topology("v5e-1"), "sft")
+    (need,), mesh, basis = command.measure_programs(config, topology("v5e-1"), "sft")
     assert (basis, mesh["fsdp"], need.fits) == ("compiled", 1, True)
     assert need.network == {}
 
@@ -78,7 +78,7 @@ def test_a_single_chip(compiler):
 def test_while_decoding_weights_stay_where_they_are(compiler):
     """A chip receives the layers that it lacks, once, its part of them in another layout, and then
     for each token sums after attention and MLP, and logits of its rows."""
-    (sample,), _, _ = command.measured(load_config(CONFIG), topology("v5e-4"), "evaluate")
+    (sample,), _, _ = command.measure_programs(load_config(CONFIG), topology("v5e-4"), "evaluate")
     rows, new, layers, width, vocabulary = 128, 128, 8, 2048, 65536
     assert sample.shape == f"[{rows}, 384 + {new}]"
     weights = 2 * PARAMETERS * (CHIPS - 1) / CHIPS

@@ -156,7 +156,7 @@ def damage(path, right, wrong):
 def test_a_compiler_that_does_not_start(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
     with pytest.raises(T2GError, match="the compiler for h100-8 ended before it began"):
-        command.measured(load_config(tiny.CONFIG), topology("h100-8"))
+        command.measure_programs(load_config(tiny.CONFIG), topology("h100-8"))
 
 
 @pytest.mark.parametrize("answer", ["Hello, I am a library", "[1]", '{"need": 3}', '{"mesh": []}'])
@@ -166,7 +166,7 @@ def test_the_answer_of_a_compiler(tmp_path, monkeypatch, answer):
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
     with pytest.raises(T2GError, match="the answer of the compiler for h100-8 is damaged"):
-        command.measured(load_config(tiny.CONFIG), topology("h100-8"))
+        command.measure_programs(load_config(tiny.CONFIG), topology("h100-8"))
 
 
 def test_a_critique_on_disk_is_found_again(tmp_path):

@@ -386,7 +386,7 @@ def wait(condition, seconds=5):
         time.sleep(0.02)
 
 
-# --- Layout and colours ----------------------------------------------------------------------
+# --- Layout and colors ----------------------------------------------------------------------
 
 
 def test_a_grid_looks_like_a_grid_and_prose_wraps(open_page):
@@ -444,15 +444,15 @@ return [...document.body.querySelectorAll("*")].filter((element) =>
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_follow_the_values_and_the_scheme(open_page, scheme):
+def test_colors_follow_the_values_and_the_scheme(open_page, scheme):
     values = [-1.0, -0.5, 0.0, 0.5, 1.0]
     tokens = (TokenCell(letter, value) for letter, value in zip("abcde", values, strict=True))
     driver = open_page(Report("r", samples=(sample_with(*tokens),)), scheme=scheme)
-    paper = colour(one(driver, "body").value_of_css_property("background-color"))
+    paper = color(one(driver, "body").value_of_css_property("background-color"))
     assert (max(paper[:3]) < 0.2) if scheme == "dark" else (min(paper[:3]) > 0.9)
     cells = all_of(driver, ".row .t")
     poor, half_poor, neutral, half, good = (
-        colour(cell.value_of_css_property("background-color")) for cell in cells
+        color(cell.value_of_css_property("background-color")) for cell in cells
     )
     assert poor[0] > poor[2]
     assert good[2] > good[0]
@@ -461,7 +461,7 @@ def test_colours_follow_the_values_and_the_scheme(open_page, scheme):
     assert neutral[3] == 0
 
 
-TEXT_COLOURS = """
+TEXT_COLORS = """
 function rgba(text) {
   const [r, g, b, a = 1] = text.match(/[\\d.]+/g).map(Number);
   return [r / 255, g / 255, b / 255, a];
@@ -493,7 +493,7 @@ def test_all_text_can_be_read_on_what_is_behind_it(open_page, scheme):
     driver = open_page(_SAMPLE["report"](5), scheme=scheme)
     hover(driver, one(driver, ".tokens .t.good.firm"))
     assert tip(driver)  # it is read too
-    found = driver.execute_script(TEXT_COLOURS)
+    found = driver.execute_script(TEXT_COLORS)
     kinds = {kind for kind, *_ in found}
     assert {"t good firm", "t poor firm", "t none", "tick"} <= kinds
     assert len(found) > 500
@@ -505,7 +505,7 @@ def test_all_text_can_be_read_on_what_is_behind_it(open_page, scheme):
     assert pale == []
 
 
-def colour(text):
+def color(text):
     """ "rgba(255, 0, 0, 0.5)" -> [1.0, 0.0, 0.0, 0.5]."""
     *rgb, alpha = [*map(float, re.findall(r"[\d.]+", text)), 1.0][:4]
     return [*(value / 255 for value in rgb), alpha]

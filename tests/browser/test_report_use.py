@@ -131,7 +131,7 @@ def test_a_tap_reads_a_value_until_the_next_one(phone):
     touch(phone, tokens[0])
     phone.switch_to.active_element.send_keys("\ue00c")  # Escape
     assert (said(), all_of(phone, ".tokens .t.on")) == ("", [])
-    assert "hover or tap" in one(phone, "#colour-key").text
+    assert "hover or tap" in one(phone, "#color-key").text
 
 
 def test_escape_ends_what_the_mouse_reads(open_page):
@@ -358,14 +358,14 @@ def test_advantages_never_stand_under_the_key_of_labels(open_page):
         driver.execute_script("arguments[0].click()", one(driver, f"input[value={name}]"))
 
     view("true")
-    key = one(driver, "#colour-key").text.replace("\n", " ")
+    key = one(driver, "#color-key").text.replace("\n", " ")
     assert key.startswith("Labels: poor −1 +1 good")
     (label, nothing), (advantage, (own,)) = said()
     assert (label, nothing) == ("True label", [])
     assert advantage == "Advantage"
     assert own.replace("\n", " ") == "discouraged −3.00 +3.00 encouraged"
     view("advantage")
-    assert one(driver, "#colour-key").text.startswith("discouraged")
+    assert one(driver, "#color-key").text.startswith("discouraged")
     assert said() == [("Advantage", []), ("Advantage", [])]
 
 
@@ -386,7 +386,7 @@ def test_labels_never_stand_under_the_key_of_advantages(open_page):
     marked, bare = sample_of(TokenCell("a", None, 1.0)), sample_of(TokenCell("b", None, None, 3.0))
     driver = open_page(Report("r", samples=(marked, bare)))
     driver.execute_script("arguments[0].click()", one(driver, "input[value=advantage]"))
-    assert one(driver, "#colour-key").text.startswith("Advantage:")
+    assert one(driver, "#color-key").text.startswith("Advantage:")
     assert [key.text.replace("\n", " ") for key in all_of(driver, ".pane-key")] == [
         "poor −1 +1 good"
     ]
@@ -415,8 +415,8 @@ for (const element of document.body.querySelectorAll("*")) {
   for (const side of ["Top", "Right", "Bottom", "Left"]) {
     if (style[`border${side}Style`] === "none") continue;
     if (!parseFloat(style[`border${side}Width`])) continue;
-    const colour = rgba(style[`border${side}Color`]);
-    if (colour[3]) found.push([element.localName + "." + element.className, colour,
+    const color = rgba(style[`border${side}Color`]);
+    if (color[3]) found.push([element.localName + "." + element.className, color,
                                ground(element.parentElement)]);
   }
 }

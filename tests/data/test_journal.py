@@ -125,10 +125,11 @@ def test_one_writer_at_a_time(path):
 def test_entries_outlive_a_killed_process(tmp_path):
     program = """
 import os, sys, signal
-from t2g_jax.data.journal import Journal
-journal = Journal(sys.argv[1], sync_seconds=1e9)
+from t2g_jax.data import journal
+journal.SYNC_SECONDS = 1e9
+notes = journal.Journal(sys.argv[1])
 for i in range(50):
-    journal.append({"id": str(i)})
+    notes.append({"id": str(i)})
 os.kill(os.getpid(), signal.SIGKILL)
 """
     path = tmp_path / "journal.jsonl"
@@ -142,12 +143,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_fsync_is_batched(tmp_path, monkeypatch):
     synced = []
     monkeypatch.setattr(os, "fsync", synced.append)
-    with Journal(tmp_path / "a", sync_seconds=1e9) as journal:
+    monkeypatch.setattr("t2g_jax.data.journal.SYNC_SECONDS", 1e9)
+    with Journal(tmp_path / "a") as journal:
         for i in range(10):
             journal.append({"id": str(i)})
         assert synced == []
     assert len(synced) == 1
-    with Journal(tmp_path / "b", sync_seconds=0) as journal:
+    monkeypatch.setattr("t2g_jax.data.journal.SYNC_SECONDS", 0)
+    with Journal(tmp_path / "b") as journal:
         for i in range(10):
             journal.append({"id": str(i)})
         assert len(synced) == 11

@@ -47,7 +47,7 @@ def test_deterministic_given_the_seed():
     assert take(stream(seed=1), 5) != take(stream(), 5)
 
 
-def test_the_epochs_of_neighbouring_seeds_are_unrelated():
+def test_the_epochs_of_neighboring_seeds_are_unrelated():
     """Seed 0's second epoch must not be seed 1's first."""
     assert take(stream(seed=0), 5, 5) != take(stream(seed=1), 5)
 

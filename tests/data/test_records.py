@@ -77,8 +77,8 @@ def test_missing_and_unknown_fields_are_named():
     del example["judge"]
     with pytest.raises(T2GError, match=r"'train-7/0': missing fields \['judge'\]"):
         AnnotationRecord.from_example(example)
-    with pytest.raises(T2GError, match=r"unknown fields \['colour'\]"):
-        AnnotationRecord.from_example(make().to_example() | {"colour": 1})
+    with pytest.raises(T2GError, match=r"unknown fields \['color'\]"):
+        AnnotationRecord.from_example(make().to_example() | {"color": 1})
 
 
 def test_imported_text_has_no_logprobs():

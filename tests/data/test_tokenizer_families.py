@@ -494,7 +494,7 @@ def test_offsets_in_the_text_that_was_encoded(text):
             assert offsets[ids.index(think)] == (start, start + 7)
 
 
-def test_offsets_where_the_tokenizer_normalises():
+def test_offsets_where_the_tokenizer_normalizes():
     qwen = TOKENIZERS["qwen2"]
     text = "cafe\u0301 sat"  # one character once it is composed
     ids, offsets = qwen.encode_with_offsets(text)

@@ -40,8 +40,8 @@ def test_tokens_that_encoding_would_not_give(tiny_context, example):
     tokens = [token for char in text for token in tiny_context.tokenizer.encode(char)]
     assert tokens != tiny_context.tokenizer.encode(text)
     turn = tiny.turn(tiny_context, text, example=example, tokens=tokens, ended=False)
-    _, labelled_tokens = labeled(tiny_context, turn)
-    marked = [text for text, label in labelled_tokens if label == 1 and text.isdigit()]
+    _, labeled_tokens = labeled(tiny_context, turn)
+    marked = [text for text, label in labeled_tokens if label == 1 and text.isdigit()]
     assert marked == example.answer.split()
 
 

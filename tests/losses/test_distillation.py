@@ -112,7 +112,7 @@ def test_which_correction_is_unbiased(correction):
         return sum(jnp.exp(logprobs(logits, y).sum()) * reward[y] for y in sequences)
 
     def surrogate(logits):
-        """−E over the teacher's samples of what is minimised."""
+        """−E over the teacher's samples of what is minimized."""
         total = 0.0
         for y in sequences:
             sampled = logprobs(teacher, y)

@@ -60,8 +60,8 @@ def test_a_severity_is_shared_out(rng):
 WEIGHTS = [(1.0, 1.0, 1.0), (5.0, 1.0, 1.0), (2.0, 0.1, 7.0)]
 
 
-def minimised(labels, weights):
-    """Logits that minimise the loss over tokens that nothing tells apart."""
+def minimized(labels, weights):
+    """Logits that minimize the loss over tokens that nothing tells apart."""
     gradient = jax.jit(
         jax.grad(
             lambda logits: losses.span_reward_cross_entropy(
@@ -86,7 +86,7 @@ def minimised(labels, weights):
 )
 def test_class_weights_are_divided_out(labels, weights):
     labels = jnp.array(labels, jnp.float32)
-    logits = minimised(labels, weights)
+    logits = minimized(labels, weights)
     shares = losses.span_targets(labels).mean(0)
     p = losses.span_probabilities(logits, class_weights=weights)
     np.testing.assert_allclose(p, shares, atol=2e-3)

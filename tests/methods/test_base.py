@@ -200,7 +200,7 @@ def test_metrics_of_attempts_by_hand(tiny_context):
     assert tokens_generated(turns) == 7
 
 
-@pytest.mark.parametrize("how", ["centred", "scaled", "leave_one_out"])
+@pytest.mark.parametrize("how", ["centered", "scaled", "leave_one_out"])
 def test_rewards_are_compared_in_their_group(how):
     rewards = np.float32([1, 0, 0, -0.1, 1, 1, 1, 1, 0, 1, 0, 1])
     expected = [oracle.compared(group, how) for group in rewards.reshape(3, 4)]
@@ -210,7 +210,7 @@ def test_rewards_are_compared_in_their_group(how):
     assert found[0] > 0
 
 
-@pytest.mark.parametrize("how", ["centred", "scaled", "leave_one_out"])
+@pytest.mark.parametrize("how", ["centered", "scaled", "leave_one_out"])
 def test_turns_are_compared_with_those_that_took_place(how):
     rewards = np.float32([[0.5, 1.0], [1.0, 9.0], [0.0, 0.0], [0.3, 0.5]])
     took_place = np.float32([[1, 1], [1, 0], [1, 1], [1, 1]])

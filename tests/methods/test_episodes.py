@@ -99,7 +99,7 @@ def test_gamma_hands_later_rewards_to_the_first_turn(rows_of, gamma, first):
     np.testing.assert_allclose(learned(rows[0]), [first, first, 0.5, 0.5])
 
 
-@pytest.mark.parametrize("how", ["centred", "scaled", "leave_one_out"])
+@pytest.mark.parametrize("how", ["centered", "scaled", "leave_one_out"])
 def test_advantage(rows_of, how):
     first, *others = rows_of(REWARDS, gamma=0.5, advantage=how, group_size=4, prompts_per_step=1)
     returns = oracle.compared([0.5, 0, 0.5, 1], how)

@@ -5,7 +5,7 @@ import oracle
 import pytest
 import tiny
 
-from t2g_jax.methods.grpo import GRPO, unequal
+from t2g_jax.methods.grpo import GRPO, keep_unequal
 
 
 def advantages_of(found):
@@ -42,7 +42,7 @@ def test_prompts_and_groups(collected):
 REWARDS = [1, 0, 0, -0.1, 0, 1, 0.5, 1]
 
 
-@pytest.mark.parametrize("how", ["centred", "scaled", "leave_one_out"])
+@pytest.mark.parametrize("how", ["centered", "scaled", "leave_one_out"])
 def test_advantage(script, collected, how):
     script(REWARDS)
     _, found = collected("grpo", grpo__group_size=4, grpo__advantage=how)
@@ -70,7 +70,7 @@ def test_kl_costs_reward_or_is_in_the_loss(
         cost = oracle.divergence(kind, None, reference, turn.completion.logprobs, turn.tokens)
         assert abs(cost.sum()) > 1e-3
         earned.append(turn.score.reward - (0.3 * cost.sum() if where == "reward" else 0))
-    expected = [oracle.compared(pair, "centred") for pair in np.reshape(earned, (-1, 2))]
+    expected = [oracle.compared(pair, "centered") for pair in np.reshape(earned, (-1, 2))]
     np.testing.assert_allclose(advantages_of(found), np.ravel(expected), rtol=1e-3, atol=1e-4)
     in_rows = {"kl_weight", "ref_logprobs"} if where == "loss" else set()
     fields = {field.name for field in method.plan.objective.fields}
@@ -87,9 +87,9 @@ def test_kl_costs_reward_or_is_in_the_loss(
 def test_groups_that_teach_something(tiny_context):
     rewards = [0, 0, 1, 0, 1, 1, 0, -0.1]
     turns = [tiny.turn(tiny_context, "0", reward=reward) for reward in rewards]
-    assert unequal(turns, 2) == [*turns[2:4], *turns[6:8]]
-    assert unequal(turns, 4) == turns
-    assert unequal(turns[:2], 2) == []
+    assert keep_unequal(turns, 2) == [*turns[2:4], *turns[6:8]]
+    assert keep_unequal(turns, 4) == turns
+    assert keep_unequal(turns[:2], 2) == []
 
 
 EQUAL, OTHER, THIRD = [0, 0, 1, 0, 1, 1], [0, 0, 0, 1, 0, 0], [1, 0, 0, 1, 1, 0]
@@ -109,7 +109,7 @@ def test_resample_rounds(script, collected, rounds, kept, generated):
     script(EQUAL, draws=(OTHER, THIRD))
     values = {"grpo__resample_rounds": rounds, "grpo__prompts_per_step": 3}
     _, found = collected("grpo", **values)
-    expected = np.ravel([oracle.compared(group, "centred") for group in kept])
+    expected = np.ravel([oracle.compared(group, "centered") for group in kept])
     np.testing.assert_allclose(advantages_of(found), expected, atol=1e-6)
     assert found.metrics.get("groups_kept", 3) == len(kept)
     assert found.metrics["tokens_generated"] == generated * 6 * found.metrics["completion_tokens"]
@@ -153,6 +153,6 @@ def test_overlong_tokens_cost_reward(script, collected):
     script([1, 1, 1, 1])
     _, found = collected("grpo", grpo__prompts_per_step=2, grpo__overlong_tokens=24)
     lengths = [item.fields["policy_weight"].sum() for item in found.rows]
-    expected = [oracle.compared(pair, "centred") for pair in -np.reshape(lengths, (2, 2)) / 24]
+    expected = [oracle.compared(pair, "centered") for pair in -np.reshape(lengths, (2, 2)) / 24]
     np.testing.assert_allclose(advantages_of(found), np.ravel(expected), atol=1e-6)
     assert len(set(lengths)) > 1

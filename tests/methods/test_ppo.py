@@ -59,7 +59,7 @@ def test_advantages(tiny_context, moved, state_of, earning, read, kind, where, w
         rewards[-1] = turn.score.reward
         if where == "reward":
             rewards -= BETA * oracle.divergence(kind, policy, other, sampled, turn.tokens)
-        advantages = oracle.generalised_advantages(
+        advantages = oracle.generalized_advantages(
             rewards, found[before], gamma=GAMMA, gae_lambda=LAMBDA
         )
         expected.append((advantages, advantages + found[before], found[before]))

@@ -309,7 +309,7 @@ def test_settings_without_effect_are_refused(loaded, text, expected):
         "rejection_sampling: {group_size: 1, turns: 1}",
     ],
 )
-def test_their_neighbours_are_not(loaded, text):
+def test_their_neighbors_are_not(loaded, text):
     loaded(text)
 
 

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from t2g_jax.feedback.judgment import judge, token_labels
-from t2g_jax.methods.text2grad import Text2Grad, fade, faded
+from t2g_jax.methods.text2grad import Text2Grad, fade, fade_rewards
 from t2g_jax.phases import samples
 
 BETA, GAMMA, LAMBDA = 0.3, 0.9, 0.8
@@ -63,7 +63,7 @@ def test_advantages(collect, moved, read, kind, sampling, whiten):
         policy, other = (oracle.log_softmax(x[before] / temperature) for x in (logits, ref_logits))
         mine = policy[np.arange(len(turn.tokens)), turn.tokens]
         divergence = oracle.divergence(kind or "k1", policy, other, mine, turn.tokens)
-        advantages = oracle.generalised_advantages(
+        advantages = oracle.generalized_advantages(
             rewards - BETA * divergence, values[before], gamma=GAMMA, gae_lambda=LAMBDA
         )
         expected.append((advantages, advantages + values[before], values[before]))
@@ -172,9 +172,9 @@ def test_fading_begins_with_the_first_span():
     rewards = np.array([0, 0, -1, 0, 1, 1], np.float32)
     factors = 1 / (1 + np.exp(np.arange(1, 5) - 2 - 6.0))
     expected = np.concatenate([[0, 0], rewards[2:] * factors])
-    np.testing.assert_allclose(faded(rewards, 2), expected, rtol=1e-6)
-    np.testing.assert_array_equal(faded(np.zeros(4), 0), 0)
-    assert faded(np.zeros(0), 3).shape == (0,)
+    np.testing.assert_allclose(fade_rewards(rewards, 2), expected, rtol=1e-6)
+    np.testing.assert_array_equal(fade_rewards(np.zeros(4), 0), 0)
+    assert fade_rewards(np.zeros(0), 3).shape == (0,)
 
 
 def test_the_adaptive_controller(collect):

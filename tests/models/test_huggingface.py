@@ -182,12 +182,12 @@ def test_another_shape_is_named(folder):
         load(folder)
 
 
-def test_quantised_weights_are_refused(folder):
-    def quantise(header):
+def test_quantized_weights_are_refused(folder):
+    def quantize(header):
         header[NORM] |= {"dtype": "I16"}
 
-    edit_header(the_file(folder, NORM), quantise)
-    with pytest.raises(T2GError, match=rf"{NORM} is of type I16; quantised weights"):
+    edit_header(the_file(folder, NORM), quantize)
+    with pytest.raises(T2GError, match=rf"{NORM} is of type I16; quantized weights"):
         load(folder)
 
 

@@ -107,7 +107,7 @@ def test_adapters_of_the_language_model_of_one_that_sees(tmp_path):
     np.testing.assert_array_equal(a[1], layer.lora_A["default"].weight.detach().numpy().T)
 
 
-def test_rank_stabilised_adapters(trained, tmp_path):
+def test_rank_stabilized_adapters(trained, tmp_path):
     """They count α / √r; what is written is plain LoRA of the same function."""
     folder, family, config, params = trained
     (tmp_path / "a").mkdir()

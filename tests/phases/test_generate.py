@@ -20,7 +20,7 @@ PROMPT = "Distance to the nearest 0 for each cell:\n0 1 1\n0 0 1\n1 0 0\nAnswer 
 
 @pytest.fixture
 def said(tiny_run):
-    """said(method, prompt): what is printed, without colours."""
+    """said(method, prompt): what is printed, without colors."""
 
     def said(
         method="text2grad", prompt=None, workdir=tiny_run.workdir, config=tiny_run.config, **options
@@ -84,7 +84,7 @@ def test_a_judge_that_fails_marks_nothing(said, tiny_context, monkeypatch):
     assert text.count("(no critique: no credit left)") == 3
 
 
-def test_span_rewards_are_in_colour(tiny_run):
+def test_span_rewards_are_in_color(tiny_run):
     text = io.StringIO()
     console = rich.console.Console(file=text, force_terminal=True, color_system="truecolor")
     generate.run(tiny_run.config, tiny_run.workdir, "sft", None, console)

@@ -20,7 +20,7 @@ from t2g_jax.models import families
 from t2g_jax.parallel.shapes import round_up
 from t2g_jax.parallel.sharding import make_mesh
 from t2g_jax.plan import command, page, programs, table
-from t2g_jax.plan.advice import advised
+from t2g_jax.plan.advice import advise
 from t2g_jax.plan.measure import from_json, to_json
 from t2g_jax.plan.topologies import GIB, topology
 
@@ -130,7 +130,7 @@ def test_what_to_change(plan):
     def advice(name, config=config, phase="rltf-sd", mesh=None):
         found = next(p for p in plan["programs"] if (p["phase"], p["name"]) == (phase, name))
         need = dataclasses.replace(from_json(found), fits=False)
-        return advised(need, config, where, mesh or plan["mesh"]).advice
+        return advise(need, config, where, mesh or plan["mesh"]).advice
 
     update = advice("update")
     assert update[0] == "model.remat: full"
@@ -148,7 +148,7 @@ def test_what_to_change(plan):
     assert any("evaluate.batch_size: 100" in line for line in advice("sample", phase="evaluate"))
     assert any("rltf_sd.rows_at_once: 64" in line for line in advice("score (reference)"))
     fitting = from_json(plan["programs"][0])
-    assert advised(fitting, config, where, plan["mesh"]) is fitting
+    assert advise(fitting, config, where, plan["mesh"]) is fitting
     assert from_json(to_json(fitting)) == fitting
 
 
@@ -165,7 +165,7 @@ def test_advice_says_how_much_less(plan):
             from_json(found), shape=shape, memory=memory, total=sum(memory.values()), fits=False
         )
         need = dataclasses.replace(need, available=where.chip.memory)
-        return advised(need, config, where, mesh).advice
+        return advise(need, config, where, mesh).advice
 
     assert "rltf_sd.micro_batches: 16" in advice("update", "2 × [64, 128]", temporaries=70.0)
     assert "rltf_sd.micro_batches: 128" in advice("update", "2 × [64, 128]", temporaries=7000.0)
@@ -290,4 +290,4 @@ def test_a_compiler_that_ends_says_so(config, monkeypatch):
     environment = command._environment(topology("h200-8")) | {"JAX_PLATFORMS": "nothing"}
     monkeypatch.setattr(command, "_environment", lambda where: environment)
     with pytest.raises(T2GError, match=r"ended before it began \(exit status 1\): .*nothing"):
-        command.measured(load_config(config), topology("h200-8"))
+        command.measure_programs(load_config(config), topology("h200-8"))

@@ -53,7 +53,7 @@ _MATRIX_CRITIQUE = (
     "not one. In row 3 the last cell is three steps from every 0, which is right."
 )
 _PROSE_PROMPT = (
-    "Summarise the post in one or two sentences.\n\nMy roommate of two years told me last week "
+    "Summarize the post in one or two sentences.\n\nMy roommate of two years told me last week "
     "that she is moving out at the end of the month. We had agreed to renew the lease together and "
     "I already paid the deposit for the new term. She says she never promised anything. I do not "
     "want to lose the friendship, but I cannot cover her half of the rent on my own."
@@ -217,7 +217,7 @@ def _cells(completion, spans, rng):
             labels[start : start + len(quote)] = [label] * len(quote)
             start = completion.find(quote, start + len(quote))
     cells, at, advantage = [], 0, 0.0
-    for text in tokenise(completion):
+    for text in tokenize(completion):
         true = labels[at + len(text) - 1]
         at += len(text)
         predicted = max(-1.0, min(1.0, 0.82 * true + rng.gauss(0, 0.16)))
@@ -226,7 +226,7 @@ def _cells(completion, spans, rng):
     return tuple(cells)
 
 
-def tokenise(text: str) -> list[str]:
+def tokenize(text: str) -> list[str]:
     """Pieces like a byte-pair tokenizer's: a word with the space before it, digits and newlines."""
     pieces, piece = [], ""
     for character in text:

@@ -24,7 +24,7 @@ def test_ticks_are_round_inside_and_few(low, high):
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0], rtol=1e-3)
 
 
-def test_one_chart_a_metric_one_line_a_curve_one_colour_a_label():
+def test_one_chart_a_metric_one_line_a_curve_one_color_a_label():
     drawn = charts.charts(
         [
             curve([0, 1], "SD"),
@@ -37,20 +37,20 @@ def test_one_chart_a_metric_one_line_a_curve_one_colour_a_label():
         ("reward", "", 3),
         ("KL", "nats", 1),
     ]
-    assert [line.colour for line in drawn[0].lines] == [0, 1, 0]
-    assert drawn[1].lines[0].colour == 1
+    assert [line.color for line in drawn[0].lines] == [0, 1, 0]
+    assert drawn[1].lines[0].color == 1
 
 
-def test_sixteen_labels_differ_in_colour_dash_or_marker():
+def test_sixteen_labels_differ_in_color_dash_or_marker():
     (chart,) = charts.charts([curve([0, 1], f"method {k}") for k in range(16)])
-    styles = [(line.colour % 8, charts.marker(line.colour)) for line in chart.lines]
+    styles = [(line.color % 8, charts.marker(line.color)) for line in chart.lines]
     assert len(set(styles)) == 16
 
 
-def test_a_phase_has_the_colour_of_its_method_or_one_of_its_own():
+def test_a_phase_has_the_color_of_its_method_or_one_of_its_own():
     curves = [curve([0, 1], "text2grad"), curve([0, 1], "grpo")]
     phases = [PhaseTime(name, 1.0) for name in ("sft", "text2grad", "annotate", "grpo")]
-    assert charts.colours(curves, (), phases) == charts.colours(curves) | {"sft": 2, "annotate": 3}
+    assert charts.colors(curves, (), phases) == charts.colors(curves) | {"sft": 2, "annotate": 3}
 
 
 def test_points_are_where_the_data_says():

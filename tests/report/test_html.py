@@ -225,7 +225,7 @@ def test_the_costs_of_a_method_say_what_they_leave_out():
     )  # no such place
 
 
-def test_a_time_is_said_once_and_in_the_colour_of_its_method():
+def test_a_time_is_said_once_and_in_the_color_of_its_method():
     times = (PhaseTime("sft", 75.0), PhaseTime("grpo", 3.0))
     page = render(Report("r", results=(ROW,), phases=times))
     (section,) = re.findall(r'<section id="time".*?</section>', page, re.S)
@@ -281,7 +281,7 @@ def test_advantage_scale_ignores_an_outlier():
     assert advantage_scale([]) == 1.0
 
 
-# ---- Colours: read from the style sheet, measured by WCAG contrast and simulated colour blindness
+# ---- Colors: read from the style sheet, measured by WCAG contrast and simulated color blindness
 
 
 def palettes():
@@ -297,8 +297,8 @@ def rgb(text):
     return np.array(list(map(float, text.split()))) / 255
 
 
-def linear(colour):
-    return np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+def linear(color):
+    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
 
 
 def contrast(a, b):
@@ -308,17 +308,17 @@ def contrast(a, b):
 
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_text_can_be_read_on_every_ground(mode):
-    colours = palettes()[mode]
-    ink, card = rgb(colours["ink"]), rgb(colours["card"])
+    colors = palettes()[mode]
+    ink, card = rgb(colors["ink"]), rgb(colors["card"])
     for strength in np.linspace(0, 1, 11):
         for tint in ("good", "poor"):
-            ground = strength * rgb(colours[tint]) + (1 - strength) * card
+            ground = strength * rgb(colors[tint]) + (1 - strength) * card
             assert contrast(ink, ground) >= 4.5, (tint, strength)
     for ground in ("paper", "card", "well"):
         for text in ("ink", "soft", "accent", "warn"):
-            assert contrast(rgb(colours[text]), rgb(colours[ground])) >= 4.5, (text, ground)
+            assert contrast(rgb(colors[text]), rgb(colors[ground])) >= 4.5, (text, ground)
     for line in [f"s{k}" for k in range(8)] + ["good-edge", "poor-edge"]:
-        assert contrast(rgb(colours[line]), rgb(colours["card"])) >= 3, line
+        assert contrast(rgb(colors[line]), rgb(colors["card"])) >= 3, line
 
 
 # Machado, Oliveira and Fernandes 2009, severity 1.0, on linear RGB.
@@ -332,9 +332,9 @@ BLINDNESS = {
 }  # fmt: skip
 
 
-def lab(colour):
+def lab(color):
     to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-    xyz = np.array(to_xyz) @ colour / [0.9505, 1.0, 1.089]
+    xyz = np.array(to_xyz) @ color / [0.9505, 1.0, 1.089]
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
@@ -342,9 +342,9 @@ def lab(colour):
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize("kind", BLINDNESS)
 def test_good_and_poor_differ_for_everyone(mode, kind):
-    colours = palettes()[mode]
+    colors = palettes()[mode]
     seen = [
-        lab(np.clip(np.array(BLINDNESS[kind]) @ linear(rgb(colours[name])), 0, 1))
+        lab(np.clip(np.array(BLINDNESS[kind]) @ linear(rgb(colors[name])), 0, 1))
         for name in ("good", "poor", "card")
     ]
     assert np.linalg.norm(seen[0] - seen[1]) > 30

@@ -61,7 +61,7 @@ def test_missing_numbers_are_dashes(sample_report):
     assert "–" in shown(result_table(Report("r", results=(row,))))
 
 
-def test_tokens_keep_their_text_and_take_their_colour():
+def test_tokens_keep_their_text_and_take_their_color():
     tokens = [
         TokenCell("1 1\n", 0.0, 0.0),
         TokenCell(" good", 0.9, 1.0, 4.0),
@@ -80,7 +80,7 @@ def test_tokens_keep_their_text_and_take_their_colour():
     assert blue.blue > blue.red
     assert orange.red > orange.blue
     assert styles[" none"].dim
-    # The weak advantage is a quarter of the strongest: coloured, but not firm.
+    # The weak advantage is a quarter of the strongest: colored, but not firm.
     weak = {line.plain[s.start : s.end]: s.style for s in token_line(tokens, "advantage").spans}
     assert weak[" poor"].bgcolor
     assert not weak[" poor"].underline
@@ -107,7 +107,7 @@ MARKED = [
         ({"force_terminal": True}, {"TERM": "xterm"}, "1 good␛ poor little none"),
     ],
 )
-def test_tokens_are_marked_where_there_is_no_colour(options, environment, expected):
+def test_tokens_are_marked_where_there_is_no_color(options, environment, expected):
     console = Console(file=io.StringIO(), _environ=environment, **options)
     assert marked_line(console, MARKED).plain == expected
 

@@ -94,7 +94,7 @@ def test_memory_is_told_where_a_device_knows_it(monkeypatch):
 
 def test_speed_by_stage():
     seconds = {"sample": 2.0, "judge": 0.5, "evaluate": 1.0}
-    assert trainer.speed(seconds, {"sample": 10, "judge": 0, "update": 7}) == {
+    assert trainer.compute_speed(seconds, {"sample": 10, "judge": 0, "update": 7}) == {
         "seconds_sample": 2.0,
         "seconds_judge": 0.5,
         "seconds_evaluate": 1.0,

@@ -61,10 +61,10 @@ def test_settings_of_jax_win(monkeypatch, tmp_path):
 def compiled_anew():
     """A function that this process has not compiled yet, though its program is always the same."""
 
-    def programme(x):
+    def program(x):
         return jnp.sin(x) * 2 + 1
 
-    return jax.jit(programme)(np.arange(3.0, dtype=np.float32))
+    return jax.jit(program)(np.arange(3.0, dtype=np.float32))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
@@ -74,7 +74,7 @@ def test_a_damaged_entry_is_compiled_again(monkeypatch, tmp_path, damage):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     folder = use_compilation_cache()
     expected = compiled_anew()
-    entries = [path for path in folder.iterdir() if path.name.startswith("jit_programme")]
+    entries = [path for path in folder.iterdir() if path.name.startswith("jit_program")]
     assert entries
     for path in entries:
         path.write_bytes(damaged(path, damage))

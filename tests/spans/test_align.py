@@ -93,7 +93,7 @@ def test_occurrences_are_counted_with_overlaps():
         (Quote("The", 1.0, ordinal=2, after=" dog"), (24, 27)),
     ],
 )
-def test_neighbours_tell_occurrences_apart(quote, place):
+def test_neighbors_tell_occurrences_apart(quote, place):
     assert places(align(STORY, [quote])) == [place]
 
 
@@ -123,7 +123,7 @@ def test_a_quote_without_a_certain_place_stays_unaligned_with_a_reason(quote, re
     assert reason in only_reason(STORY, quote)
 
 
-def test_neighbours_do_not_matter_to_a_phrase_that_occurs_once():
+def test_neighbors_do_not_matter_to_a_phrase_that_occurs_once():
     assert places(align(STORY, [Quote("mat", 1.0, before="wrong")])) == [(19, 22)]
 
 
@@ -157,7 +157,7 @@ def test_good_and_poor_may_overlap_but_a_repeat_is_reported():
     assert "repeats" in alignment.unaligned[0].reason
 
 
-# Normalised quotes
+# Normalized quotes
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,7 @@ def test_a_misquote_neither_starts_nor_ends_within_a_word():
     assert text[found.start :] == "they are clearly excelent 👍🏽"
 
 
-def test_an_ordinal_or_verbatim_neighbours_name_a_place_within_a_word():
+def test_an_ordinal_or_verbatim_neighbors_name_a_place_within_a_word():
     assert places(align("concatenate", [Quote("cat", 1.0, ordinal=1)])) == [(3, 6)]
     assert places(align("concatenate", [Quote("cat", 1.0, before="con", after="e")])) == [(3, 6)]
     assert "only within" in only_reason("concatenate", Quote("cat", 1.0, before="the "))

@@ -9,7 +9,7 @@ import pytest
 
 from t2g_jax import cli
 from t2g_jax.study.measures import Comparison
-from t2g_jax.study.page import reached, verdict
+from t2g_jax.study.page import tabulate_tokens, verdict
 
 
 def comparison(**changes):
@@ -47,7 +47,7 @@ def test_verdicts_follow_from_the_numbers(changes, says):
 
 def test_where_the_baseline_did_not_learn_there_is_nothing_to_reach():
     values = {"by_seed": {0: None}, "tokens": 0.0, "needed": 0.0}
-    line = reached([comparison(learned=False, **values)]).splitlines()[-1]
+    line = tabulate_tokens([comparison(learned=False, **values)]).splitlines()[-1]
     assert line.replace("\u202f", " ") == "| rltf-sd | grpo, 34.0 % | – | – | – | – | no |"
 
 

@@ -292,13 +292,13 @@ def _pieces(
     learner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
     trainer = trainers.BpeTrainer(vocab_size=150, show_progress=False)
     learner.train_from_iterator(CORPUS[:5], trainer)
-    learnt = json.loads(learner.to_str())["model"]
+    learned = json.loads(learner.to_str())["model"]
     tokens = [*specials, *(f"<0x{byte:02X}>" for byte in range(256))]
-    tokens += [piece for piece in learnt["vocab"] if piece not in tokens]
+    tokens += [piece for piece in learned["vocab"] if piece not in tokens]
     backend = Tokenizer(
         models.BPE(
             vocab={token: i for i, token in enumerate(tokens)},
-            merges=[tuple(pair) for pair in learnt["merges"]],
+            merges=[tuple(pair) for pair in learned["merges"]],
             unk_token="<unk>",
             fuse_unk=True,
             byte_fallback=True,

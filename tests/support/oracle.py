@@ -21,7 +21,7 @@ def divergence(kind, policy, reference, sampled, chosen):
     }[kind]
 
 
-def generalised_advantages(rewards, values, *, gamma, gae_lambda):
+def generalized_advantages(rewards, values, *, gamma, gae_lambda):
     advantages = np.zeros(len(rewards))
     following = next_value = 0.0
     for t in reversed(range(len(rewards))):
@@ -34,10 +34,10 @@ def generalised_advantages(rewards, values, *, gamma, gae_lambda):
 def compared(values, how):
     """Advantages in a group whose members are all there."""
     values = np.asarray(values, np.float64)
-    centred = values - values.mean()
+    centered = values - values.mean()
     return {
-        "centred": centred,
-        "scaled": centred / np.sqrt(values.var(ddof=1) + 1e-8),
+        "centered": centered,
+        "scaled": centered / np.sqrt(values.var(ddof=1) + 1e-8),
         "leave_one_out": [v - np.delete(values, i).mean() for i, v in enumerate(values)],
     }[how]
 

@@ -76,7 +76,7 @@ def oracle(params, rows, hidden_of_tokens, settings):
         return float(np.sum(np.float64(values) * weight) / total)
 
     def reduced(values, weight):
-        """Of policy, distilled and modelled tokens, which share their denominator."""
+        """Of policy, distilled and modeled tokens, which share their denominator."""
         weighted, total = np.float64(values) * weight, policy.sum() + distill.sum() + nll.sum()
         if settings.reduction is not Reduction.TOKEN_MEAN:
             total = sum(kind[where].any() for kind in (policy, distill, nll) for where in places)

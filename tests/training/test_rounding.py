@@ -46,7 +46,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_rounded_at_random_to_a_neighbour_and_right_on_average():
+def test_rounded_at_random_to_a_neighbor_and_right_on_average():
     x = jnp.float32([1.0, 1.001, -1.001, 3.1416, 1e-20, -7e10, 0.0])
     keys = jax.random.split(jax.random.key(0), 20_000)
     drawn = np.asarray(jax.vmap(stochastic_round, (None, 0))(x, keys), np.float32)

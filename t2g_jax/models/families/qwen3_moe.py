@@ -15,7 +15,7 @@ def particular(hf: Any) -> dict[str, Any]:
         "mlp_width": hf.moe_intermediate_size,
         "experts": hf.num_experts,
         "experts_per_token": hf.num_experts_per_tok,
-        "normalise_experts": hf.norm_topk_prob,
+        "normalize_experts": hf.norm_topk_prob,
         "window": hf.sliding_window,  # of every layer, if there is one
     }
 

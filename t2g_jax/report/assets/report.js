@@ -122,7 +122,7 @@
         const value = line.values[i];
         const away = line.steps[i] === x ? "" : ` (at ${line.steps[i].toLocaleString("en")})`;
         pairs.push([line.label + away, chart.percent ? `${(100 * value).toFixed(1)} %` : plain(value, y1 - y0)]);
-        add("circle", `after c${line.colour}`, { cx: px(line.steps[i]), cy: py(value), r: 3.5 });
+        add("circle", `after c${line.color}`, { cx: px(line.steps[i]), cy: py(value), r: 3.5 });
       }
       open(() => {
         const { left, top, bottom, width } = svg.getBoundingClientRect();
@@ -233,8 +233,8 @@
     return hits.length;
   }
 
-  // Which end of a measure's colours is which; `named` where another key stands beside it.
-  function colourKey(which, named) {
+  // Which end of a measure's colors is which; `named` where another key stands beside it.
+  function colorKey(which, named) {
     const top = scaleOf(which), digits = top === 1 ? 0 : 2;
     const [down, up] = which === "advantage" ? ["discouraged", "encouraged"] : ["poor", "good"];
     const name = which === "advantage" ? NAMES.advantage : "Labels";
@@ -283,13 +283,13 @@
       read(target);
       last = target;
     });
-    // Without colours it would look like one that nothing is known of.
+    // Without colors it would look like one that nothing is known of.
     const level = attempt[which].includes(0) && !attempt[which].some(Boolean);
     const heading = make("h4", "", NAMES[which] + (level ? ", 0 on every token" : ""));
     // Not what was asked for, and not on its scale: with a key of its own.
     const other = (which === "advantage") !== (shown[0] === "advantage");
     return make("div", "pane", heading,
-      ...(other ? [make("p", "pane-key", ...colourKey(which, false))] : []), box);
+      ...(other ? [make("p", "pane-key", ...colorKey(which, false))] : []), box);
   }
 
   function gap(sample) {
@@ -392,8 +392,8 @@
     previous.disabled = page === 0;
     next.disabled = first + PER_PAGE >= order.length;
     const [down, up] = shown[0] === "advantage" ? ["discouraged", "encouraged"] : ["poor", "good"];
-    document.getElementById("colour-key").replaceChildren(
-      ...colourKey(shown[0], cards.querySelector(".pane-key") !== null),
+    document.getElementById("color-key").replaceChildren(
+      ...colorKey(shown[0], cards.querySelector(".pane-key") !== null),
       make("span", "t poor firm", `dotted: ${down}`), make("span", "t good firm", `solid: ${up}`),
       make("span", "", "from half of full strength. Exact values: hover or tap, or focus and use ← →"));
   }

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from t2g_jax.tasks.base import Critique, CritiqueLevel, Example, Floor, Judge, JudgeError
-from t2g_jax.tasks.puzzles.boxed import boxed, find_boxed
+from t2g_jax.tasks.puzzles.boxed import boxed, scan
 from t2g_jax.tasks.puzzles.gym import gym_module
-from t2g_jax.tasks.puzzles.quoting import phrase, quote_at, quote_box, quote_last_line
+from t2g_jax.tasks.puzzles.quoting import phrase, quote_at, read_box
 from t2g_jax.tasks.puzzles.reasoning import ReasoningTask
 
 _GYM = gym_module("algorithmic.binary_matrix")
@@ -146,17 +146,15 @@ def parse(text: str, n: int) -> list[list[Cell]] | None:
 
     Lines, lists and LaTeX matrices are understood. n² numbers in a single row are taken for n rows.
     """
+    parts = scan(text, _PARTS)
+    if parts is None:
+        return None
     rows: list[list[Cell]] = [[]]
-    position = 0
-    while position < len(text):
-        part = _PARTS.match(text, position)
-        if part is None:
-            return None
+    for part in parts:
         if part["number"]:
             rows[-1].append(Cell(int(part[0]), part.start(), part.end()))
         elif part["end"]:
             rows.append([])
-        position = part.end()
     rows = [row for row in rows if row]
     if len(rows) == 1 and len(rows[0]) == n * n:
         rows = [rows[0][i * n : (i + 1) * n] for i in range(n)]
@@ -182,13 +180,12 @@ class BinaryMatrixJudge:
         """Raises JudgeError if the example's own answer is not a matrix."""
         solution = _solution(example)
         n = len(solution)
-        box = find_boxed(completion)
-        if box is None:
-            return Critique("No answer in \\boxed{}.", quote_last_line(completion, -1.0))
-        rows = parse(box.content, n)
-        if rows is None:
-            text = "The answer in \\boxed{} is not a matrix of numbers."
-            return Critique(text, quote_box(completion, box, -1.0))
+        read = read_box(
+            completion, lambda text: parse(text, n), problem="is not a matrix of numbers"
+        )
+        if isinstance(read, Critique):
+            return read
+        box, rows = read
         text = "Correct." if values(rows) == solution else self._describe(rows, solution)
         # Cells are placed within the box, quotes within the completion.
         spans = _spans(rows, solution)

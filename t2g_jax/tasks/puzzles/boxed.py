@@ -1,4 +1,4 @@
-r"""Answers in `\boxed{...}`: writing them and finding them again in whatever a model wrote."""
+r"""Answers in `\boxed{...}`: writing them, and reading them again in whatever a model wrote."""
 
 import re
 from dataclasses import dataclass
@@ -37,3 +37,16 @@ def find_boxed(text: str) -> Box | None:
             case "{", length if length > 2:
                 open_braces.append(token.end())
     return last
+
+
+def scan(text: str, parts: re.Pattern[str]) -> list[re.Match[str]] | None:
+    """The parts, none of them empty, that `text` consists of; None if it holds anything else."""
+    found: list[re.Match[str]] = []
+    position = 0
+    while position < len(text):
+        part = parts.match(text, position)
+        if part is None:
+            return None
+        found.append(part)
+        position = part.end()
+    return found

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from t2g_jax.tasks.base import Critique, CritiqueLevel, Example, Floor, Judge, JudgeError, TaskError
-from t2g_jax.tasks.puzzles.boxed import boxed, find_boxed
+from t2g_jax.tasks.puzzles.boxed import boxed, scan
 from t2g_jax.tasks.puzzles.gym import gym_module
-from t2g_jax.tasks.puzzles.quoting import phrase, quote_at, quote_box, quote_last_line
+from t2g_jax.tasks.puzzles.quoting import phrase, quote_at, read_box
 from t2g_jax.tasks.puzzles.reasoning import ReasoningTask
 
 _GYM = gym_module("logic.knights_knaves")
@@ -204,16 +204,11 @@ def parse(text: str, metadata: Mapping[str, Any]) -> list[Claim] | None:
         r"|(?P<between>[\s,;.&{}*]|(?ai:and)\b|\\text\b|\\\\)"
     )
     claims = []
-    position = 0
-    while position < len(text):
-        part = pattern.match(text, position)
-        if part is None:
-            return None
+    for part in scan(text, pattern) or ():
         if part["name"]:
             person = names.index(part["name"].lower())
             role = part["role"].lower() == role_words[0]
             claims.append(Claim(person, role, part.start(), part.end()))
-        position = part.end()
     return claims or None
 
 
@@ -280,13 +275,12 @@ class KnightsKnavesJudge:
                 raise JudgeError(
                     "incomplete example", f"{example.id}: `{key}` is missing from its metadata"
                 )
-        box = find_boxed(completion)
-        if box is None:
-            return Critique("No answer in \\boxed{}.", quote_last_line(completion, -1.0))
-        claims = parse(box.content, puzzle)
-        if claims is None:
-            text = "The answer in \\boxed{} does not say who is what."
-            return Critique(text, quote_box(completion, box, -1.0))
+        read = read_box(
+            completion, lambda text: parse(text, puzzle), problem="does not say who is what"
+        )
+        if isinstance(read, Critique):
+            return read
+        box, claims = read
         said = roles(claims, puzzle)
         correct = said == [{role} for role in puzzle["solution"]]
         text = "Correct." if correct else self._describe(puzzle, said)

@@ -1,10 +1,32 @@
 """How a program's critique is worded, and how it quotes what it speaks of."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from t2g_jax.spans.quotes import Quote
-from t2g_jax.tasks.base import CritiqueLevel
-from t2g_jax.tasks.puzzles.boxed import Box
+from t2g_jax.tasks.base import Critique, CritiqueLevel
+from t2g_jax.tasks.puzzles.boxed import Box, find_boxed
+
+Parsed = TypeVar("Parsed")
+
+
+def read_box(
+    completion: str, parse: Callable[[str], Parsed | None], *, problem: str
+) -> tuple[Box, Parsed] | Critique:
+    """The box of a completion and what it says; or the critique of one that says nothing.
+
+    Args:
+      parse: the text in the box → what it says, None if it cannot be read.
+      problem: what is said of the answer if it cannot: "is not a path".
+    """
+    box = find_boxed(completion)
+    if box is None:
+        return Critique("No answer in \\boxed{}.", quote_last_line(completion, -1.0))
+    parsed = parse(box.content)
+    if parsed is None:
+        text = f"The answer in \\boxed{{}} {problem}."
+        return Critique(text, quote_box(completion, box, -1.0))
+    return box, parsed
 
 
 def phrase(level: CritiqueLevel, *, what: str, where: Sequence[str], max_listed: int) -> str:

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from t2g_jax.tasks.base import Critique, CritiqueLevel, Example, Floor, Judge, JudgeError
-from t2g_jax.tasks.puzzles.boxed import boxed, find_boxed
+from t2g_jax.tasks.puzzles.boxed import boxed, scan
 from t2g_jax.tasks.puzzles.gym import gym_module
-from t2g_jax.tasks.puzzles.quoting import phrase, quote_at, quote_box, quote_last_line
+from t2g_jax.tasks.puzzles.quoting import phrase, quote_at, read_box
 from t2g_jax.tasks.puzzles.reasoning import ReasoningTask
 
 _GYM = gym_module("graphs.shortest_path")
@@ -265,15 +265,10 @@ _LETTERS = {word[0]: word for word in MOVES}
 def parse(text: str) -> list[Move] | None:
     """The moves in `text`, or "infeasible" alone; None if it holds anything else, or nothing."""
     moves = []
-    position = 0
-    while position < len(text):
-        part = _PARTS.match(text, position)
-        if part is None:
-            return None
+    for part in scan(text, _PARTS) or ():
         if part["word"]:
             word = part["word"].lower()
             moves.append(Move(_LETTERS.get(word, word), part.start(), part.end()))
-        position = part.end()
     if len(moves) > 1 and any(move.word == INFEASIBLE for move in moves):
         return None
     return moves or None
@@ -335,13 +330,10 @@ class ShortestPathJudge:
                 "incomplete example",
                 f"{example.id}: its metadata has no `grid` with a {DESTINATION}",
             )
-        box = find_boxed(completion)
-        if box is None:
-            return Critique("No answer in \\boxed{}.", quote_last_line(completion, -1.0))
-        moves = parse(box.content)
-        if moves is None:
-            text = "The answer in \\boxed{} is not a path."
-            return Critique(text, quote_box(completion, box, -1.0))
+        read = read_box(completion, parse, problem="is not a path")
+        if isinstance(read, Critique):
+            return read
+        box, moves = read
 
         solvable = find(grid, START) in steps_to_go(grid)
         fault = _fault(grid, moves, solvable)
