@@ -279,8 +279,8 @@ class PPOConfig(PolicyConfig):
 class Text2GradConfig(PPOConfig):
     """Text2Grad (arXiv 2505.22338): PPO on span rewards that come from critiques."""
 
-    baseline: Literal["value", "group", "batch"] = "value"
-    """Of a return: a value head (the paper), the rest of the group, or the round."""
+    baseline: Literal["value", "group", "batch"] = "batch"
+    """Of a return: the round's mean, the rest of the group, or a value head (the paper)."""
     kl: Divergence | None = None
     """As in ppo. The paper's is `full`: each token costs 0 or more, which pays for ending early."""
     span_source: Literal["reward_model", "judge"] = "reward_model"
