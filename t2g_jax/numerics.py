@@ -191,7 +191,7 @@ def check_number(
         raise TypeError(f"{name} must be a number, got {value!r}")
     if not np.all((found > 0) if positive else (low <= found) & (found <= high)):
         allowed = f"in [{low}, {high}]" if high < math.inf else f"at least {low}"
-        raise ValueError(f"{name} must be {'positive' if positive else allowed}, got {value!r}")
+        raise ValueError(f"{name} must be {'positive' if positive else allowed}, got {value}")
 
 
 def check_count(name: str, value: Any, least: int) -> None:

@@ -788,7 +788,7 @@ def test_where_leaves_what_counts_and_silences_the_rest(head, name, chunk_size):
         return distillation_from_hidden(hidden, kernel, theirs, kernel, top_k=k, **sizes, **where)
 
     def dirty(x):
-        return np.where(np.expand_dims(where, range(2, x.ndim)), x, np.nan)
+        return np.where(np.expand_dims(where, tuple(range(2, x.ndim))), x, np.nan)
 
     hidden, kernel = head["hidden"], head["kernel"]
     clean = -hidden, teacher, tail

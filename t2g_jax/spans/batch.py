@@ -71,7 +71,8 @@ def rewards(
         return rewards(*alone, start=start, unaligned=unaligned, **options)[0]
     if not isinstance(text, Sequence):
         raise TypeError(f"text must be a string or a list of them, got {text!r}")
-    firsts: Any = [start] * len(text) if np.ndim(start) == 0 else list(start)
+    begins: Any = start
+    firsts = [begins] * len(text) if np.ndim(begins) == 0 else list(begins)
     for first in firsts:
         if not hasattr(first, "__index__"):
             raise TypeError(f"start must be an integer, or one for each text, got {start!r}")
