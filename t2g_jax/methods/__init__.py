@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from t2g_jax import user_code
 from t2g_jax.errors import T2GError
 from t2g_jax.methods.base import (
@@ -43,14 +41,17 @@ __all__ = [
     "update_plan",
 ]
 
-_METHODS: dict[str, Callable[[Context], Method]] = {
-    "text2grad": Text2Grad,
-    "ppo": PPO,
-    "rltf-sd": RLTFSelfDistillation,
-    "rltf-fm": RLTFFeedbackModeling,
-    "grpo": GRPO,
-    "grpo-multiturn": GRPOMultiTurn,
-    "rejection-sampling": RejectionSampling,
+_METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Text2Grad,
+        PPO,
+        RLTFSelfDistillation,
+        RLTFFeedbackModeling,
+        GRPO,
+        GRPOMultiTurn,
+        RejectionSampling,
+    )
 }
 
 
