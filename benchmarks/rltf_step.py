@@ -118,7 +118,8 @@ def our_step(
         if collected.carry is not None:
             new = {name: np.float32(value) for name, value in collected.carry.items()}
             state = state.replace(carry=jax.device_put(new, sharding_of_carry))
-        for batch in minibatches(context, METHOD, plan, collected.rows, number):
+        purpose = f"{METHOD}/{number}"
+        for batch in minibatches(plan, collected.rows, mesh, context.keys, purpose):
             state, report = update(state, jax.device_put(batch, sharding))
             norms.append(float(report["grad_norm"]))
         number += 1

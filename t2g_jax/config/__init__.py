@@ -14,27 +14,15 @@ import typing
 from collections.abc import Collection, Mapping, Sequence
 
 from t2g_jax import user_code
-from t2g_jax.config import base, outside
+from t2g_jax.config import base, methods, outside
 from t2g_jax.config.base import ConfigError, Section, Settings, config_hash, require, to_yaml
-from t2g_jax.config.methods import (
-    EpisodeConfig,
-    GroupConfig,
-    GRPOConfig,
-    GRPOMultiTurnConfig,
-    PolicyConfig,
-    PPOConfig,
-    RejectionSamplingConfig,
-    RLTFFMConfig,
-    RLTFSDConfig,
-    RolloutConfig,
-    Text2GradConfig,
-)
+from t2g_jax.config.methods import *  # noqa: F403, what its __all__ names
+from t2g_jax.config.methods import METHODS, MethodSections, RolloutConfig
 from t2g_jax.config.numbers import NonNegativeInt, PositiveInt, Seed, Tokens
 from t2g_jax.config.outside import WithMethods, section_of
 from t2g_jax.config.overrides import override, print_options
 from t2g_jax.config.sections import (
     DATA,
-    METHODS,
     PUZZLES,
     SHAPE,
     AnnotateConfig,
@@ -44,7 +32,6 @@ from t2g_jax.config.sections import (
     Labels,
     LoRAConfig,
     MeshConfig,
-    Method,
     ModelConfig,
     OptimizerConfig,
     RewardModelConfig,
@@ -61,18 +48,13 @@ __all__ = [
     "ASIDE",
     "DATA",
     "JUDGE_LIMITS",
-    "METHODS",
     "PUZZLES",
     "SHAPE",
     "AnnotateConfig",
     "CheckpointConfig",
     "Config",
     "ConfigError",
-    "EpisodeConfig",
     "EvaluateConfig",
-    "GRPOConfig",
-    "GRPOMultiTurnConfig",
-    "GroupConfig",
     "JudgeConfig",
     "Labels",
     "LoRAConfig",
@@ -80,14 +62,8 @@ __all__ = [
     "ModelConfig",
     "NonNegativeInt",
     "OptimizerConfig",
-    "PPOConfig",
-    "PolicyConfig",
     "PositiveInt",
-    "RLTFFMConfig",
-    "RLTFSDConfig",
-    "RejectionSamplingConfig",
     "RewardModelConfig",
-    "RolloutConfig",
     "SFTConfig",
     "SamplingConfig",
     "Section",
@@ -95,7 +71,6 @@ __all__ = [
     "Settings",
     "TaskConfig",
     "TemplateOptions",
-    "Text2GradConfig",
     "TokenizerConfig",
     "Tokens",
     "TrackingConfig",
@@ -115,6 +90,7 @@ __all__ = [
     "section_of",
     "to_yaml",
 ]
+__all__ += methods.__all__
 
 
 def load_config(
@@ -195,14 +171,14 @@ def changes(old: "Config", new: "Config") -> list[str]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(WithMethods):
-    """One run."""
+class BeforeMethods(WithMethods):
+    """What a config says of a run, and of what its methods begin with."""
 
     name: str
     """Name of the run; results go to runs/NAME unless --workdir says otherwise."""
     seed: Seed = 0
     """Seed of everything random except the puzzles."""
-    methods: tuple[Method, ...] = ("text2grad", "rltf-sd")
+    methods: tuple[typing.Literal[METHODS], ...] = ("text2grad", "rltf-sd")  # type: ignore[valid-type]
     """What `t2g run` trains, one after the other, from the same SFT policy."""
     plugins: tuple[str, ...] = ()
     """Methods of your own, `package.module:Class`; those of installed packages need no mention."""
@@ -216,13 +192,12 @@ class Config(WithMethods):
     sft: SFTConfig = SFTConfig()
     annotate: AnnotateConfig = AnnotateConfig()
     reward_model: RewardModelConfig = RewardModelConfig()
-    text2grad: Text2GradConfig = Text2GradConfig()
-    ppo: PPOConfig = PPOConfig()
-    rltf_sd: RLTFSDConfig = RLTFSDConfig()
-    rltf_fm: RLTFFMConfig = RLTFFMConfig()
-    grpo: GRPOConfig = GRPOConfig()
-    grpo_multiturn: GRPOMultiTurnConfig = GRPOMultiTurnConfig()
-    rejection_sampling: RejectionSamplingConfig = RejectionSamplingConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(MethodSections, BeforeMethods):  # fields are in order from the last base to the first
+    """One run."""
+
     evaluate: EvaluateConfig = EvaluateConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     training: TrainingConfig = TrainingConfig()
@@ -247,7 +222,7 @@ class Config(WithMethods):
         """The same, with a method among `methods` that may not have been."""
         if method in self.methods:
             return self
-        return dataclasses.replace(self, methods=(*self.methods, typing.cast(Method, method)))
+        return dataclasses.replace(self, methods=(*self.methods, method))
 
     def __post_init__(self) -> None:
         require(
@@ -293,16 +268,9 @@ class Config(WithMethods):
             f"model.context_length ({self.model.context_length}), as with critique_conditioned a "
             "completion is read after its critique: it needs room too",
         )
-        require(
-            (self.text2grad.fade_after or 0) < self.sampling.max_new_tokens,
-            f"text2grad.fade_after ({self.text2grad.fade_after}) must be less than "
-            f"sampling.max_new_tokens ({self.sampling.max_new_tokens}): no token comes after it",
-        )
-        require(
-            self.grpo.overlong_tokens <= self.sampling.max_new_tokens,
-            f"grpo.overlong_tokens ({self.grpo.overlong_tokens}) must not exceed "
-            f"sampling.max_new_tokens ({self.sampling.max_new_tokens}): it counts the last of them",
-        )
+        known = self.known_methods
+        for method in known:
+            self.of_method(method).require_fit(section_of(method), self.sampling)
         require(
             self.sft.steps == 0
             or not self.task.is_puzzle
@@ -315,7 +283,6 @@ class Config(WithMethods):
             "evaluate.checkpoint is best, but no best checkpoint is kept: set checkpoint.keep_best",
         )
         keep_best = self.checkpoint.keep_best
-        known = self.known_methods
         measured = frozenset().union(*(self.of_method(method).measures for method in known))
         require(
             keep_best is None or keep_best in measured,

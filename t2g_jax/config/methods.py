@@ -1,4 +1,7 @@
-"""The sections of methods: each is the settings of its loss, its rounds and its optimizer."""
+"""The sections of methods: each is the settings of its loss, its rounds and its optimizer.
+
+`MethodSections`, at the end, has one field for each method; all that lists methods follows from it.
+"""
 
 import dataclasses
 import functools
@@ -8,6 +11,7 @@ from typing import Annotated, Literal
 import annotated_types
 import pydantic
 
+from t2g_jax.config import outside
 from t2g_jax.config.base import Section, require, require_multiple
 from t2g_jax.config.numbers import (
     MOST_TURNS,
@@ -19,8 +23,24 @@ from t2g_jax.config.numbers import (
     PositiveInt,
     Tokens,
 )
-from t2g_jax.config.sections import OptimizerConfig
+from t2g_jax.config.sections import OptimizerConfig, SamplingConfig
 from t2g_jax.deprecation import accept_old_value
+
+__all__ = [
+    "METHODS",
+    "EpisodeConfig",
+    "GRPOConfig",
+    "GRPOMultiTurnConfig",
+    "GroupConfig",
+    "MethodSections",
+    "PPOConfig",
+    "PolicyConfig",
+    "RLTFFMConfig",
+    "RLTFSDConfig",
+    "RejectionSamplingConfig",
+    "RolloutConfig",
+    "Text2GradConfig",
+]
 
 Divergence = Literal["k1", "k2", "k3", "abs", "full"]
 Place = Literal["reward", "loss"]
@@ -63,6 +83,13 @@ class RolloutConfig(Section):
             self.minibatches * self.micro_batches,
         )
 
+    def require_fit(self, section: str, sampling: SamplingConfig) -> None:
+        """Raises ConfigError if its settings do not go with how completions are sampled.
+
+        Args:
+          section: what the config calls it, for the message.
+        """
+
     @property
     def updates_per_step(self) -> int:
         """Optimizer updates that learn from the same rows."""
@@ -91,6 +118,11 @@ class RolloutConfig(Section):
     @property
     def needs_reward_model(self) -> bool:
         """Whether it starts from a reward model, so that `t2g run` trains one."""
+        return False
+
+    @property
+    def learns_critiques(self) -> bool:
+        """Whether critiques are among what it learns to write."""
         return False
 
     @property
@@ -320,6 +352,13 @@ class Text2GradConfig(PPOConfig):
             "baseline: batch needs whiten: true, which takes the round's mean off",
         )
 
+    def require_fit(self, section: str, sampling: SamplingConfig) -> None:
+        require(
+            (self.fade_after or 0) < sampling.max_new_tokens,
+            f"{section}.fade_after ({self.fade_after}) must be less than "
+            f"sampling.max_new_tokens ({sampling.max_new_tokens}): no token comes after it",
+        )
+
     @property
     def heads(self) -> tuple[str, ...]:
         return super().heads if self.baseline == "value" else ()
@@ -364,6 +403,13 @@ class GRPOConfig(GroupConfig):
     """Rounds of other prompts in place of groups whose rewards are all equal (DAPO). 0: keep."""
     overlong_tokens: NonNegativeInt = 0
     """Reward falls by up to 1 over the last so many tokens before the limit (DAPO). 0: never."""
+
+    def require_fit(self, section: str, sampling: SamplingConfig) -> None:
+        require(
+            self.overlong_tokens <= sampling.max_new_tokens,
+            f"{section}.overlong_tokens ({self.overlong_tokens}) must not exceed "
+            f"sampling.max_new_tokens ({sampling.max_new_tokens}): it counts the last of them",
+        )
 
     @property
     def measures(self) -> frozenset[str]:
@@ -450,6 +496,10 @@ class RLTFFMConfig(EpisodeConfig):
     """Ask the judge about right attempts too, and learn what it says; else of wrong ones only."""
 
     @property
+    def learns_critiques(self) -> bool:
+        return True
+
+    @property
     def rows_per_step(self) -> int:
         return 2 * super().rows_per_step  # also from a critique of each first attempt
 
@@ -474,3 +524,20 @@ class RejectionSamplingConfig(RolloutConfig):
     @property
     def measures(self) -> frozenset[str]:
         return super().measures | measured_of_turns(self.turns) | {"nll", "nll_loss", "accepted"}
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodSections(Section):
+    """The section of each of our methods; its name is the method's, with `_` for `-`."""
+
+    text2grad: Text2GradConfig = Text2GradConfig()
+    ppo: PPOConfig = PPOConfig()
+    rltf_sd: RLTFSDConfig = RLTFSDConfig()
+    rltf_fm: RLTFFMConfig = RLTFFMConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    grpo_multiturn: GRPOMultiTurnConfig = GRPOMultiTurnConfig()
+    rejection_sampling: RejectionSamplingConfig = RejectionSamplingConfig()
+
+
+METHODS = tuple(outside.known_methods(MethodSections, RolloutConfig))
+"""Ours, by name; those that a run knows are `Config.known_methods`."""

@@ -26,11 +26,6 @@ DATA = "data"
 """Names of tasks; any other is of a function of the user's, or of an installed package."""
 JUDGES = ("task", "policy")
 """Names of judges, likewise."""
-Method = Literal[
-    "text2grad", "ppo", "rltf-sd", "rltf-fm", "grpo", "grpo-multiturn", "rejection-sampling"
-]
-METHODS: tuple[Method, ...] = typing.get_args(Method)
-"""Ours; those that a run knows are `Config.known_methods`."""
 TemplateOptions = dict[str, bool | int | float | str]
 Labels = Literal["sign", "severity"]
 

@@ -16,6 +16,7 @@ from t2g_jax.config import SHAPE, TokenizerConfig
 from t2g_jax.errors import T2GError
 from t2g_jax.run import pretrained
 from t2g_jax.run.context import Context
+from t2g_jax.run.prompts import Prompts
 from t2g_jax.spans.token_offsets import Offsets
 
 Tokens = Sequence[int] | np.ndarray
@@ -48,32 +49,35 @@ def reward_model_context(context: Context) -> Context:
     return dataclasses.replace(context, config=config, tokenizer=tokenizer, model=model)
 
 
-def retokenize(context: Context, rm_context: Context, answer: Answer) -> tuple[Answer, Offsets]:
+def retokenize(mine: Prompts, theirs: Prompts, answer: Answer) -> tuple[Answer, Offsets]:
     """An answer of the policy in the reward model's tokens; where those of the completion are.
+
+    Args:
+      mine, theirs: how prompts are written for the policy and for the reward model.
 
     Raises:
       T2GError: the prompt is no single question.
     """
     prompt, completion = answer
-    text = context.tokenizer.decode(completion)
-    tokens, offsets = rm_context.tokenizer.encode_with_offsets(text)
-    before = rm_context.tokenizer.without_thought(text)
+    text = mine.tokenizer.decode(completion)
+    tokens, offsets = theirs.tokenizer.encode_with_offsets(text)
+    before = theirs.tokenizer.without_thought(text)
     tokens, offsets = [*before, *tokens], [*[(0, 0)] * len(before), *offsets]
-    if len(completion) and int(completion[-1]) in context.tokenizer.stop_ids:
-        tokens, offsets = [*tokens, rm_context.tokenizer.end_id], [*offsets, (len(text), len(text))]
-    return (rm_context.prompts.render(_question(context, prompt)), tokens), offsets
+    if len(completion) and int(completion[-1]) in mine.tokenizer.stop_ids:
+        tokens, offsets = [*tokens, theirs.tokenizer.end_id], [*offsets, (len(text), len(text))]
+    return (theirs.render(_question(mine, prompt)), tokens), offsets
 
 
-def _question(context: Context, prompt: Tokens) -> str:
-    """What the user asked, from the tokens of `Context.prompt`."""
+def _question(prompts: Prompts, prompt: Tokens) -> str:
+    """What the user asked, from the tokens of `Prompts.render`."""
 
     def written(tokens: Tokens) -> str:
-        return context.tokenizer.decode(tokens, skip_special=False)
+        return prompts.tokenizer.decode(tokens, skip_special=False)
 
-    before, _, after = written(context.prompts.render(_PROBE)).partition(_PROBE)
+    before, _, after = written(prompts.render(_PROBE)).partition(_PROBE)
     text = written(prompt)
     question = text[len(before) : len(text) - len(after)]
-    if not question or context.prompts.render(question) != [int(i) for i in prompt]:
+    if not question or prompts.render(question) != [int(i) for i in prompt]:
         raise T2GError(
             "a reward model with a tokenizer of its own reads answers to one question; got a "
             f"conversation that begins {text[:80]!r}"

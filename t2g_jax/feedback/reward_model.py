@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from t2g_jax.config import RewardModelConfig
 from t2g_jax.data.tokenizer import ChatTokenizer
 from t2g_jax.feedback.retokenize import Answer, Tokens, retokenize, reward_model_context
 from t2g_jax.models.heads import SPAN_CLASSES, Params
 from t2g_jax.rollouts.engine import LocalEngine
 from t2g_jax.run.context import Context
+from t2g_jax.run.prompts import Prompts
 from t2g_jax.run.trainer import map_rows
 from t2g_jax.run.workspace import REWARD_MODEL
 from t2g_jax.sampling.distribution import Sampling
@@ -36,9 +38,10 @@ NEUTRAL = np.array([0.0, 1.0, 0.0], np.float32)
 
 
 def reward_model_row(
-    context: Context,
+    tokenizer: ChatTokenizer,
     answer: Answer,
     *,
+    conditioned: bool,
     critique: Sequence[int] | None = None,
     labels: np.ndarray | float = 0.0,
 ) -> TokenSequence:
@@ -46,23 +49,17 @@ def reward_model_row(
 
     Args:
       answer: x and y as they were sampled.
+      conditioned: whether y is read again after the critique, and labeled there.
       critique: its tokens with the end token; None leaves out all that comes after y.
       labels: −1, 0 or +1 for each token of y.
     """
     prompt, completion = answer
     labeled = {SPAN_WEIGHT: 1.0, SPAN_LABELS: labels}
-    conditioned = context.config.reward_model.critique_conditioned
     parts: list[Any] = [(prompt, {}), (completion, {} if conditioned else labeled)]
     if critique is not None:
-        parts += [
-            (critique_request(context.tokenizer, completion), {}),
-            (critique, {NLL_WEIGHT: 1.0}),
-        ]
+        parts += [(critique_request(tokenizer, completion), {}), (critique, {NLL_WEIGHT: 1.0})]
         if conditioned:
-            parts += [
-                (context.tokenizer.next_turn(MARK_REQUEST, ended=True), {}),
-                (completion, labeled),
-            ]
+            parts += [(tokenizer.next_turn(MARK_REQUEST, ended=True), {}), (completion, labeled)]
     return TokenSequence.from_parts(*parts)
 
 
@@ -73,38 +70,62 @@ class RewardModel:
     One that is critique-conditioned writes its critiques first. A completion after which the
     context has no room for a critique gets none, and no labels: None. If it has a tokenizer of its
     own, answers and rewards are in the policy's tokens nevertheless; critiques are in its own.
+
+    engine: has its model, and writes its critiques.
+    settings: with the class weights that it was trained with, which are divided out.
+    prompts, policy_prompts: how prompts are written for it and for the policy; the same ones if it
+      reads as the policy.
     """
 
-    context: Context
     params: Params
-    rm_context: Context | None = None
-    """See `reward_model_context`; None: it reads as the policy."""
-    class_weights: tuple[float, float, float] | None = None
-    """Those that it was trained with, which are divided out; None: the config's."""
+    engine: LocalEngine
+    settings: RewardModelConfig
+    prompts: Prompts
+    policy_prompts: Prompts
 
     @classmethod
     def load(cls, context: Context) -> RewardModel:
         """Raises T2GError if the reward model has not been trained."""
         rm_context = reward_model_context(context)
         params = rm_context.weights.load(REWARD_MODEL, with_heads=("span_head",))
+        settings = dataclasses.replace(
+            context.config.reward_model, class_weights=context.weights.class_weights()
+        )
+        return cls.of(context, rm_context, rm_context.weights.frozen(params), settings)
+
+    @classmethod
+    def of(
+        cls,
+        context: Context,
+        rm_context: Context,
+        params: Params,
+        settings: RewardModelConfig | None = None,
+    ) -> RewardModel:
+        """That of a run, which has these parameters.
+
+        Args:
+          rm_context: see `reward_model_context`.
+          settings: those that it was trained with; None: the config's.
+        """
+        length = context.config.model.context_length
         return cls(
-            context, rm_context.weights.frozen(params), rm_context, context.weights.class_weights()
+            params=params,
+            engine=LocalEngine(rm_context.model, rm_context.mesh, length),
+            settings=context.config.reward_model if settings is None else settings,
+            prompts=rm_context.prompts,
+            policy_prompts=context.prompts,
         )
 
     @property
     def tokenizer(self) -> ChatTokenizer:
         """Of its critiques."""
-        return self._rm_context.tokenizer
-
-    @property
-    def _rm_context(self) -> Context:
-        return self.context if self.rm_context is None else self.rm_context
+        return self.prompts.tokenizer
 
     def _read(self, answers: Sequence[Answer]) -> list[tuple[Answer, Offsets | None]]:
         """Answers in its own tokens, and where they are; None where they are the policy's."""
-        if self._rm_context is self.context:
+        if self.prompts is self.policy_prompts:
             return [(answer, None) for answer in answers]
-        return [retokenize(self.context, self._rm_context, answer) for answer in answers]
+        return [retokenize(self.policy_prompts, self.prompts, answer) for answer in answers]
 
     def rewards(
         self, answers: Sequence[Answer], at_once: int | None = None
@@ -134,35 +155,35 @@ class RewardModel:
         marked = self._probabilities([answer for answer, _ in read], at_once)
         for i, ((_, theirs), (_, completion)) in enumerate(zip(read, answers, strict=True)):
             if theirs is not None and marked[i] is not None:
-                mine = self.context.tokenizer.offsets(completion)
+                mine = self.policy_prompts.tokenizer.offsets(completion)
                 marked[i] = transfer_values(marked[i], theirs, mine, silent=NEUTRAL)
         return marked
 
     def _probabilities(
         self, answers: Sequence[Answer], at_once: int | None
     ) -> list[np.ndarray | None]:
-        context = self._rm_context
-        if context.config.reward_model.critique_conditioned:
-            rows = {
-                i: reward_model_row(context, answers[i], critique=critique)
-                for i, critique in enumerate(self._critiques(answers, at_once))
-                if critique is not None
-            }
-        else:
-            rows = {i: reward_model_row(context, answer) for i, answer in enumerate(answers)}
-        weights = self.class_weights or self.context.config.reward_model.class_weights
+        conditioned = self.settings.critique_conditioned
+        critiques: list[list[int] | None] = [None] * len(answers)
+        if conditioned:
+            critiques = self._critiques(answers, at_once)
+        rows = {
+            i: reward_model_row(self.tokenizer, answer, conditioned=conditioned, critique=critique)
+            for i, (answer, critique) in enumerate(zip(answers, critiques, strict=True))
+            if critique is not None or not conditioned
+        }
+        model, mesh = self.engine.model, self.engine.mesh
 
         def compute(batch: Batch) -> dict[str, jax.Array]:
             return score(
                 self.params,
                 batch,
                 Need.SPAN_LOGITS,
-                model=context.model,
-                class_weights=weights,
-                mesh=context.mesh,
+                model=model,
+                class_weights=self.settings.class_weights,
+                mesh=mesh,
             )
 
-        found = map_rows(compute, list(rows.values()), context.mesh, rows_at_once=at_once)
+        found = map_rows(compute, list(rows.values()), mesh, rows_at_once=at_once)
         marked: list[np.ndarray | None] = [None] * len(answers)
         for (i, row), scores in zip(rows.items(), found, strict=True):
             marked[i] = scores[SPAN_PROBABILITIES][row.values[SPAN_WEIGHT] > 0]
@@ -175,25 +196,19 @@ class RewardModel:
         return self._critiques([answer for answer, _ in self._read(answers)], at_once)
 
     def _critiques(self, answers: Sequence[Answer], at_once: int | None) -> list[list[int] | None]:
-        context = self._rm_context
-        prompts = {
-            i: [*x, *y, *critique_request(context.tokenizer, y)] for i, (x, y) in enumerate(answers)
-        }
-        longest = context.config.reward_model.max_critique_tokens
-        prompts = {
-            i: prompt for i, prompt in prompts.items() if context.prompts.has_room(prompt, longest)
-        }
-        engine = LocalEngine(context.model, context.mesh, context.config.model.context_length)
-        written = engine.complete(
+        tokenizer, longest = self.tokenizer, self.settings.max_critique_tokens
+        prompts = {i: [*x, *y, *critique_request(tokenizer, y)] for i, (x, y) in enumerate(answers)}
+        prompts = {i: p for i, p in prompts.items() if self.prompts.has_room(p, longest)}
+        written = self.engine.complete(
             self.params,
             list(prompts.values()),
             jax.random.key(0),  # nothing is drawn at temperature 0
             batch_size=at_once or len(answers),
-            sampling=Sampling(longest, context.tokenizer.stop_ids, temperature=0.0),
+            sampling=Sampling(longest, tokenizer.stop_ids, temperature=0.0),
         )
         critiques: list[list[int] | None] = [None] * len(answers)
         for i, critique in zip(prompts, written, strict=True):
-            end = [] if critique.ended else [context.tokenizer.end_id]
+            end = [] if critique.ended else [tokenizer.end_id]
             critiques[i] = [*critique.tokens.tolist(), *end]
         return critiques
 

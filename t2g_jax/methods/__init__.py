@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from t2g_jax import user_code
 from t2g_jax.deprecation import keep_old_names
 from t2g_jax.errors import T2GError
@@ -46,14 +44,17 @@ __all__ = [
 
 keep_old_names(__name__, {"RLTFFeedbackModelling": "RLTFFeedbackModeling"})
 
-_METHODS: dict[str, Callable[[Context], Method]] = {
-    "text2grad": Text2Grad,
-    "ppo": PPO,
-    "rltf-sd": RLTFSelfDistillation,
-    "rltf-fm": RLTFFeedbackModeling,
-    "grpo": GRPO,
-    "grpo-multiturn": GRPOMultiTurn,
-    "rejection-sampling": RejectionSampling,
+_METHODS: dict[str, type[Method]] = {
+    method.name: method
+    for method in (
+        Text2Grad,
+        PPO,
+        RLTFSelfDistillation,
+        RLTFFeedbackModeling,
+        GRPO,
+        GRPOMultiTurn,
+        RejectionSampling,
+    )
 }
 
 

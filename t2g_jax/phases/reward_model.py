@@ -94,7 +94,7 @@ def train(context: Context) -> dict[str, Any]:
         collect,
         plan,
     )
-    model = RewardModel(context, params, rm_context, settings.class_weights)
+    model = RewardModel.of(context, rm_context, params)
     probabilities, labels = marked(model, held_out, settings.batch_size, settings.labels)
     scores = span_scores.class_scores(probabilities, np.sign(labels))
     reliability = span_scores.calibration(probabilities, np.asarray(span_targets(labels)))
@@ -154,15 +154,22 @@ def training_row(
     """The row of an annotated completion, in the tokens of `rm_context` (None: of the policy)."""
     rm_context = context if rm_context is None else rm_context
     answer: Answer = (record.prompt_tokens, record.completion_tokens)
-    how = context.config.reward_model.labels
-    labels = labels_of(record, how)
+    settings = context.config.reward_model
+    labels = labels_of(record, settings.labels)
     if rm_context is not context:
         mine = context.tokenizer.offsets(record.completion_tokens)
         text = context.tokenizer.decode(record.completion_tokens)
-        answer, theirs = retokenize(context, rm_context, answer)
-        labels = _labels(transfer_spans(_spans(record), text, mine, theirs), len(theirs), how)
+        answer, theirs = retokenize(context.prompts, rm_context.prompts, answer)
+        spans = transfer_spans(_spans(record), text, mine, theirs)
+        labels = _labels(spans, len(theirs), settings.labels)
     critique = rm_context.tokenizer.answer(record.critique)
-    return reward_model_row(rm_context, answer, critique=critique, labels=labels)
+    return reward_model_row(
+        rm_context.tokenizer,
+        answer,
+        conditioned=settings.critique_conditioned,
+        critique=critique,
+        labels=labels,
+    )
 
 
 def labels_of(record: AnnotationRecord, how: Labels = "sign") -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,24 +22,16 @@ class AbstractWeights(Weights):
     def initial(self) -> heads.Params:
         return self._shapes(lambda key: heads.init_params(self.model, key))
 
-    @functools.cached_property
-    def _warm_start(self) -> heads.Params:
-        return self.initial()
-
-    def load(
-        self, phase: str = SFT, *, with_heads: Sequence[str] = (), step: int | None = None
+    def trained(
+        self, phase: str, with_heads: Sequence[str] = (), step: int | None = None
     ) -> heads.Params:
-        adapted = self.config.lora.rank > 0
-        if adapted and phase == SFT and not with_heads:
-            return self._warm_start
         rank = 0 if phase == SFT else self.config.lora.rank
 
         def init(key: jax.Array) -> heads.Params:
             params = heads.init_params(self.model, key, heads=tuple(with_heads))
             return lora.add_adapters(params, key, rank=rank) if rank else params
 
-        trained = lora.split(self._shapes(init))[0]
-        return lora.join(trained, self._warm_start) if adapted else trained
+        return lora.split(self._shapes(init))[0]
 
     def class_weights(self) -> tuple[float, float, float]:
         return self.config.reward_model.class_weights

@@ -75,7 +75,7 @@ def check_chat(config: Config, tokenizer: ChatTokenizer) -> None:
         raise T2GError(f"no critique could be answered: {error}") from error
     written = {
         "set sft.steps to 0": config.sft.steps > 0,
-        "leave rltf-fm out": "rltf-fm" in config.methods,
+        **{f"leave {m} out": config.of_method(m).learns_critiques for m in config.methods},
         "set text2grad.span_source to judge": (
             config.needs_reward_model and config.reward_model.pretrained is None
         ),

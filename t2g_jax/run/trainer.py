@@ -24,6 +24,7 @@ from t2g_jax.report.terminal import PhaseProgress
 from t2g_jax.run import provenance
 from t2g_jax.run.claim import require_claims
 from t2g_jax.run.context import Context, say
+from t2g_jax.run.keys import Keys
 from t2g_jax.run.samples import drop_samples
 from t2g_jax.run.workspace import Workspace, best_by
 from t2g_jax.runtime import hosts
@@ -151,8 +152,9 @@ def run_training(
         reports = []
         generated = int(experience.metrics.get("tokens_generated", 0))
         passes = plan.epochs * min(plan.minibatches, len(rows))
+        batches = minibatches(plan, rows, context.mesh, context.keys, f"{phase}/{step}")
         with context.watch.stage("update"):
-            for i, batch in enumerate(minibatches(context, phase, plan, rows, step)):
+            for i, batch in enumerate(batches):
                 if plan.token_budget is not None:
                     # From update to update, as with steps: each is an equal part of the round.
                     now = spent[0] + i / passes * generated / plan.token_budget
@@ -232,7 +234,7 @@ def run_training(
         )
         left = {"step": checkpoints.latest_step, "fingerprint": checkpoints.fingerprint()}
     return lora.join(state.params, frozen), {
-        **hosts.broadcast_from_primary(lambda: summary(context, phase)),
+        **hosts.broadcast_from_primary(lambda: summary(workspace, phase)),
         "lora_rank": rank,
         **left,
         "made": made,
@@ -258,13 +260,13 @@ def made_from(workspace: Workspace, phase: str, checkpoints: Checkpoints) -> pro
     return made
 
 
-def summary(context: Context, phase: str) -> dict[str, Any]:
+def summary(workspace: Workspace, phase: str) -> dict[str, Any]:
     """A phase, summed up from its log: seconds, tokens, and the last metrics.
 
     Raises:
       T2GError: no row was short enough to be learned from.
     """
-    folder = context.workspace.phase(phase)
+    folder = workspace.phase(phase)
     counts = ("rows_too_long", "tokens_generated", "judge_")
     lines = read_metrics(folder, numbers=counts, needed=("tokens_trained",))
     judge: collections.Counter[str] = collections.Counter()
@@ -276,8 +278,8 @@ def summary(context: Context, phase: str) -> dict[str, Any]:
     if too_long and not any(line["tokens_trained"] for line in lines):
         raise T2GError(
             f"{phase}: all {too_long} rows are longer than model.context_length "
-            f"({context.config.model.context_length}), so nothing was learned; raise it, then "
-            f"delete {context.workspace.root} or use another --workdir"
+            f"({workspace.config.model.context_length}), so nothing was learned; raise it, then "
+            f"delete {workspace.root} or use another --workdir"
         )
     return {
         "seconds": lines[-1]["seconds"],
@@ -291,23 +293,25 @@ def summary(context: Context, phase: str) -> dict[str, Any]:
 
 
 def minibatches(
-    context: Context, phase: str, plan: UpdatePlan, rows: Sequence[TokenSequence], step: int
+    plan: UpdatePlan, rows: Sequence[TokenSequence], mesh: Mesh, keys: Keys, purpose: str
 ) -> Iterator[Batch]:
     """The batches [M, B, T] of a step: a new random order of the rows for each epoch.
+
+    `purpose` is that of the random orders: "PHASE/STEP".
 
     None without rows, and none that is empty: it would teach nothing, but Adam's momentum would
     still move the parameters.
     """
     if not rows:
         return
-    stretches = parts(context.mesh, "context")
+    stretches = parts(mesh, "context")
     shape: dict[str, Any] = {"length": bucket(rows, stretches), "fields": plan.objective.fields}
-    shape["multiple"] = parts(context.mesh, *ROWS) * plan.micro_batches
+    shape["multiple"] = parts(mesh, *ROWS) * plan.micro_batches
     if Need.TEACHER in plan.objective.needs:
         teachers = [row.teacher for row in rows if row.teacher is not None]
         shape["teacher_length"] = bucket([*teachers, [0]], stretches)
     for epoch in range(plan.epochs):
-        rng = np.random.default_rng(context.keys.seed(f"{phase}/{step}/{epoch}"))
+        rng = np.random.default_rng(keys.seed(f"{purpose}/{epoch}"))
         order = rng.permutation(len(rows))
         for chosen in np.array_split(order, min(plan.minibatches, len(rows))):
             yield micro_batches(pack([rows[i] for i in chosen], **shape), plan.micro_batches)

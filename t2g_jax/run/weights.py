@@ -44,10 +44,10 @@ class Weights:
             not what it left, or not what it was trained on.
         """
         if self.config.lora.rank == 0:
-            return self._saved(phase, with_heads, step)
+            return self.trained(phase, with_heads, step)
         if phase == SFT and not with_heads:
             return self._warm_start
-        return lora.join(self._saved(phase, with_heads, step), self._warm_start)
+        return lora.join(self.trained(phase, with_heads, step), self._warm_start)
 
     def class_weights(self) -> tuple[float, float, float]:
         """What the classes weighed when the reward model was trained, as its phase recorded it.
@@ -85,12 +85,12 @@ class Weights:
 
     @functools.cached_property
     def _warm_start(self) -> heads.Params:
-        return self._saved(SFT, ())
+        return self.trained(SFT)
 
-    def _saved(
-        self, phase: str, with_heads: Sequence[str], step: int | None = None
+    def trained(
+        self, phase: str, with_heads: Sequence[str] = (), step: int | None = None
     ) -> heads.Params:
-        """What a complete phase trained."""
+        """What a complete phase trained, as `load`: with LoRA its adapters and heads alone."""
         summary = self.workspace.summary(phase)
         source = self.config.model.pretrained
         if phase == SFT and self.config.sft.steps == 0:

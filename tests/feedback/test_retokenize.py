@@ -87,7 +87,7 @@ def test_answers_are_encoded_anew_and_labels_cross_by_characters(trained, record
     seen = set()
     for record in records:
         answer = (record.prompt_tokens, record.completion_tokens)
-        (prompt, completion), offsets = retokenize(trained, rm_context, answer)
+        (prompt, completion), offsets = retokenize(trained.prompts, rm_context.prompts, answer)
         assert prompt == rm_context.prompts.render(record.prompt)
         text = trained.tokenizer.decode(record.completion_tokens)
         assert rm_context.tokenizer.decode(completion) == text
@@ -119,8 +119,9 @@ def test_rewards_are_of_the_policys_tokens(trained, records):
         assert p.shape == (len(answer[1]), 3)
         np.testing.assert_allclose(p.sum(-1), 1, rtol=1e-5)
         # The mean over characters is that of the reward model's own tokens.
-        read, theirs = retokenize(trained, model.rm_context, answer)
-        (own,) = RewardModel(model.rm_context, model.params).probabilities([read])
+        read, theirs = retokenize(trained.prompts, model.prompts, answer)
+        in_its_own = dataclasses.replace(model, policy_prompts=model.prompts)
+        (own,) = in_its_own.probabilities([read])
         mine = trained.tokenizer.offsets(answer[1])
         whole = [
             sum(x * (b - a) for x, (a, b) in zip(v @ SPAN_CLASSES, o, strict=True))
@@ -171,9 +172,10 @@ def test_a_conversation_is_no_single_question(trained, records):
     record = records[0]
     turn = trained.tokenizer.next_turn("Wrong.", ended=True)
     prompt = [*record.prompt_tokens, *record.completion_tokens, *turn]
+    theirs = reward_model_context(trained).prompts
     for other in (prompt, prompt[3:], prompt[:2]):
         with pytest.raises(T2GError, match="reads answers to one question"):
-            retokenize(trained, reward_model_context(trained), (other, [1]))
+            retokenize(trained.prompts, theirs, (other, [1]))
 
 
 def test_a_model_that_is_not_there_is_named(tiny_run, tmp_path):

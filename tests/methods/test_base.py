@@ -1,6 +1,7 @@
 """What the methods share: attempts, the fields of their tokens, comparisons, and scores."""
 
 import dataclasses
+import re
 
 import numpy as np
 import oracle
@@ -35,6 +36,30 @@ def test_a_method_has_its_section_of_the_config(tiny_context, name):
         assert fields == {"nll_weight"}
     else:
         assert fields >= {"policy_weight", "advantages", "sampler_logprobs"}
+
+
+@pytest.mark.parametrize(
+    ("file", "names", "others"),
+    [
+        # What it asks of a task is checked before a run begins.
+        (
+            "rejection_sampling",
+            'RejectionSampling|rejection_sampling|"rejection-sampling',
+            ["run/needs.py"],
+        ),
+        ("rltf", 'RLTFFM|RLTFFeedback|rltf_fm|"rltf-fm', []),
+        # Others are made from it.
+        ("grpo_multiturn", 'GRPOMultiTurn|grpo_multiturn|"grpo-multiturn', ["methods/rltf.py"]),
+    ],
+)
+def test_a_method_is_three_files(root, file, names, others):
+    package = root / "t2g_jax"
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(names, path.read_text("utf-8"))
+    }
+    assert found == {f"methods/{file}.py", "methods/__init__.py", "config/methods.py", *others}
 
 
 @pytest.mark.parametrize(

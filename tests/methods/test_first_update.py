@@ -37,7 +37,8 @@ def round_of(tiny_context, moved, state_of):
         params = {k: v for k, v in moved.items() if k in method.params}
         state = state_of(method, params)
         rows = method.collect(state, 1).rows
-        return context, method, params, list(minibatches(context, name, method.plan, rows, 1))
+        batches = minibatches(method.plan, rows, context.mesh, context.keys, f"{name}/1")
+        return context, method, params, list(batches)
 
     return round_of
 

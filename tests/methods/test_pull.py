@@ -42,7 +42,8 @@ class Learner:
             carried = {name: np.float32(value) for name, value in collected.carry.items()}
             carried = hosts.place(carried, jax.tree.map(lambda x: x.sharding, self.state.carry))
             self.state = self.state.replace(carry=carried)
-            for batch in minibatches(context, self.name, plan, collected.rows, step):
+            purpose = f"{self.name}/{step}"
+            for batch in minibatches(plan, collected.rows, context.mesh, context.keys, purpose):
                 placed = hosts.place(batch, batch_sharding(context.mesh, micro_batched=True))
                 self.state, _ = self.update(self.state, placed)
         return log

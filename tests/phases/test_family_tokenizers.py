@@ -71,10 +71,6 @@ def test_some_family_pads_with_its_end_token():
 
 @pytest.mark.parametrize("conditioned", [False, True])
 def test_the_parts_of_a_reward_model_row_are_found_by_counting(context, example, conditioned):
-    settings = dataclasses.replace(context.config.reward_model, critique_conditioned=conditioned)
-    context = dataclasses.replace(
-        context, config=dataclasses.replace(context.config, reward_model=settings)
-    )
     tokenizer = context.tokenizer
     prompt = context.prompts.render(example.prompt)
     # As sampled: letters one by one, and an end; or cut before it.
@@ -82,8 +78,14 @@ def test_the_parts_of_a_reward_model_row_are_found_by_counting(context, example,
     critique = [*tokenizer.encode(CRITIQUE.text), tokenizer.end_id]
     for completion in ([*letters, tokenizer.end_id], letters):
         labels = np.arange(len(completion)) % 3 - 1.0
-        row = reward_model_row(context, (prompt, completion), critique=critique, labels=labels)
-        request = critique_request(context.tokenizer, completion)
+        row = reward_model_row(
+            tokenizer,
+            (prompt, completion),
+            conditioned=conditioned,
+            critique=critique,
+            labels=labels,
+        )
+        request = critique_request(tokenizer, completion)
         at = len(prompt)
         if not conditioned:
             assert row.tokens[at : at + len(completion)].tolist() == completion

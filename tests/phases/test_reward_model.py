@@ -78,14 +78,15 @@ def test_labels_sit_on_the_right_tokens(context, records):
 
 def test_a_completion_that_was_cut_off_is_closed_first(tiny_context):
     end = tiny_context.tokenizer.end_id
-    ended = reward_model_row(tiny_context, ([1, 2], [9, end]), critique=[end])
-    cut_off = reward_model_row(tiny_context, ([1, 2], [9, 9]), critique=[end])
+    tokenizer, how = tiny_context.tokenizer, {"conditioned": False, "critique": [end]}
+    ended = reward_model_row(tokenizer, ([1, 2], [9, end]), **how)
+    cut_off = reward_model_row(tokenizer, ([1, 2], [9, 9]), **how)
     assert cut_off.tokens[4] == end
     assert cut_off.tokens[5:].tolist() == ended.tokens[4:].tolist()
 
 
 def test_without_a_critique_nothing_follows_the_completion(tiny_context):
-    item = reward_model_row(tiny_context, ([1, 2], [9, 9, 4]))
+    item = reward_model_row(tiny_context.tokenizer, ([1, 2], [9, 9, 4]), conditioned=False)
     assert item.tokens.tolist() == [1, 2, 9, 9, 4]
     assert item.fields["span_weight"].tolist() == [0, 0, 1, 1, 1]
 
@@ -150,14 +151,15 @@ def test_from_severities_to_a_policy(tiny_run, tmp_path, records):
     assert line["rows"] > 0
     assert np.isfinite(line["loss"])
     model = RewardModel.load(Context.open(config, workdir))
-    assert model.class_weights == (2.0, 1.0, 1.0)
+    assert model.settings.class_weights == (2.0, 1.0, 1.0)
 
 
 def test_class_weights_are_divided_out_of_probabilities(tiny_context, model, records):
     """Of those that it was trained with, whatever the config says by now."""
     answers = [(record.prompt_tokens, record.completion_tokens) for record in records[:2]]
     weights = np.array([5.0, 1.0, 0.5], np.float32)
-    weighted = dataclasses.replace(model, class_weights=tuple(weights.tolist()))
+    settings = dataclasses.replace(model.settings, class_weights=tuple(weights.tolist()))
+    weighted = dataclasses.replace(model, settings=settings)
     plain = model.probabilities(answers)
     for p_w, p in zip(plain, weighted.probabilities(answers), strict=True):
         expected = p_w / weights / (p_w / weights).sum(-1, keepdims=True)
@@ -165,7 +167,7 @@ def test_class_weights_are_divided_out_of_probabilities(tiny_context, model, rec
     changed = tiny.changed(tiny_context, reward_model__class_weights=(5.0, 1.0, 0.5))
     for p, expected in zip(RewardModel.load(changed).probabilities(answers), plain, strict=True):
         np.testing.assert_allclose(p, expected, rtol=1e-5, atol=1e-6)
-    of_config = RewardModel(changed, model.params).probabilities(answers)
+    of_config = RewardModel.of(changed, changed, model.params).probabilities(answers)
     for p, expected in zip(of_config, weighted.probabilities(answers), strict=True):
         np.testing.assert_allclose(p, expected, rtol=1e-5, atol=1e-6)
 
@@ -196,15 +198,14 @@ def test_critiques_are_the_likeliest_and_end(model, records, tiny_context):
     assert critiques == model.critiques(answers)
     assert {critique[-1] for critique in critiques} == {tiny_context.tokenizer.end_id}
     short = tiny.changed(tiny_context, reward_model__max_critique_tokens=4)
-    for cut_off, whole in zip(
-        RewardModel(short, model.params).critiques(answers), critiques, strict=True
-    ):
+    brief = RewardModel.of(short, short, model.params)
+    for cut_off, whole in zip(brief.critiques(answers), critiques, strict=True):
         assert cut_off == (whole if len(whole) <= 4 else [*whole[:4], whole[-1]])
 
 
 def test_where_there_is_no_room_for_a_critique(context, model, records):
     """A conditioned model cannot mark such a completion; a plain one needs no critique."""
-    model = RewardModel(context, model.params)
+    model = RewardModel.of(context, context, model.params)
     long = ([1] * context.config.model.context_length, [9, 9, 4])
     short = (records[0].prompt_tokens, records[0].completion_tokens)
     assert model.critiques([long]) == [None]

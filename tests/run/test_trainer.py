@@ -24,6 +24,16 @@ def rows(count, length=10):
 
 
 @pytest.fixture
+def batches_of(tiny_context, plan):
+    """batches_of(rows, step): the batches of a step."""
+
+    def batches_of(rows, step):
+        return list(minibatches(plan, rows, tiny_context.mesh, tiny_context.keys, f"sft/{step}"))
+
+    return batches_of
+
+
+@pytest.fixture
 def plan(tiny_context):
     return UpdatePlan(
         optimizer=tiny_context.config.sft.optimizer,
@@ -35,8 +45,8 @@ def plan(tiny_context):
     )
 
 
-def test_each_epoch_has_each_row_once_in_an_order_of_its_own(tiny_context, plan):
-    batches = list(minibatches(tiny_context, "sft", plan, rows(12), 0))
+def test_each_epoch_has_each_row_once_in_an_order_of_its_own(batches_of):
+    batches = batches_of(rows(12), 0)
     assert len(batches) == 2 * 3
     assert {batch.tokens.shape for batch in batches} == {(2, 8, 16)}  # 8 devices
     contents = [sorted(set(np.unique(batch.tokens)) - {0, 1}) for batch in batches]
@@ -44,7 +54,7 @@ def test_each_epoch_has_each_row_once_in_an_order_of_its_own(tiny_context, plan)
         assert sorted(itertools.chain(*epoch)) == list(range(2, 12))
     assert contents[:3] != contents[3:]
     for step, same in ((0, True), (1, False)):
-        again = list(minibatches(tiny_context, "sft", plan, rows(12), step))
+        again = batches_of(rows(12), step)
         pairs = zip(batches, again, strict=True)
         assert all((a.tokens == b.tokens).all() for a, b in pairs) == same
 
@@ -242,8 +252,8 @@ def test_checkpoints_are_made_and_kept(train, tmp_path, every, keep, kept):
     assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == kept
 
 
-def test_minibatches_are_never_empty(tiny_context, plan):
-    few = list(minibatches(tiny_context, "sft", plan, rows(2), 0))
+def test_minibatches_are_never_empty(batches_of):
+    few = batches_of(rows(2), 0)
     assert len(few) == 2 * 2  # epochs × rows
     assert all(batch[NLL_WEIGHT].any() for batch in few)
-    assert not list(minibatches(tiny_context, "sft", plan, [], 0))
+    assert not batches_of([], 0)
