@@ -73,7 +73,7 @@ def quotes_needed(config: Config, task: Task) -> Iterator[str]:
 
 def ignored(config: Config, task: Task) -> list[str]:
     """What the config and the rows have that this run does nothing with, in a line each."""
-    lines = []
+    lines: list[str] = []
     if not any(asks_judge(config.of_method(method)) for method in config.methods):
         return lines
     told = getattr(task, "columns", {}).get("privileged_context", 0)  # of rows

@@ -27,7 +27,7 @@ from t2g_jax.tasks.sources import Row
 COLUMNS = ("id", "prompt", "answer", "feedback", "demonstration", "privileged_context")
 """What a row may have that means something: beside `Example`'s own fields
 
-feedback: text that criticises attempts at this prompt; shown before a second turn.
+feedback: text that criticizes attempts at this prompt; shown before a second turn.
 demonstration: a completion to learn from; supervised learning starts from it.
 privileged_context: shown to a teacher or in a second turn, never in the first.
 
