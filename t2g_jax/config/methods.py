@@ -126,6 +126,11 @@ class RolloutConfig(Section):
         return False
 
     @property
+    def keeps_right(self) -> bool:
+        """Whether it chooses completions for being right, so that the task must say which are."""
+        return False
+
+    @property
     def marks_spans(self) -> bool:
         """Whether spans of its completions are marked: the report then shows what the judge marks
         beside it."""
@@ -520,6 +525,10 @@ class RejectionSamplingConfig(RolloutConfig):
     @property
     def attempts(self) -> int:
         return self.turns
+
+    @property
+    def keeps_right(self) -> bool:
+        return self.least_reward is None
 
     @property
     def measures(self) -> frozenset[str]:

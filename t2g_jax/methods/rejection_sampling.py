@@ -52,5 +52,5 @@ class RejectionSampling(SupervisedMethod):
         if (least := self.config.least_reward) is not None:
             return turn.score.reward >= least
         if turn.score.correct is None:
-            raise T2GError(grades_only(self.task))
+            raise T2GError(grades_only(self.task, self.name))
         return turn.score.correct

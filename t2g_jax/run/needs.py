@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from t2g_jax.config import Config, RolloutConfig
+from t2g_jax.config import Config, RolloutConfig, section_of
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.custom import OWN_JUDGE
 from t2g_jax.tasks.base import Task, capability, name_of_task, require_capability
@@ -33,16 +33,16 @@ def require_needed(config: Config, task: Task) -> None:
                 "quotes in judge.name (docs/judges.md), or give task.settings.reward"
             )
     rewards = getattr(task, "rewards", None)  # of rows
-    chooses = config.rejection_sampling.least_reward is None
-    if "rejection-sampling" in config.methods and chooses and rewards and not rewards.decides:
-        raise T2GError(grades_only(task))
+    for method in config.methods:
+        if config.of_method(method).keeps_right and rewards and not rewards.decides:
+            raise T2GError(grades_only(task, method))
 
 
-def grades_only(task: Task) -> str:
-    """Why nothing can be chosen for being right."""
+def grades_only(task: Task, method: str) -> str:
+    """Why a method can choose nothing for being right."""
     return (
-        f"rejection-sampling keeps right answers, but the task {name_of_task(task)} only grades "
-        "them: set rejection_sampling.least_reward, or (rows) correct_from of a reward"
+        f"{method} keeps right answers, but the task {name_of_task(task)} only grades them: set "
+        f"{section_of(method)}.least_reward, or (rows) correct_from of a reward"
     )
 
 

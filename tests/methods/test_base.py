@@ -41,12 +41,7 @@ def test_a_method_has_its_section_of_the_config(tiny_context, name):
 @pytest.mark.parametrize(
     ("file", "names", "others"),
     [
-        # What it asks of a task is checked before a run begins.
-        (
-            "rejection_sampling",
-            'RejectionSampling|rejection_sampling|"rejection-sampling',
-            ["run/needs.py"],
-        ),
+        ("rejection_sampling", 'RejectionSampling|rejection_sampling|"rejection-sampling', []),
         ("rltf", 'RLTFFM|RLTFFeedback|rltf_fm|"rltf-fm', []),
         # Others are made from it.
         ("grpo_multiturn", 'GRPOMultiTurn|grpo_multiturn|"grpo-multiturn', ["methods/rltf.py"]),
