@@ -51,6 +51,10 @@ def keep_old_names(module: str, names: Mapping[str, str]) -> None:
 def new_value(key: str, value: Any) -> Any:
     """What the value of an option is called now, as records of earlier runs are read.
 
+    >>> from t2g_jax.deprecation import new_value
+    >>> new_value("grpo.advantage", "centred")
+    'centered'
+
     Args:
       key: the option, with or without the sections that it is in.
     """
@@ -59,7 +63,17 @@ def new_value(key: str, value: Any) -> Any:
 
 
 def accept_old_value(key: str, value: Any) -> Any:
-    """`new_value`, with a FutureWarning, which those see who write configs and no Python."""
+    """`new_value`, with a FutureWarning, which those see who write configs and no Python.
+
+    >>> import warnings
+    >>> from t2g_jax.deprecation import accept_old_value
+    >>> with warnings.catch_warnings(record=True) as said:
+    ...     warnings.simplefilter("always")
+    ...     accept_old_value("advantage", "centred")
+    'centered'
+    >>> print(said[0].message)
+    advantage: 'centred' is now called 'centered'; the old word goes with the next release
+    """
     new = new_value(key, value)
     if new != value:
         warnings.warn(
