@@ -23,6 +23,7 @@ for _flag, _value in (
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}={_value}".strip()
 gc.set_threshold(100_000, 50, 100)  # as the command does, and for its reason
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -30,6 +31,11 @@ import pytest  # noqa: E402
 from t2g_jax import user_code  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")
 
 
 @dataclass(frozen=True)

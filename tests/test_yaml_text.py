@@ -167,7 +167,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(_VALUES)
 def test_round_trip(value):
     again = load(dump(value), source="mine.yaml")

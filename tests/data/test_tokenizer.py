@@ -307,7 +307,7 @@ hostile = st.lists(
 ).map("".join)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(system=hostile, first=hostile, answer=hostile, second=hostile)
 def test_no_message_can_write_a_control_token(families, system, first, answer, second):
     for tokenizer in families:
@@ -327,7 +327,6 @@ def test_no_message_can_write_a_control_token(families, system, first, answer, s
         assert not [t for t in specials_in(tokenizer, tokenizer.encode(first)) if t != unk]
 
 
-@settings(deadline=None)
 @given(content=hostile)
 def test_a_message_that_spells_control_tokens_keeps_its_text(trained, content):
     ids = trained.render(user(content))
@@ -451,7 +450,7 @@ def expected_offsets(tokens):
     return offsets
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(data=st.data())
 def test_offsets_of_any_tokens_of_a_byte_level_tokenizer(trained, data):
     ids = data.draw(st.lists(st.integers(0, trained.vocab_size + 3), max_size=30))
@@ -476,7 +475,6 @@ def test_offsets_by_hand(trained):
     assert trained.offsets([]) == []
 
 
-@settings(deadline=None)
 @given(text=texts)
 def test_offsets_of_encoded_text_are_those_of_the_encoding(trained, text):
     backend = trained.hugging_face.backend_tokenizer
@@ -519,7 +517,6 @@ def fallback_oracle(tokenizer, ids):
     return text[cut:], [(max(a - cut, 0), max(b - cut, 0)) for a, b in offsets]
 
 
-@settings(deadline=None)
 @given(text=texts, repeat=st.sampled_from([1, 9]))
 def test_offsets_of_a_tokenizer_with_byte_fallback(llama, text, repeat):
     ids = llama.encode(text * repeat)  # the longer ones move the anchor
@@ -528,7 +525,6 @@ def test_offsets_of_a_tokenizer_with_byte_fallback(llama, text, repeat):
     assert llama.offsets(ids) == offsets
 
 
-@settings(deadline=None)
 @given(data=st.data())
 def test_offsets_of_any_tokens_of_any_tokenizer_are_in_order_and_cover_the_text(families, data):
     for tokenizer in families:
@@ -562,7 +558,6 @@ def test_long_completions_are_quick(trained, llama):
         assert time.process_time() - begin < 20  # a third of a second
 
 
-@settings(deadline=None)
 @given(text=texts.filter(str.strip), data=st.data())
 def test_a_quote_covers_the_sampled_tokens_whose_bytes_it_shares(trained, text, data):
     start = data.draw(st.integers(0, len(text) - 1))

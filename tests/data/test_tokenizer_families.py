@@ -85,7 +85,7 @@ def test_what_ends_a_turn_and_what_ends_a_completion(name):
     assert tokenizer.offsets(ids)[-1] == (7, 7)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(first=words, answer=words, second=words, repaired=words)
 def test_tokens_in_tokens_out_is_the_conversation_that_the_template_renders(
     first, answer, second, repaired
@@ -108,7 +108,7 @@ def test_tokens_in_tokens_out_is_the_conversation_that_the_template_renders(
             assert tokenizer.render(messages[:3]) == two
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(answer=words, second=words)
 def test_what_was_sampled_is_never_encoded_again(answer, second):
     """One token a character, as no encoder would have it: the next turn is the same."""
@@ -463,7 +463,7 @@ def test_a_special_token_that_nothing_writes_needs_no_row_of_the_model():
 # Offsets
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(answer=words)
 def test_offsets_cover_the_answer(answer):
     for tokenizer in TOKENIZERS.values():
@@ -475,7 +475,7 @@ def test_offsets_cover_the_answer(answer):
         assert offsets[-1][0] == offsets[-1][1]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(text=words | st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
 def test_offsets_in_the_text_that_was_encoded(text):
     text = f"{text}<think>{text}</think> <|im_end|>"

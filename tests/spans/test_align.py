@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 import regex
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -480,7 +480,6 @@ def bpe():
     return tokenizer
 
 
-@settings(deadline=None)
 @given(cutting=cuttings())
 def test_through_a_byte_level_tokenizer_a_quote_covers_the_tokens_of_its_bytes(bpe, cutting):
     text, start, end = cutting

@@ -166,7 +166,7 @@ words = st.lists(
 )
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(words=words, data=st.data())
 def test_a_word_that_is_marked_in_one_tokenizer_is_marked_in_all(words, data):
     marked = data.draw(st.integers(0, len(words) - 1))

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from t2g_jax.judges import CritiqueLevel, JudgeError
@@ -76,7 +76,6 @@ def test_quotes(answer, quotes):
     changes=st.lists(st.integers(-1, 1), min_size=9, max_size=9),
     before=st.sampled_from(["", "Row 1 is 0 1 2.\n", "\\boxed{0 1} no, "]),
 )
-@settings(deadline=None)
 def test_cells_are_poor_where_they_are_wrong(matrix, changes, before):
     example = TASK.example([matrix[:3], matrix[3:6], matrix[6:]], "drawn")
     right = [int(cell) for cell in example.answer.split()]
@@ -110,7 +109,6 @@ def test_cells_are_poor_where_they_are_wrong(matrix, changes, before):
 
 
 @given(st.text("0123 \n", max_size=60))
-@settings(deadline=None)
 def test_texts_hold_places_and_sizes_only(answer):
     sentence = (
         r"(?:Row \d+:(?: right| low| high)+\.|There are \d+ rows, not 3\."

@@ -72,7 +72,7 @@ def test_quotes_align_and_are_the_same_at_every_level(task):
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 @pytest.mark.parametrize("box", [False, True], ids=["as it is", "boxed"])
 @given(text=COMPLETIONS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_completion_can_be_judged(task, box, text):
     example = task.split("test")[0]
     completion = f"\\boxed{{{text}}}" if box else text
