@@ -9,6 +9,7 @@ from t2g_jax.config import Config, RolloutConfig, section_of
 from t2g_jax.errors import T2GError
 from t2g_jax.judges.custom import OWN_JUDGE
 from t2g_jax.tasks.base import Task, capability, name_of_task, require_capability
+from t2g_jax.tasks.scoring import is_scored
 
 
 def require_needed(config: Config, task: Task) -> None:
@@ -102,11 +103,6 @@ def why_no_repairs(config: Config, task: Task) -> str | None:
             "right, which of a function needs `correct_from`)"
         )
     return None
-
-
-def is_scored(task: Task) -> bool:
-    """Whether the task says itself what completions earn."""
-    return any(capability(task, name) is not None for name in ("score_batch", "score"))
 
 
 def asks_judge(section: RolloutConfig) -> bool:

@@ -10,7 +10,7 @@ from t2g_jax.run.panel import JudgePanel
 from t2g_jax.runtime import hosts
 from t2g_jax.runtime.watchdog import beat
 from t2g_jax.tasks.base import Critique, Example, Score, Task, capability
-from t2g_jax.tasks.scoring import score_completions, score_of_critique
+from t2g_jax.tasks.scoring import is_scored, score_completions, score_of_critique
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +44,7 @@ class Scorer:
         Raises:
           T2GError: the user's code failed, or the judge is down.
         """
-        batched = capability(self.task, "score_batch") is not None
-        if not batched and capability(self.task, "score") is None:
+        if not is_scored(self.task):
             said = self.judges.critiques(examples, texts)
             return [score_of_critique(c) if isinstance(c, Critique) else None for c in said]
 
@@ -59,7 +58,8 @@ class Scorer:
                 steps=steps,
             )
 
-        if not batched:  # a program of ours: quick, and it says the same anywhere
+        # A program of ours is quick, and says the same anywhere.
+        if capability(self.task, "score_batch") is None:
             return list(asked())
 
         def told() -> list[dict[str, Any]]:

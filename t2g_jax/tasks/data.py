@@ -179,9 +179,9 @@ class DataTask:
         try:
             return _held_out(rows, test_size, seed)
         except T2GError as error:
-            raise T2GError(
-                f"{error} ({self._set_aside()})" if self.quarantine else str(error)
-            ) from error
+            if not self.quarantine:
+                raise
+            raise T2GError(f"{error} ({self._set_aside()})") from error
 
     def _check_columns(self, train: Spool, test: Spool) -> None:
         """That somebody has what the settings ask for."""

@@ -29,7 +29,7 @@ COLUMNS = ("id", "prompt", "answer", "feedback", "demonstration", "privileged_co
 
 feedback: text that criticizes attempts at this prompt; shown before a second turn.
 demonstration: a completion to learn from; supervised learning starts from it.
-privileged_context: shown to a teacher or in a second turn, never in the first.
+privileged_context: what the rows' own judge says before a second turn, never in the first.
 
 These three are in the example's metadata, by their names."""
 TEXTS = COLUMNS[3:]

@@ -10,6 +10,11 @@ from typing import Any
 from t2g_jax.tasks.base import Critique, Example, Floor, Score, Task, capability
 
 
+def is_scored(task: Task) -> bool:
+    """Whether the task says itself what completions earn, and does not leave it to its judge."""
+    return any(capability(task, name) is not None for name in ("score_batch", "score"))
+
+
 def score_completions(
     task: Task,
     examples: Sequence[Example],
